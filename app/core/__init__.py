@@ -1,0 +1,1 @@
+"""What any feature may use; no domain word lives here."""

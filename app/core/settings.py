@@ -1,0 +1,91 @@
+"""Configuration, from the environment alone. Secrets have no default: without them nothing starts."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class Environment(StrEnum):
+    """Where this process runs."""
+
+    PRODUCTION = "production"  # refuses everything that is convenient and unsafe
+    DEVELOPMENT = "development"  # a laptop, the demo, the tests
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can set. Names in upper case are the environment variables."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
+    redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL")] = None
+    """Only workers and the dispatcher need the broker; the gateway never talks to it."""
+    blob_url: Annotated[str, Field(validation_alias="BLOB_URL")]
+    master_key: Annotated[SecretStr, Field(validation_alias="DPFL_MASTER_KEY")]
+    """Base64 of 32 bytes: seals the signing keys and peppers API keys and enrolment tokens."""
+    environment: Annotated[Environment, Field(validation_alias="DPFL_ENVIRONMENT")] = Environment.PRODUCTION
+    public_url: Annotated[str, Field(validation_alias="DPFL_PUBLIC_URL")] = "http://127.0.0.1:8000"
+    """What clients call; it is the issuer and the audience of every token."""
+    region: Annotated[str, Field(validation_alias="DPFL_REGION")] = "eu-west-1"
+    trusts: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_TRUSTS")] = ("local",)
+    """Trust modes that this federation allows; `none` and `central` must be named to be had."""
+    pool_size: Annotated[int, Field(validation_alias="DPFL_POOL_SIZE", ge=1, le=200)] = 20
+    """Threads and database connections of one process: equal, so that no thread waits for another's."""
+    lease_s: Annotated[float, Field(validation_alias="DPFL_LEASE_S", gt=0)] = 300.0
+    tick_s: Annotated[float, Field(validation_alias="DPFL_TICK_S", gt=0)] = 1.0
+    resend_s: Annotated[float, Field(validation_alias="DPFL_RESEND_S", gt=0)] = 15.0
+    max_update_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_UPDATE_BYTES", ge=1024)] = 512 * 1024**2
+    max_body_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_BODY_BYTES", ge=1024)] = 4 * 1024**2
+    """Ceiling for JSON bodies; update bodies have their own."""
+    access_token_s: Annotated[int, Field(validation_alias="DPFL_ACCESS_TOKEN_S", ge=10, le=3600)] = 600
+    clock_leeway_s: Annotated[int, Field(validation_alias="DPFL_CLOCK_LEEWAY_S", ge=0, le=120)] = 30
+    grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
+    grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5
+    """The budget mirrored for a client's data set where its enrolment names none."""
+
+    @field_validator("trusts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("master_key")
+    @classmethod
+    def _is_32_bytes(cls, value: SecretStr) -> SecretStr:
+        try:
+            raw = base64.b64decode(value.get_secret_value(), validate=True)
+        except binascii.Error as error:
+            raise ValueError("DPFL_MASTER_KEY must be base64") from error
+        if len(raw) != 32:
+            raise ValueError("DPFL_MASTER_KEY must be the base64 of exactly 32 bytes")
+        return value
+
+    @field_validator("blob_url")
+    @classmethod
+    def _is_a_folder(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme != "file" or not parts.path.startswith("/"):
+            raise ValueError("BLOB_URL must be file:///an/absolute/folder")
+        return value
+
+    @property
+    def master_key_bytes(self) -> bytes:
+        """The 32 bytes behind `master_key`."""
+        return base64.b64decode(self.master_key.get_secret_value())
+
+    @property
+    def blob_folder(self) -> Path:
+        """The folder that `blob_url` names."""
+        return Path(urlsplit(self.blob_url).path)
+
+    @classmethod
+    def load(cls) -> Self:
+        """Read the environment; raises pydantic's ValidationError that names each missing variable."""
+        return cls()

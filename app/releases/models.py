@@ -1,0 +1,33 @@
+"""The table of releases: published adapters with their certificate and lineage."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base
+from app.core.ids import new_id
+
+
+class Release(Base):
+    """A published adapter. Rows are inserted by the publish job and never changed."""
+
+    __tablename__ = "releases"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    run_id: Mapped[UUID] = mapped_column(sa.ForeignKey("runs.id"), index=True)
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), unique=True)
+    organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
+    number: Mapped[int]
+    """The round's number within its run."""
+    adapter_sha256: Mapped[str] = mapped_column(sa.String(64))
+    """Blob of adapter_model.safetensors, frozen factors included."""
+    size_bytes: Mapped[int]
+    adapter_config: Mapped[dict[str, Any]]
+    certificate: Mapped[dict[str, Any]]
+    parent_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("releases.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())

@@ -1,0 +1,15 @@
+"""Imports every models module, so that metadata is whole; for Alembic, process starts and tests only."""
+
+from app.budget import models as budget
+from app.core.db import Base
+from app.http import models as http
+from app.identity import models as identity
+from app.jobs import models as jobs
+from app.releases import models as releases
+from app.rounds import models as rounds
+from app.runs import models as runs
+from app.updates import models as updates
+
+metadata = Base.metadata
+
+__all__ = ["budget", "http", "identity", "jobs", "metadata", "releases", "rounds", "runs", "updates"]

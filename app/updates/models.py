@@ -1,0 +1,43 @@
+"""The table of updates: what a client sent for a round."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.db import Base, enum_type
+
+
+class UpdateState(StrEnum):
+    """Where an update is."""
+
+    RECEIVING = "receiving"  # the PUT began: the budget is spent, the bytes are not whole yet
+    RECEIVED = "received"  # whole, checked and part of the round
+    REJECTED = "rejected"  # not part of the aggregate; the row says why
+
+
+class Update(Base):
+    """One client's contribution to one round, at most one ever. Written by updates.service."""
+
+    __tablename__ = "updates"
+    __table_args__ = (
+        sa.UniqueConstraint("round_id", "client_id"),
+        sa.CheckConstraint("state <> 'received' OR blob_sha256 IS NOT NULL", name="received_has_bytes"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    """Chosen by the client, so that a repeated PUT is the same PUT."""
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"))
+    client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), index=True)
+    state: Mapped[UpdateState] = mapped_column(enum_type(UpdateState), default=UpdateState.RECEIVING)
+    declared_sha256: Mapped[str] = mapped_column(sa.String(64))
+    """The digest that the first PUT announced; only these bytes are ever taken."""
+    blob_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    size_bytes: Mapped[int | None]
+    reject_code: Mapped[str | None] = mapped_column(sa.String(64))
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    received_at: Mapped[datetime | None]

@@ -1,0 +1,1 @@
+"""PostgreSQL, Valkey and our own processes, run in one data folder for a person without servers."""
