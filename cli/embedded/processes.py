@@ -1,0 +1,117 @@
+"""Start and stop one child process. Nothing here knows what the child does.
+
+Every child leads its own process group, so that a terminal's Ctrl-C reaches only the supervisor,
+and on Linux it is told to end when the thread that started it ends: start children from the main
+thread. What survives a kill -9 of the supervisor elsewhere is stopped by `cli.embedded.orphans`.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import IO
+
+from cli.embedded.errors import PortOccupied
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Which operating-system account a child runs as, and what stands before its command."""
+
+    prefix: tuple[str, ...] = ()
+    user: str | None = None
+    group: str | int | None = None
+
+
+SAME_ACCOUNT = Account()
+
+
+@cache
+def _setpriv() -> str | None:
+    return shutil.which("setpriv") if sys.platform.startswith("linux") else None
+
+
+def ending_with_parent(command: Sequence[str], stop: signal.Signals) -> list[str]:
+    """Return `command` so wrapped that the kernel sends it `stop` when its parent dies (Linux)."""
+    wrapper = _setpriv()
+    if wrapper is None:
+        return list(command)
+    return [wrapper, "--pdeathsig", stop.name.removeprefix("SIG"), "--", *command]
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    stop: signal.Signals,
+    output: IO[bytes] | int,
+    account: Account = SAME_ACCOUNT,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> "subprocess.Popen[bytes]":
+    """Start `command` in its own process group with both output streams in `output`."""
+    return subprocess.Popen(
+        [*account.prefix, *ending_with_parent(command, stop)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        env=None if environment is None else dict(environment),
+        user=account.user,
+        group=account.group,
+        extra_groups=None if account.user is None else [],
+        start_new_session=True,
+    )
+
+
+def stop_process(process: "subprocess.Popen[bytes]", *signals: signal.Signals, patience_s: float) -> int:
+    """Send each signal in turn, waiting `patience_s` after each; end with SIGKILL to the whole group."""
+    for number in signals:
+        if process.poll() is not None:
+            break
+        with suppress(ProcessLookupError):
+            process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=patience_s)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def ended_within(process: "subprocess.Popen[bytes]", pause_s: float) -> bool:
+    """Wait at most `pause_s` for the child to end, and say whether it did."""
+    try:
+        process.wait(timeout=pause_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """Return a loopback port that nothing listens on at this moment."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int, *, host: str = LOOPBACK, wanted_by: str) -> None:
+    """Refuse a port that another program already listens on.
+
+    Raises:
+        PortOccupied: the port cannot be bound.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortOccupied(f"{wanted_by} cannot use port {port} on {host}: {error.strerror}") from error

