@@ -1,0 +1,28 @@
+"""Starts the test run's real services once. Fixtures live beside what they make (tests/database.py, ...)."""
+
+import os
+
+import pytest
+
+from tests.services import DATABASE_VARIABLE, REDIS_VARIABLE, TestServices
+
+SERVICES = pytest.StashKey[TestServices]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start PostgreSQL and Valkey in the main process; workers of pytest-xdist inherit their addresses."""
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or config.option.collectonly or DATABASE_VARIABLE in os.environ:
+        return
+    services = TestServices()
+    services.start()
+    config.stash[SERVICES] = services
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stop what `pytest_configure` started."""
+    services = config.stash.get(SERVICES, None)
+    if services is not None:
+        services.stop()
+        for name in (DATABASE_VARIABLE, REDIS_VARIABLE):
+            os.environ.pop(name, None)
