@@ -1,0 +1,92 @@
+"""What endpoints ask for: a session, a principal with a permission, a short transaction.
+
+One of the only two places that commit (the other is app/core/db.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from app.core.errors import Forbidden
+from app.core.i18n import _
+from app.core.settings import Settings
+from app.identity.permissions import scope_of
+from app.identity.roles import Principal
+
+T = TypeVar("T")
+_bearer = HTTPBearer(auto_error=False, description="An access token of POST /v1/tokens, or an API key.")
+
+
+def request_session(request: Request) -> Iterator[Session]:
+    """Open one transaction per request; commit it before the response is sent."""
+    with request.app.state.database.sessions() as session, session.begin():
+        yield session
+
+
+# scope="function": a plain yield dependency ends after the response has left,
+# so a failed COMMIT would still have answered 2xx.
+SessionDep = Annotated[Session, Depends(request_session, scope="function")]
+
+
+def request_settings(request: Request) -> Settings:
+    """The settings that the application was built with."""
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+SettingsDep = Annotated[Settings, Depends(request_settings)]
+
+
+async def short_tx(request: Request, name: str, work: Callable[[Session], T]) -> T:
+    """Run `work(session)` in one transaction on a thread: for `async def` endpoints around their waits."""
+
+    def run() -> T:
+        with request.app.state.database.run_tx(name) as session:
+            return work(session)
+
+    return await run_in_threadpool(run)
+
+
+class Requires:
+    """A dependency that yields the principal if it holds the permission, in any scope."""
+
+    def __init__(self, permission: str) -> None:
+        self.permission = permission
+
+    def __call__(
+        self,
+        request: Request,
+        _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    ) -> Principal:
+        """Authenticate the request's bearer and check its role (401, 403)."""
+        principal: Principal = request.app.state.authenticator.principal(request.headers.get("authorization"))
+        if scope_of(principal, self.permission) is None:
+            raise Forbidden(_("this needs the permission {permission}"), permission=self.permission)
+        request.state.principal = principal
+        return principal
+
+
+class Public:
+    """A dependency that declares a route open to anyone, and says why."""
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def __call__(self) -> None:
+        """Nothing to check."""
+
+
+def requires(permission: str) -> Any:
+    """Declare a route's permission: `principal: Annotated[Principal, requires("rounds:seal")]`."""
+    return Depends(Requires(permission))
+
+
+def public(why: str) -> Any:
+    """Declare a route open: `dependencies=[public("the login itself")]`."""
+    return Depends(Public(why))

@@ -1,0 +1,94 @@
+"""The composition root: settings in, a FastAPI application out. It mounts routers and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from app import schema
+from app.core.blobs import LocalBlobs
+from app.core.crypto import Vault
+from app.core.db import Database
+from app.core.hub import Hub
+from app.core.logs import configure_logs
+from app.core.settings import Settings
+from app.http import problems
+from app.http.deps import Public, Requires
+
+ROUTERS: tuple[APIRouter, ...] = ()
+"""Mounted under /v1."""
+OPEN_ROUTERS: tuple[APIRouter, ...] = ()
+"""Mounted at the root: health, keys, problem pages, documentation."""
+
+assert_tables = schema.metadata.tables  # the mappers of every feature must be known before the first query
+
+
+def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
+    """Put what requests use on `app.state`; tests call this with their own database."""
+    app.state.settings = settings
+    app.state.database = database
+    app.state.blobs = LocalBlobs(settings.blob_folder)
+    app.state.vault = Vault(settings.master_key_bytes)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Open the pool and the hub; close both."""
+    settings: Settings = app.state.settings
+    # Threads and connections are equal in number: a thread then never waits for a connection
+    # whose holder waits for a thread.
+    anyio.to_thread.current_default_thread_limiter().total_tokens = settings.pool_size
+    database = Database(settings.database_url.get_secret_value(), pool_size=settings.pool_size)
+    install_state(app, settings, database)
+    app.state.hub = Hub(settings.database_url.get_secret_value())
+    app.state.hub.start()
+    try:
+        yield
+    finally:
+        await app.state.hub.stop()
+        database.dispose()
+
+
+def undeclared_routes(app: FastAPI) -> list[str]:
+    """Routes that name neither a permission nor why they are public."""
+
+    def declares(route: APIRoute) -> bool:
+        pending = [route.dependant]
+        while pending:
+            dependant = pending.pop()
+            if isinstance(dependant.call, Requires | Public):
+                return True
+            pending.extend(dependant.dependencies)
+        return False
+
+    return [
+        f"{sorted(route.methods)} {route.path}"
+        for route in app.routes
+        if isinstance(route, APIRoute) and not declares(route)
+    ]
+
+
+def build_app(settings: Settings) -> FastAPI:
+    """Build the gateway. Raises RuntimeError when a route declares no permission."""
+    configure_logs(settings.environment)
+    app = FastAPI(
+        title="DP-Federated LoRA Lab",
+        version="0.1.0",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    problems.install(app)
+    for router in ROUTERS:
+        app.include_router(router, prefix="/v1")
+    for router in OPEN_ROUTERS:
+        app.include_router(router)
+    if undeclared := undeclared_routes(app):
+        raise RuntimeError(f"routes without a declared permission: {', '.join(undeclared)}")
+    return app
