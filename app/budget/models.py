@@ -74,13 +74,19 @@ class Entry(Base):
     """One line of the ledger, hash-chained to the line before. Append-only, by trigger."""
 
     __tablename__ = "ledger_entries"
-    __table_args__ = (sa.UniqueConstraint("account_id", "kind", "ref"),)
+    __table_args__ = (
+        sa.UniqueConstraint("account_id", "kind", "ref"),
+        sa.CheckConstraint("amount >= 0 AND delta_amount >= 0", name="amounts"),
+        sa.CheckConstraint("(kind IN ('spend', 'void')) = (reserve_ref IS NOT NULL)", name="draws_on"),
+    )
 
     account_id: Mapped[UUID] = mapped_column(sa.ForeignKey("accounts.id"), primary_key=True)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     kind: Mapped[EntryKind] = mapped_column(enum_type(EntryKind))
     ref: Mapped[str] = mapped_column(sa.String(200))
     """What the entry is for, e.g. `run:<id>` or `round:<id>`: one entry of a kind each."""
+    reserve_ref: Mapped[str | None] = mapped_column(sa.String(200))
+    """Of a spend or a void: the `ref` of the reservation that it draws on."""
     amount: Mapped[int]
     delta_amount: Mapped[int]
     event: Mapped[dict[str, Any]]
