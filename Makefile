@@ -1,0 +1,59 @@
+# Everything a person types here. Works with GNU make 3.81.
+#   make demo            set up, then train and compare; results in out/demo
+#   make setup PYTHON=python3.12 TORCH_ARGS='--index-url ...'   another Python, another build of torch
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; do \
+	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+EPSILON ?= 8
+SEED ?= 1
+WORKERS ?= 2
+RUN := .venv/bin/python
+TORCH := $(shell grep '^torch==' constraints.txt)
+# One torch thread a process, and idle threads that sleep: two busy pools on two cores are many times slower.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= PASSIVE
+export TORCH_ARGS
+
+.PHONY: setup demo up test check gates openapi messages clean
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(or $(PYTHON),python3) cli/preflight.py
+	$(or $(PYTHON),python3) -m venv .venv
+	.venv/bin/pip install $(TORCH_ARGS) $(TORCH)
+	.venv/bin/pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN) -m demo --epsilon $(EPSILON) --seed $(SEED)
+
+up: setup
+	.venv/bin/dpfl up
+
+test: setup
+	$(RUN) -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
+
+check: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/bandit -q -r -c pyproject.toml app workers engines modelling client cli demo migrations
+	for file in docker/*.Dockerfile; do .venv/bin/hadolint $$file || exit 1; done
+	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(RUN) -m cli.catalogs check
+	$(RUN) -m pytest -n 0 tests/contracts
+
+gates: setup
+	@$(RUN) -m tests.gates
+
+openapi: setup
+	$(RUN) -m app openapi > openapi.json
+
+messages: setup
+	$(RUN) -m cli.catalogs update
+
+bench-%: setup
+	$(RUN) -m benchmarks.$(subst -,_,$*)
+
+clean:
+	rm -rf out build dist .coverage* .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis
