@@ -66,7 +66,7 @@ def undeclared_routes(app: FastAPI) -> list[str]:
         return False
 
     return [
-        f"{sorted(route.methods)} {route.path}"
+        f"{sorted(route.methods or ())} {route.path}"
         for route in app.routes
         if isinstance(route, APIRoute) and not declares(route)
     ]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.services import DATABASE_VARIABLE, REDIS_VARIABLE, TestServices
 
+pytest_plugins = ["tests.database"]
+
 SERVICES = pytest.StashKey[TestServices]()
 
 

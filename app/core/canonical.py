@@ -9,7 +9,9 @@ Json = dict[str, Any]
 
 def canonical_bytes(value: Any) -> bytes:
     """Serialize with sorted keys, no blanks, UTF-8; NaN and infinity are refused (ValueError)."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
 
 
 def canonical_sha256(value: Any) -> str:
