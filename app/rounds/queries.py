@@ -1,0 +1,71 @@
+"""Reading rounds. Nothing here writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.core.errors import NotFound
+from app.core.i18n import _
+from app.rounds.models import Assignment, Round, RoundLog
+
+# The feature of updates lies above this one and cannot be imported: its table is read by name.
+UPDATES = sa.table("updates", sa.column("round_id", sa.Uuid), sa.column("state", sa.String))
+
+
+def get_round(session: Session, round_id: UUID) -> Round:
+    """One round by id; raises NotFound."""
+    row = session.get(Round, round_id)
+    if row is None:
+        raise NotFound(_("there is no such round"))
+    return row
+
+
+def lock_round(session: Session, round_id: UUID) -> Round:
+    """One round by id, read afresh and held until the transaction ends; raises NotFound."""
+    row = session.scalar(
+        sa.select(Round)
+        .where(Round.id == round_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if row is None:
+        raise NotFound(_("there is no such round"))
+    return row
+
+
+def rounds_of(session: Session, run_id: UUID) -> Sequence[Round]:
+    """A run's rounds, in order."""
+    return session.scalars(sa.select(Round).where(Round.run_id == run_id).order_by(Round.number)).all()
+
+
+def log_of(session: Session, round_id: UUID) -> Sequence[RoundLog]:
+    """What happened to a round, oldest first."""
+    return session.scalars(
+        sa.select(RoundLog).where(RoundLog.round_id == round_id).order_by(RoundLog.id)
+    ).all()
+
+
+def cohort_of(session: Session, round_id: UUID) -> Sequence[UUID]:
+    """The clients that a round asks, by id."""
+    return session.scalars(
+        sa.select(Assignment.client_id).where(Assignment.round_id == round_id).order_by(Assignment.client_id)
+    ).all()
+
+
+def is_assigned(session: Session, round_id: UUID, client_id: UUID) -> bool:
+    """Say whether the client belongs to the round's cohort."""
+    return session.get(Assignment, (round_id, client_id)) is not None
+
+
+def updates_by_state(session: Session, round_id: UUID) -> dict[str, int]:
+    """How many updates of a round are in each state (`receiving`, `received`, `rejected`)."""
+    counted = session.execute(
+        sa.select(UPDATES.c.state, sa.func.count())
+        .where(UPDATES.c.round_id == round_id)
+        .group_by(UPDATES.c.state)
+    )
+    return dict(counted.tuples().all())
