@@ -1,0 +1,358 @@
+"""The privacy ledger: the only writer of accounts and entries. It commits nothing.
+
+Every verb takes the account's row lock, changes the sums by one UPDATE whose WHERE is the rule, and adds
+one entry to the hash chain. Calling a verb twice with the same `ref` is calling it once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.budget import arithmetic, chain
+from app.budget.models import Account, AccountKind, Entry, EntryKind
+from app.core.clock import now
+from app.core.errors import Conflict, Invalid, NotFound
+from app.core.i18n import _
+from app.core.ids import new_id
+from app.identity.models import Client, ClientState
+
+
+class BudgetExceeded(Conflict):
+    """The reservation would lift the account over its ceiling."""
+
+    code, title = "budget_exceeded", _("Privacy budget exceeded")
+    meaning = _("What is spent, what is reserved and what was asked for are together above the ceiling.")
+    remedy = _("Plan a cheaper run (more noise, fewer rounds), or have a privacy officer grant more.")
+
+
+class LedgerConflict(Conflict):
+    """The same reference was booked before, with other numbers."""
+
+    code, title = "ledger_conflict", _("Booked differently before")
+    meaning = _("The ledger holds an entry of this kind and reference with other amounts.")
+    remedy = _("A changed cost is another booking: give it its own reference.")
+
+
+class NotReserved(Conflict):
+    """A spend or void beyond what its reservation still holds."""
+
+    code, title = "not_reserved", _("Not reserved")
+    meaning = _("Budget can be spent or given back only out of a reservation that still holds it.")
+    remedy = _("Read the account's entries; reserve first.")
+
+
+class PopulationTaken(Conflict):
+    """The data set's account belongs to a client that is still active, or adds up otherwise."""
+
+    code, title = "population_taken", _("The data set has an account already")
+    meaning = _("One data set has one account for all its runs and clients, of one kind, for ever.")
+    remedy = _("Suspend the client that uses the data set, and enrol with the same kind of budget.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Booking:
+    """What is to become an entry."""
+
+    kind: EntryKind
+    ref: str
+    amount: int
+    delta_amount: int
+    event: dict[str, Any]
+    actor: str
+    reserve_ref: str | None = None
+
+
+def open_account(
+    session: Session,
+    *,
+    organisation_id: UUID,
+    client_id: UUID | None,
+    population: str,
+    kind: AccountKind | str,
+    epsilon: float,
+    delta: float,
+    order: float | None = None,
+    actor: str,
+) -> UUID:
+    """Open the account of a data population with its first grant, or find the one that it has.
+
+    A second enrolment on the same population takes the old account over as it is: what was spent stays
+    spent and nothing is granted anew. Raises PopulationTaken while the former client is active.
+    """
+    kind = AccountKind(kind)
+    if (kind is AccountKind.RENYI) != (order is not None):
+        raise Invalid(_("a renyi account names its order, a basic one has none"))
+    amount, delta_amount = _granted(kind, epsilon, delta, order)
+    account_id = new_id()
+    created: UUID | None = session.scalar(
+        insert(Account)
+        .values(
+            id=account_id,
+            organisation_id=organisation_id,
+            client_id=client_id,
+            population=population,
+            kind=kind,
+            order=order,
+            epsilon=0.0,
+            delta=delta,
+            head_hash=chain.genesis(account_id, kind=kind, order=order, population=population),
+        )
+        .on_conflict_do_nothing(index_elements=["organisation_id", "population"])
+        .returning(Account.id)
+    )
+    if created is None:
+        account = _of_population(session, organisation_id, population)
+        return _take_over(session, account, client_id=client_id, adds_up=(kind, order), actor=actor)
+    grant_event = {"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"}
+    _append(
+        session,
+        created,
+        _Booking(
+            kind=EntryKind.GRANT,
+            ref="opening",
+            amount=amount,
+            delta_amount=delta_amount,
+            event=grant_event,
+            actor=actor,
+        ),
+    )
+    return created
+
+
+def _of_population(session: Session, organisation_id: UUID, population: str) -> Account:
+    return session.scalars(
+        sa.select(Account)
+        .where(Account.organisation_id == organisation_id, Account.population == population)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one()
+
+
+def _take_over(
+    session: Session,
+    account: Account,
+    *,
+    client_id: UUID | None,
+    adds_up: tuple[AccountKind, float | None],
+    actor: str,
+) -> UUID:
+    account_id = account.id
+    if (account.kind, account.order) != adds_up:
+        raise PopulationTaken(_("this data set's account adds up otherwise: {kind}"), kind=account.kind.value)
+    if account.client_id == client_id:
+        return account_id
+    former = session.get(Client, account.client_id) if account.client_id else None
+    if former is not None and former.state is ClientState.ACTIVE:
+        raise PopulationTaken(_("another active client uses this data set"))
+    account.client_id = client_id
+    session.flush()
+    event = {"epsilon": 0.0, "delta": 0.0, "reason": "taken over", "former": str(former and former.id)}
+    booking = _Booking(
+        kind=EntryKind.GRANT,
+        ref=f"takeover:{client_id}",
+        amount=0,
+        delta_amount=0,
+        event=event,
+        actor=actor,
+    )
+    _append(session, account_id, booking)
+    return account_id
+
+
+def _granted(kind: AccountKind, epsilon: float, delta: float, order: float | None) -> tuple[int, int]:
+    if kind is AccountKind.RENYI and order is not None:
+        return arithmetic.renyi_ceiling(epsilon, delta, order=order), 0
+    return arithmetic.ceiling(epsilon), arithmetic.delta_ceiling(delta)
+
+
+def grant(
+    session: Session, account_id: UUID, *, ref: str, epsilon: float, delta: float, reason: str, actor: str
+) -> Entry:
+    """Lift the ceiling by `epsilon` (and, in a basic account, by `delta`)."""
+    account = _locked(session, account_id)
+    if account.kind is AccountKind.RENYI and delta:
+        raise Invalid(_("the delta of a renyi account is fixed when it is opened"))
+    amount = arithmetic.ceiling(epsilon)
+    delta_amount = arithmetic.delta_ceiling(delta)
+    if amount == 0 and delta_amount == 0:
+        raise Invalid(_("a grant must grant something"))
+    booking = _Booking(
+        kind=EntryKind.GRANT,
+        ref=ref,
+        amount=amount,
+        delta_amount=delta_amount,
+        event={"epsilon": epsilon, "delta": delta, "order": account.order, "reason": reason},
+        actor=actor,
+    )
+    return _append(session, account_id, booking)
+
+
+def reserve(
+    session: Session,
+    account_id: UUID,
+    *,
+    ref: str,
+    amount: int,
+    delta_amount: int,
+    event: dict[str, Any],
+    actor: str,
+) -> Entry:
+    """Set budget aside for a whole schedule; raises BudgetExceeded."""
+    booking = _Booking(
+        kind=EntryKind.RESERVE, ref=ref, amount=amount, delta_amount=delta_amount, event=event, actor=actor
+    )
+    return _append(session, account_id, booking)
+
+
+def spend(
+    session: Session,
+    account_id: UUID,
+    *,
+    ref: str,
+    reserve_ref: str,
+    amount: int,
+    delta_amount: int,
+    event: dict[str, Any],
+    actor: str,
+) -> Entry:
+    """Turn reserved into spent, for ever; raises NotReserved beyond the reservation."""
+    booking = _Booking(
+        kind=EntryKind.SPEND,
+        ref=ref,
+        reserve_ref=reserve_ref,
+        amount=amount,
+        delta_amount=delta_amount,
+        event=event,
+        actor=actor,
+    )
+    return _append(session, account_id, booking)
+
+
+def void(
+    session: Session, account_id: UUID, *, ref: str, reserve_ref: str, event: dict[str, Any], actor: str
+) -> Entry:
+    """Give a reservation back whole: only if nothing of it was ever spent (NotReserved)."""
+    _locked(session, account_id)
+    reserved = find(session, account_id, EntryKind.RESERVE, reserve_ref)
+    if reserved is None:
+        raise NotReserved(_("there is no such reservation"))
+    booking = _Booking(
+        kind=EntryKind.VOID,
+        ref=ref,
+        reserve_ref=reserve_ref,
+        amount=reserved.amount,
+        delta_amount=reserved.delta_amount,
+        event=event,
+        actor=actor,
+    )
+    return _append(session, account_id, booking)
+
+
+def find(session: Session, account_id: UUID, kind: EntryKind, ref: str) -> Entry | None:
+    """The entry of this kind and reference, if it was booked."""
+    return session.scalar(
+        sa.select(Entry).where(Entry.account_id == account_id, Entry.kind == kind, Entry.ref == ref)
+    )
+
+
+def _locked(session: Session, account_id: UUID) -> Account:
+    account = session.scalar(
+        sa.select(Account)
+        .where(Account.id == account_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if account is None:
+        raise NotFound(_("there is no such account"))
+    return account
+
+
+def _append(session: Session, account_id: UUID, booking: _Booking) -> Entry:
+    """Lock, look for the same booking, change the sums under their rule, add the entry."""
+    amounts = (booking.amount, booking.delta_amount)
+    if not all(0 <= amount <= arithmetic.MAX_AMOUNT for amount in amounts):
+        raise Invalid(_("an amount is negative or too large for the ledger"))
+    account = _locked(session, account_id)
+    known = find(session, account_id, booking.kind, booking.ref)
+    if known is not None:
+        if (known.amount, known.delta_amount, known.reserve_ref) != (*amounts, booking.reserve_ref):
+            raise LedgerConflict(_("{ref} was booked before with other amounts"), ref=booking.ref)
+        return known
+    if booking.reserve_ref is not None:
+        _check_drawn(session, account_id, booking)
+    entry = Entry(
+        **asdict(booking),
+        account_id=account_id,
+        seq=account.seq + 1,
+        at=now(),
+        prev_hash=account.head_hash,
+    )
+    entry.hash = chain.digest(entry)
+    _book(session, account, entry)
+    session.add(entry)
+    session.flush()
+    return entry
+
+
+def _check_drawn(session: Session, account_id: UUID, booking: _Booking) -> None:
+    """A spend or void may take only what its own reservation still holds, never another run's."""
+    reserved = find(session, account_id, EntryKind.RESERVE, booking.reserve_ref or "")
+    if reserved is None:
+        raise NotReserved(_("there is no such reservation"))
+    count, drawn, delta_drawn = session.execute(
+        sa.select(
+            sa.func.count(),
+            sa.func.coalesce(sa.func.sum(Entry.amount), 0),
+            sa.func.coalesce(sa.func.sum(Entry.delta_amount), 0),
+        ).where(Entry.account_id == account_id, Entry.reserve_ref == booking.reserve_ref)
+    ).one()
+    if booking.kind is EntryKind.VOID and count:
+        raise NotReserved(_("part of this reservation was spent or given back already"))
+    if drawn + booking.amount > reserved.amount or delta_drawn + booking.delta_amount > reserved.delta_amount:
+        raise NotReserved(_("the reservation does not hold that much any more"))
+
+
+def _book(session: Session, account: Account, entry: Entry) -> None:
+    """One UPDATE, whose WHERE is the rule; the row is locked, so losing it means the rule refused."""
+    a, d = entry.amount, entry.delta_amount
+    change = sa.update(Account).where(Account.id == account.id, Account.seq == entry.seq - 1)
+    match entry.kind:
+        case EntryKind.GRANT:
+            change = change.values(
+                ceiling=Account.ceiling + a,
+                delta_ceiling=Account.delta_ceiling + d,
+                epsilon=Account.epsilon + entry.event["epsilon"],
+                delta=Account.delta if entry.seq == 1 else Account.delta + entry.event["delta"],
+            )
+        case EntryKind.RESERVE:
+            change = change.where(
+                Account.spent + Account.reserved + a <= Account.ceiling,
+                Account.delta_spent + Account.delta_reserved + d <= Account.delta_ceiling,
+            ).values(reserved=Account.reserved + a, delta_reserved=Account.delta_reserved + d)
+        case EntryKind.SPEND:
+            change = change.where(Account.reserved >= a, Account.delta_reserved >= d).values(
+                reserved=Account.reserved - a,
+                spent=Account.spent + a,
+                delta_reserved=Account.delta_reserved - d,
+                delta_spent=Account.delta_spent + d,
+            )
+        case EntryKind.VOID:
+            change = change.where(Account.reserved >= a, Account.delta_reserved >= d).values(
+                reserved=Account.reserved - a, delta_reserved=Account.delta_reserved - d
+            )
+    done = session.execute(
+        change.values(seq=entry.seq, head_hash=entry.hash)
+        .execution_options(synchronize_session=False)
+        .returning(Account.id)
+    ).first()
+    session.expire(account)
+    if done is None:
+        raise BudgetExceeded(
+            _("the budget of {population} does not cover this"), population=account.population
+        )
