@@ -46,7 +46,7 @@ class Account(Base):
             "delta_spent >= 0 AND delta_reserved >= 0 AND delta_spent + delta_reserved <= delta_ceiling",
             name="delta_ceiling",
         ),
-        sa.CheckConstraint('(kind = \'renyi\') = ("order" IS NOT NULL)', name="order_of_renyi"),
+        sa.CheckConstraint("(kind = 'renyi') = (\"order\" IS NOT NULL)", name="order_of_renyi"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
