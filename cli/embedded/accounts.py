@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cli.embedded.errors import FolderUnusable, ServiceFailed
 from cli.embedded.processes import SAME_ACCOUNT, Account
+from cli.i18n import _
 
 NAMESPACE_ID = 1000
 PROBE_TIMEOUT_S = 20
@@ -75,8 +76,11 @@ def _require_reachable(folder: Path, account: Account) -> None:
     )
     if check.returncode != 0:
         raise FolderUnusable(
-            f"PostgreSQL runs as user nobody here and cannot enter {folder}; set DPFL_DATA to a folder "
-            "that every user can reach, such as /var/tmp/dpfl, or start as an ordinary user"
+            _(
+                "PostgreSQL runs as user nobody here and cannot enter {folder}; set DPFL_DATA to a folder "
+                "that every user can reach, such as /var/tmp/dpfl, or start as an ordinary user",
+                folder=folder,
+            )
         )
 
 
@@ -107,7 +111,7 @@ def nobody_way(install: Path, folder: Path) -> ServerAccount | None:
         install = _copied_install(install, folder)
         if not _runs(account, install):
             return None
-    return ServerAccount(account, install, "root, as user nobody")
+    return ServerAccount(account, install, _("root, as user nobody"))
 
 
 def server_account(install: Path, folder: Path) -> ServerAccount:
@@ -118,15 +122,17 @@ def server_account(install: Path, folder: Path) -> ServerAccount:
         FolderUnusable: only user nobody could run it, and cannot reach `folder`.
     """
     if os.geteuid() != 0:
-        return ServerAccount(SAME_ACCOUNT, install, "ordinary user")
+        return ServerAccount(SAME_ACCOUNT, install, _("ordinary user"))
     namespace = _namespace_account()
     if namespace is not None and _runs(namespace, install):
-        return ServerAccount(namespace, install, "root, in a user namespace (unshare)")
+        return ServerAccount(namespace, install, _("root, in a user namespace (unshare)"))
     chosen = nobody_way(install, folder)
     if chosen is None:
         raise ServiceFailed(
-            "PostgreSQL refuses to run as root, and here neither `unshare --user` nor user nobody can run "
-            "it; start as an ordinary user, or set DATABASE_URL to a server of your own"
+            _(
+                "PostgreSQL refuses to run as root, and here neither `unshare --user` nor user nobody can "
+                "run it; start as an ordinary user, or set DATABASE_URL to a server of your own"
+            )
         )
     return chosen
 

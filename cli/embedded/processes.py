@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,8 +19,15 @@ from pathlib import Path
 from typing import IO
 
 from cli.embedded.errors import PortOccupied
+from cli.i18n import _
 
 LOOPBACK = "127.0.0.1"
+OnSpawn = Callable[["subprocess.Popen[bytes]"], None]
+"""Told of a child right after it was started."""
+
+
+def forget(_process: "subprocess.Popen[bytes]") -> None:
+    """Take no note of a new child."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +88,14 @@ def stop_process(process: "subprocess.Popen[bytes]", *signals: signal.Signals, p
             process.send_signal(number)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=patience_s)
+    end_group(process)
+    return process.wait()
+
+
+def end_group(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what is left of the process group that this child leads or led."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    return process.wait()
 
 
 def ended_within(process: "subprocess.Popen[bytes]", pause_s: float) -> bool:
@@ -114,4 +126,12 @@ def require_free_port(port: int, *, host: str = LOOPBACK, wanted_by: str) -> Non
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise PortOccupied(f"{wanted_by} cannot use port {port} on {host}: {error.strerror}") from error
+            raise PortOccupied(
+                _(
+                    "{program} cannot use port {port} on {host}: {reason}",
+                    program=wanted_by,
+                    port=port,
+                    host=host,
+                    reason=error.strerror,
+                )
+            ) from error

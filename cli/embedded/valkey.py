@@ -18,10 +18,21 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from cli.embedded.binaries import valkey_server
-from cli.embedded.errors import FolderUnusable, PortOccupied, ServiceFailed
-from cli.embedded.processes import LOOPBACK, ended_within, free_port, require_free_port, spawn, stop_process
+from cli.embedded.errors import PortOccupied, ServiceFailed
+from cli.embedded.folder import make_folder
+from cli.embedded.processes import (
+    LOOPBACK,
+    OnSpawn,
+    ended_within,
+    forget,
+    free_port,
+    require_free_port,
+    spawn,
+    stop_process,
+)
+from cli.i18n import _
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 30
 STOP_PATIENCE_S = 10.0
 ANSWER_PAUSE_S = 0.02
 PORT_ATTEMPTS = 3
@@ -44,6 +55,7 @@ class Valkey:
         port: int | None = None,
         durable: bool = True,
         log: Path | None = None,
+        on_spawn: OnSpawn = forget,
     ) -> Self:
         """Start a server on `folder` and wait until it answers.
 
@@ -53,14 +65,12 @@ class Valkey:
             port: on loopback; any free one if None.
             durable: False keeps everything in memory only (tests).
             log: the server's own messages; `folder/valkey.log` if None.
+            on_spawn: told of the process at once, before the server answers.
         Raises:
             EmbeddedError: with one line that says why it does not run.
         """
         binary = valkey_server()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FolderUnusable(f"the folder {folder} cannot be made: {error.strerror}") from error
+        make_folder(folder)
         if port is not None:
             require_free_port(port, wanted_by="Valkey")
         log = log or folder / "valkey.log"
@@ -70,16 +80,21 @@ class Valkey:
             chosen = free_port() if port is None else port
             configuration = _write_configuration(folder, port=chosen, password=password, durable=durable)
             try:
-                return cls._start_once([str(binary), str(configuration)], chosen, password=password, log=log)
+                return cls._start_once(
+                    [str(binary), str(configuration)], chosen, password=password, log=log, on_spawn=on_spawn
+                )
             except PortOccupied:  # somebody took the free port before the server did
                 if attempts == 0:
                     raise
 
     @classmethod
-    def _start_once(cls, command: list[str], port: int, *, password: str, log: Path) -> Self:
+    def _start_once(
+        cls, command: list[str], port: int, *, password: str, log: Path, on_spawn: OnSpawn
+    ) -> Self:
         told_before = log.stat().st_size if log.exists() else 0
         with log.open("ab") as output:
             process = spawn(command, stop=signal.SIGTERM, output=output)
+        on_spawn(process)
         try:
             _await_answer(process, port=port, password=password, log=log, told_before=told_before)
         except BaseException:
@@ -141,14 +156,20 @@ def _await_answer(
                 return
             except redis.exceptions.AuthenticationError as error:
                 raise ServiceFailed(
-                    f"another server answers on port {port} and refuses the password"
+                    _("another server answers on port {port} and refuses the password", port=port)
                 ) from error
             except redis.exceptions.RedisError as error:  # refused, or still loading its file
                 if time.monotonic() > deadline:
                     raise ServiceFailed(
-                        f"Valkey did not answer within {START_TIMEOUT_S:.0f} s; see {log}"
+                        _("Valkey did not answer within {limit} s; see {log}", limit=START_TIMEOUT_S, log=log)
                     ) from error
             if ended_within(process, ANSWER_PAUSE_S):
                 told = log.read_bytes()[told_before:].decode(errors="replace")
                 failure = PortOccupied if "in use" in told else ServiceFailed
-                raise failure(f"Valkey ended while starting with code {process.returncode}; see {log}")
+                raise failure(
+                    _(
+                        "Valkey ended while starting with code {code}; see {log}",
+                        code=process.returncode,
+                        log=log,
+                    )
+                )

@@ -1,0 +1,77 @@
+"""The `dpfl` command. Only argument parsing lives here; each command imports what it needs when it runs."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="dpfl",
+    help="Federated LoRA fine-tuning under differential privacy.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="Data folder; DPFL_DATA, else one in your user data directory.")
+]
+
+
+def fail(reason: object) -> NoReturn:
+    """End the command with one line for a person and exit code 1."""
+    print(f"dpfl: {reason}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+@app.command()
+def up(
+    data: DataOption = None,
+    host: Annotated[str, typer.Option(help="Address the gateway listens on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Its port; 0 takes any free one.", min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help="Processes that compute.", min=1, max=64)] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only dpfl's own lines on the terminal.")] = False,
+) -> None:
+    """Run the whole stack here: services, migrations, gateway, dispatcher and workers."""
+    from cli.embedded.errors import EmbeddedError
+    from cli.embedded.folder import data_folder
+    from cli.embedded.up import Choices, run_stack
+
+    try:
+        run_stack(data_folder(data), Choices(host=host, port=port, workers=workers, quiet=quiet))
+    except EmbeddedError as error:
+        fail(error)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database of DATABASE_URL to the newest schema."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from cli.i18n import _
+    from migrations.upgrade import upgrade
+
+    url = os.environ.get("DATABASE_URL")
+    if not url:
+        fail(_("DATABASE_URL is not set"))
+    try:
+        upgrade(url)
+    except SQLAlchemyError as error:
+        first_line = str(error).splitlines()[0]
+        fail(_("the database could not be migrated: {reason}", reason=first_line))
+
+
+@app.command()
+def doctor(data: DataOption = None) -> None:
+    """Say what is right and what is wrong with this installation."""
+    from cli.doctor import examine
+    from cli.embedded.folder import data_folder
+
+    if not examine(data_folder(data)):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    app()
