@@ -1,0 +1,34 @@
+"""Field types for JSON that strangers send: unknown members refused, every text and number bounded.
+
+Texts hold no control characters (PostgreSQL takes no NUL, and a log line no line break); numbers take no
+booleans, digits in text, NaN or infinities.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+
+
+class StrictModel(BaseModel):
+    """A body that is taken exactly as declared or not at all."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=_PRINTABLE)]
+"""What something is called: one line."""
+Reason = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1000, pattern=_PRINTABLE)]
+"""Why something is done: one line."""
+Region = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+]
+"""A region's name, for example `eu-west-1`."""
+Hex64 = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 in hex."""
+Epsilon = Annotated[float, Field(strict=True, gt=0, le=1000)]
+Delta = Annotated[float, Field(strict=True, gt=0, lt=1)]
+RenyiOrder = Annotated[float, Field(strict=True, gt=1, le=1024)]
