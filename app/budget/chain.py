@@ -78,8 +78,8 @@ def verify_chain(session: Session, account_id: UUID) -> ChainCheck:
         sa.select(Entry)
         .where(Entry.account_id == account_id)
         .order_by(Entry.seq)
-        .execution_options(populate_existing=True, yield_per=500)
-    )
+        .execution_options(populate_existing=True)
+    ).all()
     seq = 0
     for seq, entry in enumerate(rows, start=1):
         if entry.seq != seq:

@@ -1,0 +1,130 @@
+"""Reading accounts. Nothing here writes; other features see views, never the tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.budget import arithmetic
+from app.budget.models import Account, AccountKind, Entry, EntryKind
+from app.core.errors import NotFound
+from app.core.i18n import _
+
+
+@dataclass(frozen=True, slots=True)
+class AccountView:
+    """An account as other features and readers see it. Integers are the ledger's own units."""
+
+    id: UUID
+    organisation_id: UUID
+    client_id: UUID | None
+    population: str
+    kind: str
+    order: float | None
+    epsilon: float
+    delta: float
+    ceiling: int
+    reserved: int
+    spent: int
+    delta_ceiling: int
+    delta_reserved: int
+    delta_spent: int
+    entries: int
+    created_at: datetime
+
+    @property
+    def left(self) -> int:
+        """What a new run may still reserve."""
+        return self.ceiling - self.reserved - self.spent
+
+    @property
+    def delta_left(self) -> int:
+        """The delta that a new run may still reserve."""
+        return self.delta_ceiling - self.delta_reserved - self.delta_spent
+
+    def implied_epsilon(self, amount: int) -> Decimal:
+        """What an amount of this account means as an epsilon at the account's delta, rounded up."""
+        if self.order is None:
+            return Decimal(amount).scaleb(-arithmetic.NANO)
+        return arithmetic.renyi_epsilon(amount, self.delta, order=self.order)
+
+
+def view_of(account: Account) -> AccountView:
+    """The view of a row."""
+    return AccountView(
+        id=account.id,
+        organisation_id=account.organisation_id,
+        client_id=account.client_id,
+        population=account.population,
+        kind=account.kind.value,
+        order=account.order,
+        epsilon=account.epsilon,
+        delta=account.delta,
+        ceiling=account.ceiling,
+        reserved=account.reserved,
+        spent=account.spent,
+        delta_ceiling=account.delta_ceiling,
+        delta_reserved=account.delta_reserved,
+        delta_spent=account.delta_spent,
+        entries=account.seq,
+        created_at=account.created_at,
+    )
+
+
+def account_view(session: Session, account_id: UUID) -> AccountView:
+    """One account by id, read afresh; raises NotFound."""
+    account = session.scalar(
+        sa.select(Account).where(Account.id == account_id).execution_options(populate_existing=True)
+    )
+    if account is None:
+        raise NotFound(_("there is no such account"))
+    return view_of(account)
+
+
+def account_of_client(session: Session, client_id: UUID) -> AccountView:
+    """The account that pays for a training client; raises NotFound."""
+    account = session.scalar(
+        sa.select(Account).where(Account.client_id == client_id).execution_options(populate_existing=True)
+    )
+    if account is None:
+        raise NotFound(_("this client has no privacy account"))
+    return view_of(account)
+
+
+def accounts_of_clients(session: Session, client_ids: list[UUID]) -> dict[UUID, AccountView]:
+    """The accounts of several clients, by client; clients without one are missing."""
+    rows = session.scalars(sa.select(Account).where(Account.client_id.in_(client_ids)))
+    return {row.client_id: view_of(row) for row in rows if row.client_id is not None}
+
+
+def reserved_refs(session: Session, account_id: UUID) -> list[str]:
+    """What was ever reserved on an account and not given back, oldest first."""
+    given_back = sa.select(Entry.reserve_ref).where(
+        Entry.account_id == account_id, Entry.kind == EntryKind.VOID
+    )
+    return list(
+        session.scalars(
+            sa.select(Entry.ref)
+            .where(
+                Entry.account_id == account_id,
+                Entry.kind == EntryKind.RESERVE,
+                Entry.ref.not_in(given_back),
+            )
+            .order_by(Entry.seq)
+        )
+    )
+
+
+def claimed_epsilon(view: AccountView) -> Decimal:
+    """What all runs on the population may have cost together, spent and reserved: an upper bound."""
+    return view.implied_epsilon(view.spent + view.reserved)
+
+
+def is_renyi(view: AccountView) -> bool:
+    """Say whether costs add up as divergences of one order."""
+    return view.kind == AccountKind.RENYI.value
