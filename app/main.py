@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import anyio.to_thread
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
 from app.core.blobs import LocalBlobs
@@ -53,22 +53,25 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database.dispose()
 
 
+def declared(route: RouteContext) -> Iterator[Requires | Public]:
+    """What a route says about who may call it, its router's own dependencies included."""
+    pending = [route.dependant]
+    while pending:
+        dependant = pending.pop()
+        if isinstance(dependant.call, Requires | Public):
+            yield dependant.call
+        pending.extend(dependant.dependencies)
+
+
+def api_routes(app: FastAPI) -> list[RouteContext]:
+    """Every endpoint; included routers are resolved, which `app.routes` alone does not do."""
+    return [route for route in iter_route_contexts(app.routes) if isinstance(route.original_route, APIRoute)]
+
+
 def undeclared_routes(app: FastAPI) -> list[str]:
     """Routes that name neither a permission nor why they are public."""
-
-    def declares(route: APIRoute) -> bool:
-        pending = [route.dependant]
-        while pending:
-            dependant = pending.pop()
-            if isinstance(dependant.call, Requires | Public):
-                return True
-            pending.extend(dependant.dependencies)
-        return False
-
     return [
-        f"{sorted(route.methods or ())} {route.path}"
-        for route in app.routes
-        if isinstance(route, APIRoute) and not declares(route)
+        f"{sorted(route.methods or ())} {route.path}" for route in api_routes(app) if not any(declared(route))
     ]
 
 
