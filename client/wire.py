@@ -1,0 +1,282 @@
+"""What the client reads from the server and sends to it. Its own models: it shares no code with the server.
+
+Answers may gain fields, which are ignored. The manifest may not: a field that this client does not know
+could change what it agrees to, so an unknown one is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from client.errors import ClientError
+from client.i18n import _
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+
+MAX_MANIFEST_BYTES = 4 * 1024**2
+Model = TypeVar("Model", bound="Answer")
+
+
+class Answer(BaseModel):
+    """Something the server says; fields added later are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class Part(BaseModel):
+    """A part of the manifest; every field is known or it is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Task(Part):
+    """What is learned."""
+
+    kind: Literal["sequence_classification"]
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    text_fields: Annotated[tuple[str, ...], Field(min_length=1)]
+    label_field: str
+    max_tokens: Annotated[int, Field(ge=2, le=8192)]
+    pooling: str
+
+
+class BaseModelRef(Part):
+    """The frozen model below the adapter."""
+
+    name: str
+    locator: str
+    weights_sha256: Sha256
+    architecture: str
+
+
+class Lora(Part):
+    """The adapter's shape."""
+
+    method: str
+    rank: Annotated[int, Field(ge=1, le=1024)]
+    alpha: Positive
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: tuple[Annotated[int, Field(ge=0)], ...]
+    modules_to_save: tuple[str, ...]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class TensorShape(Part):
+    """One tensor of the adapter file."""
+
+    name: str
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+    trained: bool
+
+
+class Training(Part):
+    """The local steps of one round."""
+
+    optimizer: str
+    learning_rate: Positive
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    local_steps: Count
+
+
+class Cohort(Part):
+    """Which clients take part in a round."""
+
+    kind: Literal["everyone"]
+
+
+class Examples(Part):
+    """How the examples of a step are drawn: each by itself with probability `rate`."""
+
+    kind: Literal["poisson", "all"]
+    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class Privacy(Part):
+    """The privacy plan. Under `local` the client itself clips and adds the noise."""
+
+    trust: str
+    unit: str
+    relation: str
+    cohort: Cohort
+    examples: Examples
+    clip_norm: Positive | None
+    noise_multiplier: Positive | None
+    epsilon: Positive | None
+    delta: Annotated[float, Field(gt=0, lt=1)] | None
+    divisor: Positive
+
+
+class Aggregation(Part):
+    """What the server does with the updates."""
+
+    mode: str
+    rule: str
+    weights: str
+    clip_norm: Positive | None
+
+
+class Quorum(Part):
+    """How many updates a round needs, and takes at most."""
+
+    min_updates: Count
+    max_updates: Count
+
+
+class Manifest(Part):
+    """All that a run is, fixed when it started."""
+
+    version: Literal[1]
+    task: Task
+    base_model: BaseModelRef
+    lora: Lora
+    tensors: Annotated[tuple[TensorShape, ...], Field(min_length=1)]
+    training: Training
+    privacy: Privacy
+    aggregation: Aggregation
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    quorum: Quorum
+    round_deadline_s: Positive
+
+    @model_validator(mode="after")
+    def _tensors_are_distinct(self) -> Manifest:
+        names = [tensor.name for tensor in self.tensors]
+        if len(set(names)) != len(names):
+            raise ValueError("a tensor is listed twice")
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Noised steps of the whole run."""
+        return self.rounds * self.training.local_steps
+
+
+class FrozenManifest:
+    """A manifest with the bytes that it came in: its hash is over all of them, in canonical form."""
+
+    def __init__(self, raw: bytes) -> None:
+        self.values = read_json(raw, what="manifest", limit=MAX_MANIFEST_BYTES)
+        try:
+            self.manifest = Manifest.model_validate_json(json.dumps(self.values), strict=False)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            raise ClientError(
+                "manifest_invalid",
+                _("the manifest's field {field} is not understood: {reason}"),
+                field=".".join(str(part) for part in first["loc"]) or "version",
+                reason=first["msg"],
+            ) from error
+        self.sha256 = canonical_sha256(self.values)
+
+    def require(self, sha256: str) -> None:
+        """Refuse a manifest that is not the one whose hash was announced."""
+        if self.sha256 != sha256:
+            raise ClientError(
+                "manifest_mismatch", _("the manifest is not the one that was announced: nothing is trained")
+            )
+
+
+class Assignment(Answer):
+    """A round that waits for this client's update."""
+
+    round_id: UUID
+    run_id: UUID
+    number: Count
+    rounds: Count
+    deadline: datetime | None = None
+    manifest_sha256: Sha256
+    adapter_sha256: Sha256
+
+
+class Receipt(Answer):
+    """The server has the update, whole."""
+
+    update_id: UUID
+    round_id: UUID
+    sha256: Sha256
+    size_bytes: int
+    received_at: datetime
+
+
+class TokenAnswer(Answer):
+    """An access token for `expires_in` seconds."""
+
+    access_token: str
+    token_type: str
+    expires_in: Annotated[float, Field(gt=0)]
+
+
+class Enrolled(Answer):
+    """What the server knows about a new client."""
+
+    client_id: UUID
+    region: str
+    capability: dict[str, Any] = {}
+
+
+class RunState(Answer):
+    """How a run is doing."""
+
+    id: UUID
+    state: str
+
+
+class Release(Answer):
+    """A published adapter."""
+
+    id: UUID
+    run_id: UUID | None = None
+
+
+class Problem(Answer):
+    """An RFC 9457 problem document."""
+
+    code: str = "unexpected_answer"
+    title: str = ""
+    detail: str = ""
+    server_time: datetime | None = None
+
+
+def canonical_sha256(value: Any) -> str:
+    """Hash a JSON value in its canonical form: sorted keys, no blanks, UTF-8."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_json(raw: bytes, *, what: str, limit: int = 16 * 1024**2) -> Any:
+    """Parse JSON strictly: no duplicate key, no NaN, not over `limit` bytes."""
+    refusal = ClientError("unexpected_answer", _("the {what} is not readable JSON"), what=what)
+    if len(raw) > limit:
+        raise refusal
+    try:
+        return json.loads(raw, object_pairs_hook=_distinct, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise refusal from error
+
+
+def parse(model: type[Model], value: Any, *, what: str) -> Model:
+    """Read one answer, or say which one was not understood."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise ClientError(
+            "unexpected_answer", _("the server's {what} is not understood"), what=what
+        ) from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
