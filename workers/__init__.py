@@ -1,0 +1,1 @@
+"""Celery workers and the dispatcher: they compute what `app` records."""

@@ -42,9 +42,9 @@ def lease_s(kind: JobKind, *, ceiling_s: float) -> float:
     return min(kind.lease_s, ceiling_s)
 
 
-def time_limit_s(kind: JobKind, *, ceiling_s: float) -> float:
-    """When a running attempt is killed, in seconds: before its lease ends."""
-    return LIMIT_OF_LEASE * lease_s(kind, ceiling_s=ceiling_s)
+def time_limit_s(kind: JobKind, *, ceiling_s: float) -> int:
+    """When a running attempt is killed, in whole seconds: before its lease ends."""
+    return max(1, int(LIMIT_OF_LEASE * lease_s(kind, ceiling_s=ceiling_s)))
 
 
 def backoff_s(kind: JobKind, *, attempt: int) -> float:

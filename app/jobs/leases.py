@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -49,7 +49,9 @@ class Claim:
 def claim(database: Database, job_id: UUID, *, ceiling_s: float) -> Claim | None:
     """Take the job's lease, or None when there is nothing to do or another worker holds it.
 
-    A job whose attempts all ended without a word (killed, out of time) is given up here.
+    A job whose attempts all ended without a word (killed, out of time) is given up here. The row's lock
+    is waited for: its holder may be the dispatcher, which commits right after it sent the very hint that
+    led here.
     """
     with database.run_tx("claim") as session:
         job = session.scalar(
@@ -60,7 +62,7 @@ def claim(database: Database, job_id: UUID, *, ceiling_s: float) -> Claim | None
                 Job.run_at <= sa.func.now(),
                 sa.or_(Job.lease_until.is_(None), Job.lease_until < sa.func.now()),
             )
-            .with_for_update(skip_locked=True)
+            .with_for_update()
         )
         if job is None:
             return None
@@ -107,9 +109,13 @@ def finish(session: Session, claim: Claim) -> None:
 
 @contextmanager
 def settle(database: Database, claim: Claim) -> Iterator[None]:
-    """Run an attempt in this block: what it raises is recorded, and tried again or given up."""
+    """Run an attempt in this block: what it raises is recorded, and tried again or given up.
+
+    A handler that has results finishes its job itself, in their transaction; for the others it is done here.
+    """
     try:
         yield
+        _finish_if_mine(database, claim)
     except LeaseLost:
         log.warning("lease_lost", job=str(claim.job_id), kind=claim.kind)
     except Exception as error:  # noqa: BLE001  whatever a handler raises must end in the job's row
@@ -117,6 +123,11 @@ def settle(database: Database, claim: Claim) -> Iterator[None]:
             "job_failed", job=str(claim.job_id), kind=claim.kind, attempt=claim.attempt, error=_brief(error)
         )
         _record_failure(database, claim, _brief(error))
+
+
+def _finish_if_mine(database: Database, claim: Claim) -> None:
+    with database.run_tx("settle") as session, suppress(LeaseLost):
+        finish(session, claim)
 
 
 def _record_failure(database: Database, claim: Claim, error: str) -> None:

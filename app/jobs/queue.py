@@ -39,8 +39,14 @@ def enqueue(
     values: dict[str, Any] = {"id": new_id(), "kind": kind, "key": key, "payload": payload}
     if run_at is not None:
         values["run_at"] = run_at
-    session.execute(insert(Job).values(values).on_conflict_do_nothing(index_elements=[Job.kind, Job.key]))
-    notify(session, CHANNEL, kind)
+    added = session.scalar(
+        insert(Job)
+        .values(values)
+        .on_conflict_do_nothing(index_elements=[Job.kind, Job.key])
+        .returning(Job.id)
+    )
+    if added is not None:
+        notify(session, CHANNEL, kind)
 
 
 def retry(session: Session, job_id: UUID) -> Job:

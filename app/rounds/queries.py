@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.core.errors import NotFound
 from app.core.i18n import _
 from app.rounds.models import Assignment, Round, RoundLog
+from app.rounds.states import RoundState
 
 # The feature of updates lies above this one and cannot be imported: its table is read by name.
 UPDATES = sa.table("updates", sa.column("round_id", sa.Uuid), sa.column("state", sa.String))
@@ -49,6 +50,13 @@ def log_of(session: Session, round_id: UUID) -> Sequence[RoundLog]:
     ).all()
 
 
+def overdue(session: Session) -> Sequence[Round]:
+    """Open rounds whose deadline has passed, by the database's clock."""
+    return session.scalars(
+        sa.select(Round).where(Round.state == RoundState.OPEN, Round.deadline <= sa.func.now())
+    ).all()
+
+
 def cohort_of(session: Session, round_id: UUID) -> Sequence[UUID]:
     """The clients that a round asks, by id."""
     return session.scalars(
@@ -68,4 +76,4 @@ def updates_by_state(session: Session, round_id: UUID) -> dict[str, int]:
         .where(UPDATES.c.round_id == round_id)
         .group_by(UPDATES.c.state)
     )
-    return dict(counted.tuples().all())
+    return {row[0]: row[1] for row in counted}

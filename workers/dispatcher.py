@@ -1,0 +1,113 @@
+"""`python -m workers.dispatcher`: wakes on NOTIFY and on a tick, and sends what is due to Celery.
+
+It holds no state that matters: any number may run, and one may die at any point.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+
+import psycopg
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import make_url
+
+from app import schema as schema  # noqa: PLC0414  every table is known before the first query
+from app.core.db import Database
+from app.core.logs import configure_logs
+from app.core.settings import Settings
+from app.jobs.queue import CHANNEL
+from workers.broker import build_celery
+from workers.clock import Clock
+from workers.relay import BATCH, Relay
+
+LONGEST_PAUSE_S = 2.0
+log = structlog.get_logger()
+
+
+class StopSwitch:
+    """Turned by SIGTERM or SIGINT; its socket ends a `select` at once."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def install(self) -> None:
+        """Take the two signals."""
+        signal.set_wakeup_fd(self._writer.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._turn)
+
+    def _turn(self, _number: int, _frame: object) -> None:
+        self.on = True
+
+    def wait(self, seconds: float, *, also: int | None = None) -> None:
+        """Wait for the signal, for `also` (a descriptor) to have data, or for the time to pass."""
+        watched = [self._reader.fileno(), *([also] if also is not None else [])]
+        select.select(watched, [], [], seconds)
+
+
+class Dispatcher:
+    """The loop: listen, ask for what time brings, send what is due."""
+
+    def __init__(self, settings: Settings, stop: StopSwitch) -> None:
+        if settings.redis_url is None:
+            raise SystemExit("REDIS_URL is not set")
+        url = settings.database_url.get_secret_value()
+        plain = make_url(url).set(drivername="postgresql")
+        self._dsn = plain.render_as_string(hide_password=False)
+        self._database = Database(url, pool_size=1)
+        self._relay = Relay(build_celery(settings.redis_url.get_secret_value()), resend_s=settings.resend_s)
+        self._clock = Clock()
+        self._tick_s = settings.tick_s
+        self._stop = stop
+
+    def run(self) -> None:
+        """Work until the stop switch is turned; a lost database is waited for."""
+        pause_s, lost = 0.05, False
+        while not self._stop.on:
+            try:
+                with psycopg.connect(self._dsn, autocommit=True, connect_timeout=5) as listener:
+                    listener.execute(f"LISTEN {CHANNEL}")
+                    log.info("dispatcher_listens")
+                    pause_s, lost = 0.05, False
+                    self._work(listener)
+            except (psycopg.OperationalError, psycopg.InterfaceError, sa.exc.DBAPIError) as error:
+                if not lost:
+                    log.error("database_unreachable", error=type(error).__name__)
+                lost = True
+                self._stop.wait(pause_s)
+                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+        self._database.dispose()
+        log.info("dispatcher_stopped")
+
+    def _work(self, listener: psycopg.Connection[tuple[object, ...]]) -> None:
+        while not self._stop.on:
+            with self._database.run_tx("dispatch") as session:
+                self._clock.ask(session)
+                sent = self._relay.send_due(session)
+            if sent == BATCH:
+                continue
+            # What was notified during the transaction is in the socket by now or will be: nothing is missed.
+            self._stop.wait(self._tick_s, also=listener.fileno())
+            for _message in listener.notifies(timeout=0):
+                pass
+
+
+def main() -> None:
+    """Run until a signal."""
+    settings = Settings.load()
+    configure_logs(settings.environment)
+    stop = StopSwitch()
+    stop.install()
+    log.info("dispatcher_starts", pid=os.getpid())
+    Dispatcher(settings, stop).run()
+
+
+if __name__ == "__main__":
+    main()
