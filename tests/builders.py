@@ -11,9 +11,11 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.budget import ledger
 from app.core import clock
 from app.core.ids import new_id
 from app.identity.models import Client, Organisation
+from app.identity.roles import Principal, Role
 from app.rounds.models import Assignment, Round
 from app.rounds.states import RoundState
 from app.runs.models import Run, RunClient
@@ -91,14 +93,16 @@ def build_organisation(session: Session, name: str | None = None) -> Organisatio
     return row
 
 
-def build_client(session: Session, organisation: Organisation | None = None) -> Client:
-    """A training client with a random public key (nobody holds its private half)."""
+def build_client(
+    session: Session, organisation: Organisation | None = None, *, public_key: bytes | None = None
+) -> Client:
+    """A training client; without `public_key` nobody holds the private half of its key."""
     organisation = organisation or build_organisation(session)
     row = Client(
         organisation_id=organisation.id,
         region=organisation.region,
         name=f"client {new_id()}",
-        public_key=os.urandom(32),
+        public_key=public_key or os.urandom(32),
         capability={"memory_bytes": 2**33, "cpu_count": 2, "assessment": {"max_rank": 64}},
     )
     session.add(row)
@@ -229,3 +233,30 @@ def _path_of_round(state: RoundState) -> list[RoundState]:
         RoundState.PUBLISHED,
     ]
     return path[: path.index(state) + 1] if state in path else []
+
+
+def build_account(
+    session: Session,
+    client: Client,
+    *,
+    epsilon: float = 8.0,
+    delta: float = 1e-5,
+    order: float | None = None,
+) -> UUID:
+    """The privacy account of a client's data set: `basic`, or `renyi` where an order is given."""
+    return ledger.open_account(
+        session,
+        organisation_id=client.organisation_id,
+        client_id=client.id,
+        population=f"data set {new_id()}",
+        kind="basic" if order is None else "renyi",
+        epsilon=epsilon,
+        delta=delta,
+        order=order,
+        actor=f"client:{client.id}",
+    )
+
+
+def principal_of(client: Client) -> Principal:
+    """The training client as a caller."""
+    return Principal(id=client.id, organisation_id=client.organisation_id, role=Role.CLIENT)
