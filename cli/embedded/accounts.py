@@ -106,8 +106,8 @@ def nobody_way(install: Path, folder: Path) -> ServerAccount | None:
     account = _nobody_account()
     if account is None:
         return None
+    _require_reachable(folder, account)
     if not _runs(account, install):
-        _require_reachable(folder, account)
         install = _copied_install(install, folder)
         if not _runs(account, install):
             return None
@@ -147,5 +147,3 @@ def hand_over(folder: Path, account: Account) -> None:
         return
     for path in (folder, *folder.rglob("*")):
         os.chown(path, owner, group, follow_symlinks=False)
-    if account.user is not None:
-        _require_reachable(folder, account)

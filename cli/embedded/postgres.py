@@ -102,7 +102,7 @@ class Postgres:
         runner = server_account(postgres_install(), folder)
         data = folder / "data"
         if not data.is_dir():
-            _make_cluster(data, password=password, runner=runner)
+            _make_cluster(data, password=password, runner=runner, durable=durable)
         hand_over(data, runner.account)
         _forget_stale_lock(data)
         if port is not None:
@@ -182,7 +182,7 @@ def _password_file(folder: Path, password: str, runner: ServerAccount) -> Iterat
         path.unlink()
 
 
-def _make_cluster(data: Path, *, password: str, runner: ServerAccount) -> None:
+def _make_cluster(data: Path, *, password: str, runner: ServerAccount, durable: bool) -> None:
     """Run initdb beside `data` and rename, so that a killed initdb leaves no half cluster behind."""
     unfinished = data.with_name("data.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -195,6 +195,7 @@ def _make_cluster(data: Path, *, password: str, runner: ServerAccount) -> None:
             *INITDB,
             f"--pwfile={file}",
             f"--pgdata={unfinished}",
+            *(() if durable else ("--no-sync",)),
         ]
         made = subprocess.run(
             command,

@@ -22,7 +22,8 @@ from cli.embedded.processes import OnSpawn, end_group, spawn, stop_process
 from cli.i18n import _
 
 NAME = "dpfl"
-FIRST_DELAY_S = 0.5
+FIRST_DELAY_S = 0.2
+DELAY_GROWTH = 3
 LONGEST_DELAY_S = 30.0
 MOST_FAILURES = 5
 FAILURE_WINDOW_S = 120.0
@@ -201,7 +202,7 @@ class Supervisor:
                     log=self.console.log_path(name),
                 )
             )
-        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * 4 ** (recent - 1))
+        delay = min(LONGEST_DELAY_S, FIRST_DELAY_S * DELAY_GROWTH ** (recent - 1))
         self._due[name] = now + delay
         self.console.say(NAME, _("{name} {reason}; starting it again", name=name, reason=reason))
 
