@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -78,6 +77,12 @@ def server_address(text: str, *, allow_http: bool) -> str:
     return str(url).rstrip("/")
 
 
+class ServerRefused(ClientError):
+    """The server answered, and said no."""
+
+    status: int = 0
+
+
 class Session:
     """Requests of one client to one server. Safe to use from several threads."""
 
@@ -133,17 +138,13 @@ class Session:
         self, method: str, path: str, *, payload: Any = None, form: Mapping[str, str] | None = None
     ) -> Reply:
         """Ask without a token."""
-        return self._patiently(lambda: self._once(method, path, payload=payload, form=form)
+        return self._patiently(lambda: self._once(method, path, payload=payload, form=form))
 
     def _authorized(self, method: str, path: str, **request: Any) -> Reply:
-        reply = self._patiently(
-            lambda: self._once(method, path, token=self._access(), **request)
-        )
+        reply = self._patiently(lambda: self._once(method, path, token=self._access(), **request))
         if reply.status == 401 and self._identity is not None:
             self._forget_token()
-            reply = self._patiently(
-                lambda: self._once(method, path, token=self._access(), **request)
-            )
+            reply = self._patiently(lambda: self._once(method, path, token=self._access(), **request))
         return _accepted(reply)
 
     def _patiently(self, attempt: Callable[[], Reply]) -> Reply:
@@ -254,14 +255,9 @@ def problem_of(reply: Reply) -> ClientError:
         )
     code = problem.code if problem.code.replace("_", "").isalnum() and len(problem.code) <= 64 else "refused"
     text = _printable(problem.detail or problem.title) or f"HTTP {reply.status}"
-    return ClientError(code, _("the server refused: {text}"), text=text)
-
-
-def block_reader(path: Path, *, block_bytes: int = 1 << 16) -> Iterator[bytes]:
-    """Yield a file's bytes in blocks."""
-    with path.open("rb") as file:
-        while block := file.read(block_bytes):
-            yield block
+    refused = ServerRefused(code, _("the server refused: {text}"), text=text)
+    refused.status = reply.status
+    return refused
 
 
 def _accepted(reply: Reply) -> Reply:

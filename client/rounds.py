@@ -1,0 +1,211 @@
+"""One round: fetch, train, submit; three functions with a folder between them.
+
+The order of writes is what keeps the promise that a data set sends at most one update a round, wherever
+the process is killed: update file, digest, ledger `prepared`, ledger `spent`, first byte, receipt. Each
+function may be run again at any time and goes on from what is on the disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+from client.errors import ClientError
+from client.i18n import _
+from client.ledger import Commitment, Contribution, Stage
+from client.pauses import pause_at
+from client.policy import judge, terms_of
+from client.profile import Profile
+from client.round_files import RoundFiles, Written, body_blocks
+from client.session import ServerRefused, Session
+from client.wire import Assignment, FrozenManifest, Manifest, Receipt, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_HEADER_BYTES = 1 << 16
+OnStep = Callable[[int, int], None]
+"""Called with local steps done and the number of all: constants of the manifest, nothing of the data."""
+
+
+class Trainer(Protocol):
+    """Trains on a profile's data. The only thing here that sees any."""
+
+    def train(
+        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: OnStep
+    ) -> dict[str, Tensor]:
+        """Return the change of each trained tensor, noised as the manifest says."""
+
+
+class RoundMissed(ClientError):
+    """This round goes on without the client; the next one may still come."""
+
+
+def fetch(
+    profile: Profile, session: Session, assignment: Assignment, *, into: Path | None = None
+) -> RoundFiles:
+    """Judge a round's run, set its price aside in the ledger, and bring what training needs here."""
+    run_id = str(assignment.run_id)
+    files = RoundFiles(into or profile.round_folder(run_id, assignment.number))
+    raw = session.get(f"/v1/runs/{run_id}/manifest").content
+    frozen = FrozenManifest(raw)
+    frozen.require(assignment.manifest_sha256)
+    accept(profile, assignment, frozen)
+    files.write_assignment(assignment, raw)
+    known = profile.ledger.book().contribution(run_id, assignment.number)
+    if known is not None and known.stage is not Stage.PREPARED:
+        return files  # only the same bytes may answer this round: the adapter is not needed
+    limit = _HEADER_BYTES + sum(_size_bytes(frozen.manifest).values())
+    content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
+    if hashlib.sha256(content).hexdigest() != assignment.adapter_sha256:
+        raise ClientError("adapter_mismatch", _("the downloaded adapter is not the one that was announced"))
+    files.write_adapter(content)
+    return files
+
+
+def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> Commitment:
+    """Judge a run by the data holder's policy and commit its whole schedule; once per run, then free."""
+    policy = profile.policy
+    judge(frozen.manifest, policy)
+    if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
+        raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
+    terms = terms_of(
+        frozen,
+        run_id=str(assignment.run_id),
+        client_id=profile.config.client_id,
+        server=profile.config.server,
+    )
+    return profile.ledger.commit(terms, ceiling=policy.ceiling)
+
+
+def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnStep) -> Contribution:
+    """Train the round's update and record it as prepared. Needs no network.
+
+    An update of which no byte has left may be dropped and trained again with fresh randomness; after that
+    this returns the one that exists, whatever happened to the server's answer.
+    """
+    assignment, frozen = files.assignment(), files.manifest()
+    accept(profile, assignment, frozen)
+    run_id, number = str(assignment.run_id), assignment.number
+    known = profile.ledger.book().contribution(run_id, number)
+    if known is not None and known.stage is not Stage.PREPARED:
+        return known
+    if known is not None:
+        if known.adapter_sha256 == assignment.adapter_sha256 and files.holds_update(known.sha256):
+            return known
+        profile.ledger.discard(run_id, number, sha256=known.sha256)
+    update = trainer.train(profile, frozen, files.adapter(), on_step=on_step)
+    require_sendable(update, frozen.manifest)
+    written = files.write_update(_serialized(update), update_id=uuid4())
+    prepared = _prepared(assignment, written)
+    profile.ledger.prepare(run_id, number, prepared)
+    pause_at("after_prepared")
+    return prepared
+
+
+def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:
+    """Send the prepared update: spent first, then the first byte; the same bytes after any doubt."""
+    assignment = files.assignment()
+    run_id, number = str(assignment.run_id), assignment.number
+    known = profile.ledger.book().contribution(run_id, number)
+    if known is None:
+        raise ClientError(
+            "update_not_prepared", _("there is no finished update for this round: train it first")
+        )
+    if known.round_id != str(assignment.round_id):
+        known = _readdressed(profile, assignment, known)
+    if not files.holds_update(known.sha256) and known.stage is not Stage.PREPARED:
+        raise RoundMissed(
+            "update_lost",
+            _("the update of round {number} is gone or changed after its sending began: never trained again"),
+            number=number,
+        )
+    with files.open_update(known.sha256) as descriptor:
+        if known.stage is Stage.PREPARED:
+            profile.ledger.spend(run_id, number, sha256=known.sha256)
+            pause_at("after_spent")
+        receipt = _send(session, known, descriptor)
+    profile.ledger.acknowledge(run_id, number, sha256=known.sha256, receipt=receipt.model_dump(mode="json"))
+    pause_at("after_receipt")
+    return receipt
+
+
+def require_sendable(update: dict[str, Tensor], manifest: Manifest) -> None:
+    """Refuse an update that is not exactly the trained tensors, finite and changed somewhere."""
+    wanted = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.trained}
+    shapes = {name: tuple(tensor.shape) for name, tensor in update.items()}
+    whole = shapes == wanted and all(str(tensor.dtype) == "torch.float32" for tensor in update.values())
+    if not whole:
+        raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
+    if not all(bool(tensor.isfinite().all()) for tensor in update.values()):
+        raise ClientError(
+            "update_not_finite", _("training ended in numbers that are not finite: nothing is sent")
+        )
+    if not any(bool(tensor.any()) for tensor in update.values()):
+        raise ClientError("update_unchanged", _("training changed nothing: nothing is sent"))
+
+
+def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
+    digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Length": str(one.size_bytes),
+        "Content-Digest": f"sha-256=:{digest}:",
+    }
+    path = f"/v1/rounds/{one.round_id}/updates/{one.update_id}"
+    try:
+        reply = session.put_bytes(path, lambda: body_blocks(descriptor, one.size_bytes), headers=headers)
+    except ServerRefused as error:
+        if error.status in {404, 409}:
+            raise RoundMissed(error.code, error.message, **error.members) from error
+        raise
+    receipt = parse(Receipt, reply.json("receipt"), what="receipt")
+    if (str(receipt.update_id), receipt.sha256) != (one.update_id, one.sha256):
+        raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
+    return receipt
+
+
+def _readdressed(profile: Profile, assignment: Assignment, known: Contribution) -> Contribution:
+    """Let the same bytes answer a round that was opened again, if it starts from the same adapter."""
+    if known.adapter_sha256 != assignment.adapter_sha256:
+        raise RoundMissed(
+            "round_replayed",
+            _("this round was sent already, trained from another adapter: nothing more is sent"),
+        )
+    moved = replace(known, round_id=str(assignment.round_id), update_id=str(uuid4()), receipt=None)
+    profile.ledger.readdress(str(assignment.run_id), assignment.number, moved)
+    return moved
+
+
+def _prepared(assignment: Assignment, written: Written) -> Contribution:
+    return Contribution(
+        round_id=str(assignment.round_id),
+        update_id=str(written.update_id),
+        sha256=written.sha256,
+        size_bytes=written.size_bytes,
+        adapter_sha256=assignment.adapter_sha256,
+        stage=Stage.PREPARED,
+    )
+
+
+def _size_bytes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of each trained tensor, float32."""
+    sizes: dict[str, int] = {}
+    for tensor in manifest.tensors:
+        if tensor.trained:
+            sizes[tensor.name] = 4
+            for length in tensor.shape:
+                sizes[tensor.name] *= length
+    return sizes
+
+
+def _serialized(update: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save  # noqa: PLC0415  (torch takes seconds to load)
+
+    content: bytes = save({name: update[name].contiguous() for name in sorted(update)})
+    return content
