@@ -6,6 +6,7 @@ one entry to the hash chain. Calling a verb twice with the same `ref` is calling
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -15,44 +16,13 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic, chain
+from app.budget.errors import BudgetExceeded, LedgerConflict, NotReserved, PopulationTaken
 from app.budget.models import Account, AccountKind, Entry, EntryKind
 from app.core.clock import now
-from app.core.errors import Conflict, Invalid, NotFound
+from app.core.errors import Invalid, NotFound
 from app.core.i18n import _
 from app.core.ids import new_id
 from app.identity.models import Client, ClientState
-
-
-class BudgetExceeded(Conflict):
-    """The reservation would lift the account over its ceiling."""
-
-    code, title = "budget_exceeded", _("Privacy budget exceeded")
-    meaning = _("What is spent, what is reserved and what was asked for are together above the ceiling.")
-    remedy = _("Plan a cheaper run (more noise, fewer rounds), or have a privacy officer grant more.")
-
-
-class LedgerConflict(Conflict):
-    """The same reference was booked before, with other numbers."""
-
-    code, title = "ledger_conflict", _("Booked differently before")
-    meaning = _("The ledger holds an entry of this kind and reference with other amounts.")
-    remedy = _("A changed cost is another booking: give it its own reference.")
-
-
-class NotReserved(Conflict):
-    """A spend or void beyond what its reservation still holds."""
-
-    code, title = "not_reserved", _("Not reserved")
-    meaning = _("Budget can be spent or given back only out of a reservation that still holds it.")
-    remedy = _("Read the account's entries; reserve first.")
-
-
-class PopulationTaken(Conflict):
-    """The data set's account belongs to a client that is still active, or adds up otherwise."""
-
-    code, title = "population_taken", _("The data set has an account already")
-    meaning = _("One data set has one account for all its runs and clients, of one kind, for ever.")
-    remedy = _("Suspend the client that uses the data set, and enrol with the same kind of budget.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +202,46 @@ def spend(
         actor=actor,
     )
     return _append(session, account_id, booking)
+
+
+def spend_next(
+    session: Session,
+    account_id: UUID,
+    *,
+    ref: str,
+    reserve_ref: str,
+    parts: Sequence[tuple[int, int]],
+    event: dict[str, Any],
+    actor: str,
+) -> Entry:
+    """Spend the next of a reservation's `parts` (amount, delta): the first spend takes the first part.
+
+    Which part is next is read under the account's lock. A `ref` that was booked before is that entry.
+    """
+    _locked(session, account_id)
+    known = find(session, account_id, EntryKind.SPEND, ref)
+    if known is not None:
+        return known
+    done = session.scalars(
+        sa.select(sa.func.count())
+        .select_from(Entry)
+        .where(
+            Entry.account_id == account_id, Entry.reserve_ref == reserve_ref, Entry.kind == EntryKind.SPEND
+        )
+    ).one()
+    if done >= len(parts):
+        raise NotReserved(_("every part of this reservation is spent"))
+    amount, delta_amount = parts[done]
+    return spend(
+        session,
+        account_id,
+        ref=ref,
+        reserve_ref=reserve_ref,
+        amount=amount,
+        delta_amount=delta_amount,
+        event={**event, "part": done + 1, "parts": len(parts)},
+        actor=actor,
+    )
 
 
 def void(

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic, chain, ledger
+from app.budget.errors import BudgetExceeded, LedgerConflict, NotReserved, PopulationTaken
 from app.budget.models import Entry, EntryKind
 from app.budget.queries import account_of_client, account_view
 from app.core.errors import Invalid, NotFound
@@ -52,14 +53,14 @@ def spend(
 def test_a_reservation_over_the_ceiling_is_refused_and_leaves_no_entry(
     session: Session, account_id: UUID
 ) -> None:
-    with pytest.raises(ledger.BudgetExceeded):
+    with pytest.raises(BudgetExceeded):
         reserve(session, account_id, arithmetic.cost(8.000000001))
     assert account_view(session, account_id).reserved == 0
     assert ledger.find(session, account_id, EntryKind.RESERVE, "run:1") is None
 
 
 def test_a_delta_over_its_ceiling_is_refused_by_itself(session: Session, account_id: UUID) -> None:
-    with pytest.raises(ledger.BudgetExceeded):
+    with pytest.raises(BudgetExceeded):
         reserve(session, account_id, 1, delta=arithmetic.delta_cost(1e-5) + 1)
 
 
@@ -72,7 +73,7 @@ def test_a_reservation_of_exactly_the_ceiling_is_taken(session: Session, account
 def test_what_is_spent_counts_against_the_ceiling_for_ever(session: Session, account_id: UUID) -> None:
     reserve(session, account_id, 5 * 10**9)
     spend(session, account_id, 5 * 10**9)
-    with pytest.raises(ledger.BudgetExceeded):
+    with pytest.raises(BudgetExceeded):
         reserve(session, account_id, 4 * 10**9, ref="run:2")
 
 
@@ -84,7 +85,7 @@ def test_the_same_reference_twice_is_one_entry(session: Session, account_id: UUI
 
 def test_other_amounts_under_the_same_reference_are_a_conflict(session: Session, account_id: UUID) -> None:
     reserve(session, account_id, 10**9)
-    with pytest.raises(ledger.LedgerConflict):
+    with pytest.raises(LedgerConflict):
         reserve(session, account_id, 2 * 10**9)
 
 
@@ -93,12 +94,12 @@ def test_spending_beyond_the_own_reservation_is_refused_though_another_holds_eno
 ) -> None:
     reserve(session, account_id, 10**9)
     reserve(session, account_id, 5 * 10**9, ref="run:2")
-    with pytest.raises(ledger.NotReserved):
+    with pytest.raises(NotReserved):
         spend(session, account_id, 10**9 + 1)
 
 
 def test_spending_without_a_reservation_is_refused(session: Session, account_id: UUID) -> None:
-    with pytest.raises(ledger.NotReserved):
+    with pytest.raises(NotReserved):
         spend(session, account_id, 1)
 
 
@@ -123,16 +124,16 @@ def test_a_void_gives_an_untouched_reservation_back_whole(session: Session, acco
 def test_a_void_after_any_spend_is_refused(session: Session, account_id: UUID) -> None:
     reserve(session, account_id, 10**9)
     spend(session, account_id, 1)
-    with pytest.raises(ledger.NotReserved):
+    with pytest.raises(NotReserved):
         void(session, account_id)
 
 
 def test_nothing_can_be_spent_from_a_voided_reservation(session: Session, account_id: UUID) -> None:
     reserve(session, account_id, 10**9)
     void(session, account_id)
-    with pytest.raises(ledger.NotReserved):
+    with pytest.raises(NotReserved):
         spend(session, account_id, 1)
-    with pytest.raises(ledger.NotReserved):
+    with pytest.raises(NotReserved):
         void(session, account_id, ref="disclaimer:2")
 
 
@@ -189,13 +190,13 @@ def test_a_data_set_of_an_active_client_is_not_taken_over(
     session: Session, client: Client, account_id: UUID
 ) -> None:
     heir = build_client(session, build_organisation(session))
-    with pytest.raises(ledger.PopulationTaken):
+    with pytest.raises(PopulationTaken):
         _open(session, client, heir)
 
 
 def test_the_kinds_of_account_never_mix(session: Session, client: Client, account_id: UUID) -> None:
     client.state = ClientState.SUSPENDED
-    with pytest.raises(ledger.PopulationTaken):
+    with pytest.raises(PopulationTaken):
         _open(session, client, client, kind="renyi", order=8.0)
 
 

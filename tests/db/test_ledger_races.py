@@ -8,9 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic, chain, ledger
+from app.budget.errors import BudgetExceeded
 from app.budget.queries import account_view
 from app.core.db import Database
-from app.core.errors import Conflict
+from app.core.errors import Conflict, Invalid
 from tests.builders import build_account, build_client, build_organisation
 
 
@@ -30,7 +31,7 @@ def test_of_200_concurrent_reservations_of_a_tenth_exactly_50_fit_into_5(databas
                     event={"epsilon": 0.1},
                     actor="test",
                 )
-        except ledger.BudgetExceeded:
+        except BudgetExceeded:
             return False
         return True
 
@@ -114,7 +115,7 @@ def test_a_total_never_falls_except_by_a_void_and_never_passes_the_ceiling(
                 book(session, account_id, step=number, kind=kind, run=run, amount=amount)
         except Conflict:
             pass
-        except ledger.Invalid:
+        except Invalid:
             assert kind == "grant"
         after = account_view(session, account_id)
         assert after.spent + after.reserved <= after.ceiling

@@ -1,0 +1,36 @@
+"""What the ledger refuses, by name."""
+
+from app.core.errors import Conflict
+from app.core.i18n import _
+
+
+class BudgetExceeded(Conflict):
+    """The reservation would lift the account over its ceiling."""
+
+    code, title = "budget_exceeded", _("Privacy budget exceeded")
+    meaning = _("What is spent, what is reserved and what was asked for are together above the ceiling.")
+    remedy = _("Plan a cheaper run (more noise, fewer rounds), or have a privacy officer grant more.")
+
+
+class LedgerConflict(Conflict):
+    """The same reference was booked before, with other numbers."""
+
+    code, title = "ledger_conflict", _("Booked differently before")
+    meaning = _("The ledger holds an entry of this kind and reference with other amounts.")
+    remedy = _("A changed cost is another booking: give it its own reference.")
+
+
+class NotReserved(Conflict):
+    """A spend or void beyond what its reservation still holds."""
+
+    code, title = "not_reserved", _("Not reserved")
+    meaning = _("Budget can be spent or given back only out of a reservation that still holds it.")
+    remedy = _("Read the account's entries; reserve first.")
+
+
+class PopulationTaken(Conflict):
+    """The data set's account belongs to a client that is still active, or adds up otherwise."""
+
+    code, title = "population_taken", _("The data set has an account already")
+    meaning = _("One data set has one account for all its runs and clients, of one kind, for ever.")
+    remedy = _("Suspend the client that uses the data set, and enrol with the same kind of budget.")
