@@ -6,17 +6,35 @@ number is an upper bound; what cannot be computed is refused, never priced at ze
 """
 
 import dataclasses
-import enum
-import functools
 import importlib.metadata
-import logging
 import math
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from engines.privacy.loss_library import (
+    AccountingFailed,
+    Relation,
+    loss_of_step,
+    neighbouring,
+    watched_library,
+)
 from engines.privacy.search import smallest_that_holds
+
+__all__ = [
+    "ACCOUNTANT",
+    "CLAIM_INTERVAL",
+    "LARGEST_EPSILON",
+    "SMALLEST_EPSILON",
+    "AccountingFailed",
+    "GaussianRun",
+    "ImpossiblePlan",
+    "Relation",
+    "calibrate_noise_multiplier",
+    "epsilon_by_round",
+    "epsilon_pld",
+    "epsilon_rdp",
+    "rdp_at_order",
+    "renyi_ceiling",
+]
 
 ACCOUNTANT = f"dp-accounting {importlib.metadata.version('dp-accounting')} PLD"
 """Name and version of what computes claims; stands beside every epsilon."""
@@ -33,24 +51,12 @@ _SAMPLER_RESERVE = 2.0**-20
 _SMALLEST_CALIBRATED, _LARGEST_CALIBRATED = 500, 10_000_000  # in steps of 0.0001
 
 
-class AccountingFailed(Exception):
-    """The accountant has no trustworthy upper bound for this plan. Whoever asked must refuse the plan."""
-
-
 class ImpossiblePlan(Exception):
     """No amount of noise makes this plan reach its target; the text says what could."""
 
 
 class _Hopeless(AccountingFailed):
     """Epsilon is over the largest that is ever claimed."""
-
-
-class Relation(enum.StrEnum):
-    """Which two data sets count as neighbours."""
-
-    ZERO_OUT = "zero_out"  # one record's contribution is replaced by zero; counts and sizes are public
-    ADD_REMOVE = "add_remove"  # one record more or less
-    REPLACE_ONE = "replace_one"  # one record is replaced by another: the sensitivity is 2C
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,34 +119,40 @@ def calibrate_noise_multiplier(
     _require_delta(delta)
 
     def within(interval: float) -> Callable[[int], bool]:
-        def holds(ten_thousandths: int) -> bool:
-            run = GaussianRun(
-                noise_multiplier=ten_thousandths / 10_000.0,
-                sampling_rate=sampling_rate,
-                steps=steps,
-                relation=relation,
-            )
-            try:
-                _require_hope([run], delta=delta)
-            except _Hopeless:
-                return False
-            return _price(_merge([run]), relation=relation, delta=delta, interval=interval) <= epsilon
-
-        return holds
+        return lambda noise: _keeps(
+            _run_with(noise, sampling_rate=sampling_rate, steps=steps, relation=relation),
+            epsilon=epsilon,
+            delta=delta,
+            interval=interval,
+        )
 
     limits = {"low": _SMALLEST_CALIBRATED, "high": _LARGEST_CALIBRATED}
-    start: int | None = 10_000
-    stride = 1_000
+    start, stride = 10_000, 1_000
     if epsilon >= 0.5:  # the wide grid is close enough to begin with, and ten times faster
-        start = smallest_that_holds(within(10 * CLAIM_INTERVAL), start=10_000, step=stride, **limits)
-        stride = 1
-    if start is not None:
-        start = smallest_that_holds(within(CLAIM_INTERVAL), start=start, step=stride, **limits)
-    if start is None:
-        raise ImpossiblePlan(
-            "no noise multiplier up to 1,000 reaches this epsilon: fewer steps, or a larger target"
-        )
-    return start / 10_000.0
+        rough = smallest_that_holds(within(10 * CLAIM_INTERVAL), start=start, step=stride, **limits)
+        start, stride = rough or _LARGEST_CALIBRATED, 1
+    found = smallest_that_holds(within(CLAIM_INTERVAL), start=start, step=stride, **limits)
+    if found is None:
+        raise ImpossiblePlan("no noise up to 1,000 times the clip norm reaches this epsilon: fewer steps")
+    return found / 10_000.0
+
+
+def _run_with(ten_thousandths: int, *, sampling_rate: float, steps: int, relation: Relation) -> GaussianRun:
+    return GaussianRun(
+        noise_multiplier=ten_thousandths / 10_000.0,
+        sampling_rate=sampling_rate,
+        steps=steps,
+        relation=relation,
+    )
+
+
+def _keeps(run: GaussianRun, *, epsilon: float, delta: float, interval: float) -> bool:
+    """Say whether a run stays within its target, priced on a grid of this width."""
+    try:
+        _require_hope([run], delta=delta)
+    except _Hopeless:
+        return False
+    return _price(_merge([run]), relation=run.relation, delta=delta, interval=interval) <= epsilon
 
 
 def epsilon_by_round(run: GaussianRun, *, rounds: int, delta: float) -> tuple[float, ...]:
@@ -203,7 +215,7 @@ def rdp_at_order(runs: Sequence[GaussianRun], *, order: float) -> float:
     if not 1.0 < order <= 10_000.0:
         raise ValueError("the Renyi order must be above 1 and at most 10,000")
     _one_relation(runs)
-    with _watched_library():
+    with watched_library():
         value = _divergences(runs, [order])[0]
     if not 0.0 < value < math.inf:
         raise AccountingFailed(f"the Renyi divergence of order {order} could not be computed")
@@ -229,7 +241,7 @@ def renyi_ceiling(*, epsilon: float, delta: float, order: float) -> float:
 
 def _rdp_price(runs: Sequence[GaussianRun], *, delta: float) -> float:
     """Return the RDP epsilon, infinity where no order converges."""
-    with _watched_library():
+    with watched_library():
         from dp_accounting.rdp import compute_epsilon  # noqa: PLC0415  (1.2 s to import)
         from dp_accounting.rdp.rdp_privacy_accountant import DEFAULT_RDP_ORDERS  # noqa: PLC0415
 
@@ -247,7 +259,7 @@ def _divergences(runs: Sequence[GaussianRun], orders: list[float]) -> list[float
     import dp_accounting  # noqa: PLC0415  (1.2 s to import)
 
     relation = _one_relation(runs)
-    accountant = dp_accounting.rdp.RdpAccountant(orders, _neighbouring(relation))
+    accountant = dp_accounting.rdp.RdpAccountant(orders, neighbouring(relation))
     for (multiplier, rate), steps in _merge(runs).items():
         if relation is Relation.REPLACE_ONE and rate < 1.0:
             raise AccountingFailed("no RDP bound for replace-one with sampling; price it by PLD")
@@ -267,32 +279,19 @@ def _divergences(runs: Sequence[GaussianRun], orders: list[float]) -> list[float
 def _price(
     parts: dict[tuple[float, float], int], *, relation: Relation, delta: float, interval: float
 ) -> float:
-    with _watched_library():
+    with watched_library():
         total = None
         for (multiplier, rate), steps in parts.items():
             # n Gaussian releases are one with the deviation divided by sqrt(n); with sampling they are not.
             if rate == 1.0:
-                part = _loss_of_step(multiplier / math.sqrt(steps), rate, relation, interval)
+                part = loss_of_step(multiplier / math.sqrt(steps), rate, relation, interval)
             else:
-                part = _loss_of_step(multiplier, rate, relation, interval).self_compose(steps)
+                part = loss_of_step(multiplier, rate, relation, interval).self_compose(steps)
             total = part if total is None else total.compose(part)
         if total is None:
             raise AccountingFailed("there is nothing to price")
         epsilon = float(total.get_epsilon_for_delta(_usable(delta)))
     return _trusted(epsilon)
-
-
-@functools.lru_cache(maxsize=4)
-def _loss_of_step(multiplier: float, rate: float, relation: Relation, interval: float) -> Any:
-    """Return the privacy-loss distribution of one step; most of a price is spent here."""
-    from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415  (1.2 s to import)
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        multiplier,
-        sampling_prob=rate,
-        value_discretization_interval=interval,
-        neighboring_relation=_neighbouring(relation),
-    )
 
 
 def _require_hope(runs: Sequence[GaussianRun], *, delta: float) -> None:
@@ -329,16 +328,6 @@ def _one_relation(runs: Sequence[GaussianRun]) -> Relation:
     return relations.pop()
 
 
-def _neighbouring(relation: Relation) -> Any:
-    from dp_accounting import NeighboringRelation  # noqa: PLC0415  (1.2 s to import)
-
-    return {
-        Relation.ZERO_OUT: NeighboringRelation.REPLACE_SPECIAL,
-        Relation.ADD_REMOVE: NeighboringRelation.ADD_OR_REMOVE_ONE,
-        Relation.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
-    }[relation]
-
-
 def _usable(delta: float) -> float:
     return delta * (1.0 - _SAMPLER_RESERVE)
 
@@ -355,40 +344,8 @@ def _require_epsilon(epsilon: float) -> None:
 
 def _trusted(epsilon: float) -> float:
     """Pass on a bound that is a number; a bound of zero becomes the smallest claim."""
-    if math.isnan(epsilon) or epsilon < 0.0 or epsilon > LARGEST_EPSILON:
-        raise AccountingFailed("the accountant found no epsilon up to 200 for this plan")
+    if not 0.0 <= epsilon < math.inf:
+        raise AccountingFailed("the accountant found no epsilon for this plan")
+    if epsilon > LARGEST_EPSILON:
+        raise _Hopeless("epsilon is over 200, which claims nothing: more noise or fewer steps")
     return max(epsilon, SMALLEST_EPSILON)
-
-
-@contextmanager
-def _watched_library() -> Iterator[None]:
-    """Turn whatever the accounting library raises, and every warning it logs, into a refusal.
-
-    One warning is expected and handled by the callers: a fractional Renyi order that does not converge
-    comes back as infinity. Only records of this thread that the library itself wrote are looked at.
-    """
-    import dp_accounting  # noqa: F401, PLC0415  (absl's logger class exists only once absl is imported)
-
-    complaints: list[str] = []
-    thread = threading.get_ident()
-
-    def collect(record: logging.LogRecord) -> bool:
-        ours = record.thread == thread and "dp_accounting" in record.pathname
-        if not ours or record.levelno < logging.WARNING:
-            return True
-        if "failed to converge" not in record.getMessage():
-            complaints.append(record.getMessage())
-        return False
-
-    loggers = [logging.getLogger("absl"), logging.getLogger()]
-    for logger in loggers:
-        logger.addFilter(collect)
-    try:
-        yield
-    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError) as error:
-        raise AccountingFailed("the accountant could not price this plan") from error
-    finally:
-        for logger in loggers:
-            logger.removeFilter(collect)
-    if complaints:
-        raise AccountingFailed(f"the accountant warned: {complaints[0]}")

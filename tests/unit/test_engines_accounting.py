@@ -24,6 +24,7 @@ from engines.privacy.accounting import (
     rdp_at_order,
     renyi_ceiling,
 )
+from engines.privacy.loss_library import watched_library
 
 
 def run(
@@ -255,7 +256,7 @@ def test_a_divergence_below_zero_is_a_failure(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_warning_of_the_library_is_a_refusal() -> None:
-    with pytest.raises(AccountingFailed, match="numerical instability"), accounting._watched_library():
+    with pytest.raises(AccountingFailed, match="numerical instability"), watched_library():
         dp_accounting.rdp.compute_epsilon([2.0], [-1.0], 1e-5)
 
 

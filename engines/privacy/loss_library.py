@@ -1,0 +1,82 @@
+"""The accounting library behind a door: imported late, and every complaint of it becomes a refusal.
+
+Only engines.privacy.accounting uses this. Nothing here decides what a plan may cost.
+"""
+
+import enum
+import functools
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class AccountingFailed(Exception):
+    """The accountant has no trustworthy upper bound for this plan. Whoever asked must refuse the plan."""
+
+
+class Relation(enum.StrEnum):
+    """Which two data sets count as neighbours."""
+
+    ZERO_OUT = "zero_out"  # one record's contribution is replaced by zero; counts and sizes are public
+    ADD_REMOVE = "add_remove"  # one record more or less
+    REPLACE_ONE = "replace_one"  # one record is replaced by another: the sensitivity is 2C
+
+
+@functools.lru_cache(maxsize=4)
+def loss_of_step(multiplier: float, rate: float, relation: Relation, interval: float) -> Any:
+    """Return the privacy-loss distribution of one step; most of a price is spent here."""
+    from dp_accounting.pld import privacy_loss_distribution  # noqa: PLC0415  (1.2 s to import)
+
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        multiplier,
+        sampling_prob=rate,
+        value_discretization_interval=interval,
+        neighboring_relation=neighbouring(relation),
+    )
+
+
+def neighbouring(relation: Relation) -> Any:
+    """Return the library's own name of a relation."""
+    from dp_accounting import NeighboringRelation  # noqa: PLC0415  (1.2 s to import)
+
+    return {
+        Relation.ZERO_OUT: NeighboringRelation.REPLACE_SPECIAL,
+        Relation.ADD_REMOVE: NeighboringRelation.ADD_OR_REMOVE_ONE,
+        Relation.REPLACE_ONE: NeighboringRelation.REPLACE_ONE,
+    }[relation]
+
+
+@contextmanager
+def watched_library() -> Iterator[None]:
+    """Turn whatever the accounting library raises, and every warning it logs, into a refusal.
+
+    One warning is expected and handled by the callers: a fractional Renyi order that does not converge
+    comes back as infinity. Only records of this thread that the library itself wrote are looked at.
+    """
+    import dp_accounting  # noqa: F401, PLC0415  (absl's logger class exists only once absl is imported)
+
+    complaints: list[str] = []
+    thread = threading.get_ident()
+
+    def collect(record: logging.LogRecord) -> bool:
+        ours = record.thread == thread and "dp_accounting" in record.pathname
+        if not ours or record.levelno < logging.WARNING:
+            return True
+        if "failed to converge" not in record.getMessage():
+            complaints.append(record.getMessage())
+        return False
+
+    loggers = [logging.getLogger("absl"), logging.getLogger()]
+    for logger in loggers:
+        logger.addFilter(collect)
+    try:
+        yield
+    except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError) as error:
+        raise AccountingFailed("the accountant could not price this plan") from error
+    finally:
+        for logger in loggers:
+            logger.removeFilter(collect)
+    if complaints:
+        raise AccountingFailed(f"the accountant warned: {complaints[0]}")
