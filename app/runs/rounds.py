@@ -1,0 +1,61 @@
+"""A run's rounds: which comes next, from which adapter, and whether one is under way."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.core.clock import now
+from app.core.errors import Conflict
+from app.core.i18n import _
+from app.rounds import lifecycle
+from app.rounds.models import Round
+from app.rounds.queries import rounds_of
+from app.rounds.states import FINAL, RoundState
+from app.runs.models import Run
+from app.runs.queries import client_ids_of
+
+
+def is_under_way(session: Session, run_id: UUID) -> bool:
+    """Say whether a round of the run is not over yet."""
+    return any(round_.state not in FINAL for round_ in rounds_of(session, run_id))
+
+
+def has_further(session: Session, run: Run) -> bool:
+    """Say whether the manifest has a round left that was not opened yet."""
+    return len(rounds_of(session, run.id)) < int(run.manifest["rounds"])
+
+
+def open_next(session: Session, run: Run, *, actor: str) -> Round:
+    """Plan and open the next round, from the adapter of the last published one."""
+    former = rounds_of(session, run.id)
+    adapter = run.start_adapter_sha256
+    for round_ in former:
+        if round_.state is RoundState.PUBLISHED and round_.candidate_sha256 is not None:
+            adapter = round_.candidate_sha256
+    if adapter is None:
+        raise Conflict(_("the run has no adapter to start from"))
+    quorum = run.manifest["quorum"]
+    round_ = lifecycle.plan(
+        session,
+        run_id=run.id,
+        organisation_id=run.organisation_id,
+        number=len(former) + 1,
+        min_updates=quorum["min_updates"],
+        max_updates=quorum["max_updates"],
+        deadline=now() + timedelta(seconds=run.manifest["round_deadline_s"]),
+        adapter_sha256=adapter,
+        client_ids=client_ids_of(session, run.id),
+        actor=actor,
+    )
+    lifecycle.open_round(session, round_.id, actor=actor)
+    return round_
+
+
+def abort_unsealed(session: Session, run_id: UUID, *, reason: str, actor: str) -> None:
+    """Abort the round that still waits for updates, if there is one."""
+    for round_ in rounds_of(session, run_id):
+        if round_.state in {RoundState.PLANNED, RoundState.OPEN}:
+            lifecycle.abort(session, round_.id, code="run_stopped", reason=reason, actor=actor)
