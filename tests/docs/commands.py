@@ -1,0 +1,70 @@
+"""The commands that README.md and the guides tell people to type, read out of their fenced blocks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.contracts.sources import ROOT
+
+BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SHELLS = {"sh", "bash", "shell", "console"}
+OPERATORS = {"|", "||", "&&", ";", "&", "(", ")", ">", ">>", "<"}
+
+
+class Command(NamedTuple):
+    """One command with the file that tells it."""
+
+    document: str
+    words: tuple[str, ...]
+
+
+def documents() -> list[Path]:
+    """Every text that tells commands."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def blocks(text: str) -> Iterator[str]:
+    """The shell blocks of a Markdown text, continued lines joined."""
+    for language, body in BLOCK.findall(text):
+        if language in SHELLS:
+            yield re.sub(r"\\\n\s*", " ", body)
+
+
+def split(line: str) -> Iterator[tuple[str, ...]]:
+    """The commands of one line: comments go, pipes and lists are taken apart, assignments stay in front."""
+    lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in lexer:
+        if word in OPERATORS:
+            if words:
+                yield tuple(words)
+            words = []
+        else:
+            words.append(word)
+    if words:
+        yield tuple(words)
+
+
+def commands_in(text: str, *, document: str) -> Iterator[Command]:
+    """Every command of a Markdown text's shell blocks, without what stands before it as VARIABLE=value."""
+    for block in blocks(text):
+        for line in block.splitlines():
+            for words in split(line):
+                named = [i for i, word in enumerate(words) if not re.match(r"^[A-Z_]+=", word)]
+                if named:
+                    yield Command(document, words[named[0] :])
+
+
+def commands() -> list[Command]:
+    """Every command of every document."""
+    return [
+        command
+        for path in documents()
+        if path.is_file()
+        for command in commands_in(path.read_text("utf-8"), document=path.relative_to(ROOT).as_posix())
+    ]
