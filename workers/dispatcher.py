@@ -13,6 +13,7 @@ import socket
 import psycopg
 import sqlalchemy as sa
 import structlog
+from celery import Celery
 from sqlalchemy.engine import make_url
 
 from app import schema as schema  # noqa: PLC0414  every table is known before the first query
@@ -43,6 +44,16 @@ class StopSwitch:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._turn)
 
+    def close(self) -> None:
+        """Close the sockets."""
+        self._reader.close()
+        self._writer.close()
+
+    def turn(self) -> None:
+        """Turn it from another thread."""
+        self.on = True
+        self._writer.send(b"\0")
+
     def _turn(self, _number: int, _frame: object) -> None:
         self.on = True
 
@@ -55,14 +66,12 @@ class StopSwitch:
 class Dispatcher:
     """The loop: listen, ask for what time brings, send what is due."""
 
-    def __init__(self, settings: Settings, stop: StopSwitch) -> None:
-        if settings.redis_url is None:
-            raise SystemExit("REDIS_URL is not set")
+    def __init__(self, settings: Settings, celery: Celery, stop: StopSwitch) -> None:
         url = settings.database_url.get_secret_value()
         plain = make_url(url).set(drivername="postgresql")
         self._dsn = plain.render_as_string(hide_password=False)
         self._database = Database(url, pool_size=1)
-        self._relay = Relay(build_celery(settings.redis_url.get_secret_value()), resend_s=settings.resend_s)
+        self._relay = Relay(celery, resend_s=settings.resend_s)
         self._clock = Clock()
         self._tick_s = settings.tick_s
         self._stop = stop
@@ -102,11 +111,13 @@ class Dispatcher:
 def main() -> None:
     """Run until a signal."""
     settings = Settings.load()
+    if settings.redis_url is None:
+        raise SystemExit("REDIS_URL is not set")
     configure_logs(settings.environment)
     stop = StopSwitch()
     stop.install()
     log.info("dispatcher_starts", pid=os.getpid())
-    Dispatcher(settings, stop).run()
+    Dispatcher(settings, build_celery(settings.redis_url.get_secret_value()), stop).run()
 
 
 if __name__ == "__main__":
