@@ -10,18 +10,23 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
+from app.budget import enrolment_router
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.hub import Hub
 from app.core.logs import configure_logs
 from app.core.settings import Settings
-from app.http import problems
+from app.http import middleware, problems
 from app.http.deps import Public, Requires
+from app.identity import clients_router
+from app.identity import router as identity_router
+from app.identity.authentication import CHANNEL, Authenticator
+from app.identity.keys import KeyRing
 
-ROUTERS: tuple[APIRouter, ...] = ()
+ROUTERS: tuple[APIRouter, ...] = (identity_router.router, clients_router.router, enrolment_router.router)
 """Mounted under /v1."""
-OPEN_ROUTERS: tuple[APIRouter, ...] = ()
+OPEN_ROUTERS: tuple[APIRouter, ...] = (clients_router.keys_router,)
 """Mounted at the root: health, keys, problem pages, documentation."""
 
 assert_tables = schema.metadata.tables  # the mappers of every feature must be known before the first query
@@ -33,6 +38,10 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.database = database
     app.state.blobs = LocalBlobs(settings.blob_folder)
     app.state.vault = Vault(settings.master_key_bytes)
+    app.state.keys = KeyRing(database, app.state.vault)
+    app.state.authenticator = Authenticator(
+        settings=settings, database=database, vault=app.state.vault, keys=app.state.keys
+    )
 
 
 @asynccontextmanager
@@ -45,6 +54,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     database = Database(settings.database_url.get_secret_value(), pool_size=settings.pool_size)
     install_state(app, settings, database)
     app.state.hub = Hub(settings.database_url.get_secret_value())
+    app.state.hub.subscribe(CHANNEL, app.state.authenticator.suspensions.announce)
     app.state.hub.start()
     try:
         yield
@@ -88,6 +98,7 @@ def build_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     problems.install(app)
+    middleware.install(app, settings)
     for router in ROUTERS:
         app.include_router(router, prefix="/v1")
     for router in OPEN_ROUTERS:

@@ -1,0 +1,26 @@
+"""What endpoints take from the application's state, as dependencies."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.core.crypto import Vault
+from app.identity.keys import KeyRing
+
+
+def request_vault(request: Request) -> Vault:
+    """The vault that the application was built with."""
+    vault: Vault = request.app.state.vault
+    return vault
+
+
+def request_keys(request: Request) -> KeyRing:
+    """The signing keys of this process."""
+    keys: KeyRing = request.app.state.keys
+    return keys
+
+
+VaultDep = Annotated[Vault, Depends(request_vault)]
+KeyRingDep = Annotated[KeyRing, Depends(request_keys)]

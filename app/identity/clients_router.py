@@ -1,0 +1,109 @@
+"""Enrolments, training clients and their access tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Form, Response
+
+from app.http.deps import SessionDep, SettingsDep, public, requires
+from app.http.idempotency import IdempotentRoute
+from app.http.limits import limited
+from app.http.pagination import Page, PageDep, page
+from app.http.state import KeyRingDep, VaultDep
+from app.identity import assertions, enrolments, queries, service
+from app.identity.models import Client, ClientState, Enrolment
+from app.identity.roles import Principal
+from app.identity.schemas import (
+    BudgetTerms,
+    ClientView,
+    EnrolmentIn,
+    EnrolmentOnce,
+    EnrolmentView,
+    TokenForm,
+    TokenView,
+    WebKeySet,
+)
+
+router = APIRouter(tags=["clients"], route_class=IdempotentRoute)
+keys_router = APIRouter(tags=["clients"])
+CanSuspend = Annotated[Principal, requires("clients:suspend")]
+
+
+@router.post("/enrolments", status_code=201)
+def create_enrolment(
+    body: EnrolmentIn,
+    session: SessionDep,
+    settings: SettingsDep,
+    vault: VaultDep,
+    principal: Annotated[Principal, requires("enrolments:create")],
+) -> EnrolmentOnce:
+    """Invite one training client. The answer is the only place where the token is ever shown."""
+    budget = body.budget or BudgetTerms(epsilon=settings.grant_epsilon, delta=settings.grant_delta)
+    made = enrolments.create_enrolment(
+        session,
+        principal,
+        vault,
+        organisation_id=body.organisation_id,
+        region=body.region,
+        budget=budget.model_dump(),
+        expires_in_s=body.expires_in_s,
+    )
+    return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
+
+
+@router.get("/enrolments")
+def list_enrolments(
+    params: PageDep, session: SessionDep, principal: Annotated[Principal, requires("enrolments:read")]
+) -> Page[EnrolmentView]:
+    """List invitations, used ones included, without their tokens."""
+    rows, cursor = page(session, queries.enrolments(principal), Enrolment.id, params)
+    return Page(items=[EnrolmentView.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/clients")
+def list_clients(
+    params: PageDep, session: SessionDep, principal: Annotated[Principal, requires("clients:read")]
+) -> Page[ClientView]:
+    """List the training clients that you may see, oldest first."""
+    rows, cursor = page(session, queries.clients(principal, "clients:read"), Client.id, params)
+    return Page(items=[ClientView.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.get("/clients/{client_id}")
+def get_client(
+    client_id: UUID, session: SessionDep, principal: Annotated[Principal, requires("clients:read")]
+) -> ClientView:
+    """Show one training client, with what its machine can carry."""
+    return ClientView.model_validate(queries.client(session, principal, client_id))
+
+
+@router.post("/clients/{client_id}/suspend")
+def suspend_client(client_id: UUID, session: SessionDep, principal: CanSuspend) -> ClientView:
+    """Switch a training client off: it gets no token, and its running tokens are refused."""
+    row = service.set_client_state(session, principal, client_id, ClientState.SUSPENDED)
+    return ClientView.model_validate(row)
+
+
+@router.post("/clients/{client_id}/reinstate")
+def reinstate_client(client_id: UUID, session: SessionDep, principal: CanSuspend) -> ClientView:
+    """Switch a suspended training client on again."""
+    row = service.set_client_state(session, principal, client_id, ClientState.ACTIVE)
+    return ClientView.model_validate(row)
+
+
+@router.post("/tokens", dependencies=[public("the login itself"), limited("tokens", per_minute=240)])
+def create_token(
+    form: Annotated[TokenForm, Form()], session: SessionDep, settings: SettingsDep, keys: KeyRingDep
+) -> TokenView:
+    """Exchange a signed client assertion for an access token (RFC 7523)."""
+    made = assertions.exchange(session, settings, keys, assertion=form.client_assertion)
+    return TokenView(access_token=made.access_token, expires_in=made.expires_in)
+
+
+@keys_router.get("/.well-known/jwks.json", dependencies=[public("public keys are public")])
+def get_signing_keys(response: Response, keys: KeyRingDep) -> WebKeySet:
+    """The public keys that verify access tokens and release certificates, the next one included."""
+    response.headers["Cache-Control"] = "public, max-age=300"
+    return WebKeySet.model_validate(keys.jwks())

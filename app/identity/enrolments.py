@@ -1,0 +1,183 @@
+"""Enrolment of training clients: one invitation, one key that proves itself, one client.
+
+The invitation is a secret that is shown once and works once. Whoever presents it also proves to hold the
+private key that will sign for the client from then on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.core import clock
+from app.core.crypto import Vault
+from app.core.errors import Conflict, NotFound, Unauthorized
+from app.core.i18n import _
+from app.core.ids import new_id
+from app.identity.capability import AssessedCapability, Capability, assess
+from app.identity.credentials import is_enrolment_token, mint_enrolment_token
+from app.identity.models import Client, Enrolment, Organisation
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
+
+PROOF_PREFIX = b"dpfl-enrol-v1\0"
+_PURPOSE = "enrolment-token"
+
+
+class EnrolmentUnknown(Unauthorized):
+    """No such enrolment token."""
+
+    code, title = "enrolment_unknown", _("Unknown enrolment token")
+    meaning = _("The enrolment token was not issued by this federation, or was mistyped.")
+    remedy = _("Copy the token again as a whole, or ask your coordinator for a new one.")
+
+
+class EnrolmentUsed(Conflict):
+    """The token did its work already."""
+
+    code, title = "enrolment_used", _("Enrolment token used already")
+    meaning = _("An enrolment token enrols one training client; this one has done so.")
+    remedy = _("Ask your coordinator for a new token, and who has used this one.")
+
+
+class EnrolmentExpired(Conflict):
+    """The token's time is over."""
+
+    code, title = "enrolment_expired", _("Enrolment token expired")
+    meaning = _("The time in which this enrolment token could be used is over.")
+    remedy = _("Ask your coordinator for a new token.")
+
+
+class ProofInvalid(Unauthorized):
+    """The signature does not fit the public key."""
+
+    code, title = "proof_invalid", _("Proof of possession does not hold")
+    meaning = _("The proof is not a signature of the public key over this enrolment token.")
+    remedy = _("Sign the prefix, the token, a zero byte and the raw public key with the same private key.")
+
+
+class KeyTaken(Conflict):
+    """Another client has the key."""
+
+    code, title = "key_taken", _("Key taken")
+    meaning = _("Another training client is enrolled with this public key; no two share one.")
+    remedy = _("Make a new key pair for this data set.")
+
+
+@dataclass(frozen=True, slots=True)
+class NewEnrolment:
+    """A new invitation; `token` exists nowhere else from now on."""
+
+    row: Enrolment
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Application:
+    """What a machine sends to become a training client."""
+
+    token: str
+    name: str
+    public_key: bytes
+    proof: bytes
+    capability: Capability
+
+
+def create_enrolment(
+    session: Session,
+    principal: Principal,
+    vault: Vault,
+    *,
+    organisation_id: UUID,
+    region: str,
+    budget: dict[str, Any],
+    expires_in_s: int,
+) -> NewEnrolment:
+    """Invite one training client into an organisation and a region, under stated budget terms."""
+    reaches_all = scope_of(principal, "enrolments:create") is Scope.FEDERATION
+    if not reaches_all and organisation_id != principal.organisation_id:
+        raise NotFound(_("there is no such organisation"))
+    if session.get(Organisation, organisation_id) is None:
+        raise NotFound(_("there is no such organisation"))
+    token = mint_enrolment_token()
+    row = Enrolment(
+        organisation_id=organisation_id,
+        region=region,
+        token_hmac=vault.fingerprint(_PURPOSE, token),
+        budget=budget,
+        expires_at=clock.now() + timedelta(seconds=expires_in_s),
+        created_by=principal.actor,
+    )
+    session.add(row)
+    session.flush()
+    return NewEnrolment(row=row, token=token)
+
+
+def redeem(session: Session, vault: Vault, application: Application) -> tuple[Client, Enrolment, bool]:
+    """Turn an invitation into a client: (client, enrolment, whether it is new).
+
+    The row is locked, so of any number of racing callers exactly one makes a client. The same key with
+    the same token again finds the client that it made: an answer that was lost can be asked for again.
+    """
+    _check_proof(application)
+    if not is_enrolment_token(application.token):
+        raise EnrolmentUnknown(_("this is not an enrolment token: its form or its checksum is wrong"))
+    enrolment = session.scalar(
+        sa.select(Enrolment)
+        .where(Enrolment.token_hmac == vault.fingerprint(_PURPOSE, application.token))
+        .with_for_update()
+    )
+    if enrolment is None:
+        raise EnrolmentUnknown(_("there is no such enrolment token"))
+    if enrolment.used_at is not None:
+        former = None if enrolment.client_id is None else session.get(Client, enrolment.client_id)
+        if former is not None and former.public_key == application.public_key:
+            return former, enrolment, False
+        raise EnrolmentUsed(_("this enrolment token was used"), used_at=enrolment.used_at.isoformat())
+    if enrolment.expires_at <= clock.now():
+        raise EnrolmentExpired(
+            _("this enrolment token expired"),
+            expired_at=enrolment.expires_at.isoformat(),
+            server_time=clock.now().isoformat(),
+        )
+    client = _add_client(session, enrolment, application)
+    enrolment.used_at, enrolment.client_id = clock.now(), client.id
+    session.flush()
+    return client, enrolment, True
+
+
+def _add_client(session: Session, enrolment: Enrolment, application: Application) -> Client:
+    declared = application.capability
+    assessed = AssessedCapability(**declared.model_dump(), assessment=assess(declared))
+    client: Client | None = session.scalar(
+        insert(Client)
+        .values(
+            id=new_id(),
+            organisation_id=enrolment.organisation_id,
+            region=enrolment.region,
+            name=application.name,
+            public_key=application.public_key,
+            capability=assessed.model_dump(mode="json"),
+        )
+        .on_conflict_do_nothing(index_elements=["public_key"])
+        .returning(Client)
+    )
+    if client is None:
+        raise KeyTaken(_("a training client has this public key already"))
+    return client
+
+
+def _check_proof(application: Application) -> None:
+    message = PROOF_PREFIX + application.token.encode() + b"\0" + application.public_key
+    try:
+        Ed25519PublicKey.from_public_bytes(application.public_key).verify(application.proof, message)
+    except (InvalidSignature, ValueError) as error:
+        raise ProofInvalid(_("the proof is not a signature of the public key over this token")) from error

@@ -1,0 +1,66 @@
+"""What a principal may see, as statements that a page is cut from. Nothing here writes."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.core.errors import NotFound
+from app.core.i18n import _
+from app.identity.models import ApiKey, Client, Enrolment, Member, Organisation
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
+
+
+def organisations(principal: Principal) -> sa.Select[Organisation]:
+    """The organisations that the caller may see."""
+    statement = sa.select(Organisation)
+    if scope_of(principal, "organisations:read") is Scope.FEDERATION:
+        return statement
+    return statement.where(Organisation.id == principal.organisation_id)
+
+
+def members(principal: Principal) -> sa.Select[Member]:
+    """The members that the caller may see."""
+    statement = sa.select(Member)
+    if scope_of(principal, "members:read") is Scope.FEDERATION:
+        return statement
+    return statement.where(Member.organisation_id == principal.organisation_id)
+
+
+def api_keys(principal: Principal, permission: str) -> sa.Select[ApiKey]:
+    """The API keys within the caller's scope for `permission`; their secrets are in no row."""
+    statement = sa.select(ApiKey)
+    if scope_of(principal, permission) is Scope.FEDERATION:
+        return statement
+    return statement.where(ApiKey.member_id == principal.id)
+
+
+def enrolments(principal: Principal) -> sa.Select[Enrolment]:
+    """The enrolments that the caller may see; their tokens are in no row."""
+    statement = sa.select(Enrolment)
+    if scope_of(principal, "enrolments:read") is Scope.FEDERATION:
+        return statement
+    return statement.where(Enrolment.organisation_id == principal.organisation_id)
+
+
+def clients(principal: Principal, permission: str) -> sa.Select[Client]:
+    """The training clients within the caller's scope for `permission`."""
+    statement = sa.select(Client)
+    match scope_of(principal, permission):
+        case Scope.FEDERATION:
+            return statement
+        case Scope.ORGANISATION:
+            return statement.where(Client.organisation_id == principal.organisation_id)
+        case Scope.OWN:
+            return statement.where(Client.id == principal.id)
+
+
+def client(session: Session, principal: Principal, client_id: UUID) -> Client:
+    """One training client that the caller may see; raises NotFound."""
+    row = session.scalar(clients(principal, "clients:read").where(Client.id == client_id))
+    if row is None:
+        raise NotFound(_("there is no such client"))
+    return row

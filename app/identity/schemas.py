@@ -1,0 +1,270 @@
+"""JSON bodies of organisations, members, credentials and training clients."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from datetime import datetime
+from typing import Annotated, Any, Literal, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from app.core.strict import Delta, Epsilon, Name, Region, RenyiOrder, StrictModel
+from app.identity.capability import AssessedCapability, Capability
+from app.identity.models import ClientState
+from app.identity.roles import Role
+
+_DAY_S = 86_400
+_ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
+_TIME = "2026-01-31T12:00:00Z"
+_TOKEN = "dpfl_enrol_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw"  # noqa: S105  an example
+_B64_KEY = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
+_B64_PROOF = "A" * 86
+
+EnrolmentToken = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")
+]
+Base64Url = Annotated[str, StringConstraints(strict=True, max_length=100, pattern=r"^[A-Za-z0-9_-]+={0,2}$")]
+
+
+class View(BaseModel):
+    """An answer read from a row."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+def _example(**members: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [members]})
+
+
+class OrganisationIn(StrictModel):
+    """A party to add."""
+
+    model_config = _example(name="Riverside Hospital", region="eu-west-1")
+
+    name: Name
+    region: Region
+
+
+class OrganisationView(View):
+    """A party of the federation."""
+
+    id: UUID
+    name: str
+    region: str
+    created_at: datetime
+
+
+class MemberIn(StrictModel):
+    """A person or an automation to add."""
+
+    model_config = _example(organisation_id=_ID, name="Data office", role="coordinator")
+
+    organisation_id: UUID
+    name: Name
+    role: Literal["admin", "coordinator", "privacy_officer", "auditor", "viewer"]
+
+
+class MemberView(View):
+    """A member of an organisation."""
+
+    id: UUID
+    organisation_id: UUID
+    name: str
+    role: Role
+    suspended_at: datetime | None
+    created_at: datetime
+
+
+class ApiKeyIn(StrictModel):
+    """A key to make."""
+
+    model_config = _example(label="nightly export", expires_in_s=7_776_000)
+
+    label: Name
+    member_id: UUID | None = None
+    """Whose key it is; the caller's own where it is left out."""
+    expires_in_s: Annotated[int | None, Field(strict=True, ge=60, le=10 * 365 * _DAY_S)] = None
+    """Seconds until it stops working; never where it is left out."""
+
+
+class ApiKeyView(View):
+    """A key without its secret."""
+
+    id: UUID
+    member_id: UUID
+    key_id: str
+    label: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+    created_at: datetime
+
+
+class ApiKeyOnce(ApiKeyView):
+    """A new key, with its secret for the only time."""
+
+    api_key: str
+
+
+class BudgetTerms(StrictModel):
+    """The privacy budget that an enrolment grants to the client's data set."""
+
+    kind: Literal["basic", "renyi"] = "basic"
+    epsilon: Epsilon
+    delta: Delta
+    order: RenyiOrder | None = None
+    """The one order of a `renyi` account."""
+
+    @model_validator(mode="after")
+    def _order_belongs_to_renyi(self) -> Self:
+        if (self.kind == "renyi") != (self.order is not None):
+            raise ValueError("a renyi budget names its order, a basic one has none")
+        return self
+
+
+class EnrolmentIn(StrictModel):
+    """An invitation to make."""
+
+    model_config = _example(
+        organisation_id=_ID,
+        region="eu-west-1",
+        budget={"kind": "basic", "epsilon": 8.0, "delta": 1e-5},
+        expires_in_s=_DAY_S,
+    )
+
+    organisation_id: UUID
+    region: Region
+    budget: BudgetTerms | None = None
+    """The server's default where it is left out."""
+    expires_in_s: Annotated[int, Field(strict=True, ge=1, le=30 * _DAY_S)] = _DAY_S
+
+
+class EnrolmentView(View):
+    """An invitation without its token."""
+
+    id: UUID
+    organisation_id: UUID
+    region: str
+    budget: BudgetTerms
+    expires_at: datetime
+    used_at: datetime | None
+    client_id: UUID | None
+    created_by: str
+    created_at: datetime
+
+
+class EnrolmentOnce(EnrolmentView):
+    """A new invitation, with its token for the only time."""
+
+    token: str
+
+
+class ClientIn(StrictModel):
+    """What a machine sends to become a training client."""
+
+    model_config = _example(
+        enrolment_token=_TOKEN,
+        name="mailbox-3",
+        public_key=_B64_KEY,
+        proof=_B64_PROOF,
+        population="mailbox-3",
+        capability={"memory_bytes": 8_589_934_592, "cpu_count": 4, "upload_bytes_per_s": 2_500_000.0},
+    )
+
+    enrolment_token: EnrolmentToken
+    name: Name
+    public_key: Base64Url
+    """The raw Ed25519 public key, 32 bytes, in base64url."""
+    proof: Base64Url
+    """Its signature over `dpfl-enrol-v1`, a zero byte, the token, a zero byte and the raw key."""
+    population: Name
+    """Names the data set; all runs on it share one privacy account."""
+    capability: Capability
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_key(cls, value: str) -> str:
+        return _of_length(value, 32)
+
+    @field_validator("proof")
+    @classmethod
+    def _is_a_signature(cls, value: str) -> str:
+        return _of_length(value, 64)
+
+
+class ClientView(View):
+    """A training client."""
+
+    id: UUID
+    organisation_id: UUID
+    region: str
+    name: str
+    state: ClientState
+    capability: AssessedCapability
+    created_at: datetime
+
+
+class TokenForm(StrictModel):
+    """A token request (RFC 7523), form-encoded."""
+
+    model_config = _example(
+        grant_type="client_credentials",
+        client_assertion_type="urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
+        client_assertion="eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIwMTk3NmM1ZSJ9.c2lnbmF0dXJl",
+    )
+
+    grant_type: Literal["client_credentials"]
+    client_assertion_type: Literal["urn:ietf:params:oauth:client-assertion-type:jwt-bearer"]
+    client_assertion: Annotated[
+        str,
+        StringConstraints(
+            min_length=1, max_length=4096, pattern=r"^[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*$"
+        ),
+    ]
+    """A JWT signed with the client's Ed25519 key; iss and sub are the client's id."""
+    client_id: UUID | None = None
+    """Allowed for OAuth libraries that send it; the assertion decides."""
+
+
+class TokenView(StrictModel):
+    """An access token."""
+
+    access_token: str
+    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  RFC 6750's word
+    expires_in: int
+    """Seconds."""
+
+
+class WebKey(StrictModel):
+    """A public key (RFC 8037)."""
+
+    kty: Literal["OKP"]
+    crv: Literal["Ed25519"]
+    alg: Literal["EdDSA"]
+    use: Literal["sig"]
+    kid: str
+    x: str
+
+
+class WebKeySet(StrictModel):
+    """The public keys that verify tokens and certificates (RFC 7517)."""
+
+    keys: list[WebKey]
+
+
+def decode(value: str) -> bytes:
+    """Base64url, with or without padding; raises ValueError."""
+    try:
+        return base64.b64decode(
+            value.rstrip("=") + "=" * (-len(value.rstrip("=")) % 4), altchars=b"-_", validate=True
+        )
+    except binascii.Error as error:
+        raise ValueError("this is not base64url") from error
+
+
+def _of_length(value: str, length: int) -> str:
+    if len(decode(value)) != length:
+        raise ValueError(f"this must be the base64url of {length} bytes")
+    return value
