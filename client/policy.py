@@ -178,10 +178,9 @@ def _judge_local(privacy: Privacy) -> None:
 def _priced(manifest: Manifest) -> tuple[int, ...]:
     privacy = manifest.privacy
     target = _given(privacy.epsilon)
-    rate = privacy.examples.rate if privacy.examples.kind == "poisson" else 1.0
     epsilons = _epsilons(
         noise_multiplier=_given(privacy.noise_multiplier),
-        rate=rate,
+        rate=privacy.rate,
         steps=manifest.steps,
         relation=privacy.relation,
         rounds=manifest.rounds,
@@ -210,7 +209,10 @@ def _epsilons(
 
     try:
         run = GaussianRun(
-            noise_multiplier=noise_multiplier, sampling_rate=rate, steps=steps, relation=Relation(relation)
+            noise_multiplier=noise_multiplier,
+            sampling_rate=rate,
+            steps=steps,
+            relation=Relation(relation),
         )
         return epsilon_by_round(run, rounds=rounds, delta=delta)
     except (AccountingFailed, ValueError) as error:

@@ -57,8 +57,7 @@ def fetch(
     frozen.require(assignment.manifest_sha256)
     accept(profile, assignment, frozen)
     files.write_assignment(assignment, raw)
-    known = profile.ledger.book().contribution(run_id, assignment.number)
-    if known is not None and known.stage is not Stage.PREPARED:
+    if not is_unsent(profile, assignment):
         return files  # only the same bytes may answer this round: the adapter is not needed
     limit = _HEADER_BYTES + sum(_size_bytes(frozen.manifest).values())
     content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
@@ -66,6 +65,12 @@ def fetch(
         raise ClientError("adapter_mismatch", _("the downloaded adapter is not the one that was announced"))
     files.write_adapter(content)
     return files
+
+
+def is_unsent(profile: Profile, assignment: Assignment) -> bool:
+    """Say whether no byte of an update for this round can have left."""
+    known = profile.ledger.book().contribution(str(assignment.run_id), assignment.number)
+    return known is None or known.stage is Stage.PREPARED
 
 
 def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> Commitment:
@@ -100,7 +105,7 @@ def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnS
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
     update = trainer.train(profile, frozen, files.adapter(), on_step=on_step)
-    require_sendable(update, frozen.manifest)
+    require_wanted(update, frozen.manifest)
     written = files.write_update(_serialized(update), update_id=uuid4())
     prepared = _prepared(assignment, written)
     profile.ledger.prepare(run_id, number, prepared)
@@ -135,19 +140,12 @@ def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:
     return receipt
 
 
-def require_sendable(update: dict[str, Tensor], manifest: Manifest) -> None:
-    """Refuse an update that is not exactly the trained tensors, finite and changed somewhere."""
+def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
+    """Refuse an update that is not exactly the tensors that the manifest says are sent."""
     wanted = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.trained}
     shapes = {name: tuple(tensor.shape) for name, tensor in update.items()}
-    whole = shapes == wanted and all(str(tensor.dtype) == "torch.float32" for tensor in update.values())
-    if not whole:
+    if shapes != wanted or any(str(tensor.dtype) != "torch.float32" for tensor in update.values()):
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
-    if not all(bool(tensor.isfinite().all()) for tensor in update.values()):
-        raise ClientError(
-            "update_not_finite", _("training ended in numbers that are not finite: nothing is sent")
-        )
-    if not any(bool(tensor.any()) for tensor in update.values()):
-        raise ClientError("update_unchanged", _("training changed nothing: nothing is sent"))
 
 
 def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:

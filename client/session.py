@@ -214,13 +214,17 @@ class Session:
 
     def _ask_for_token(self, identity: Identity) -> tuple[str, float]:
         address = f"{self.server}/v1/tokens"
-        form = {
-            "grant_type": "client_credentials",
-            "client_assertion_type": ASSERTION_TYPE,
-            "client_assertion": assertion(identity, audience=address),
-        }
         asked = time.monotonic()
-        reply = _accepted(self._patiently(lambda: self._once("POST", "/v1/tokens", form=form)))
+
+        def ask() -> Reply:  # each attempt signs anew: an assertion is exchanged once
+            form = {
+                "grant_type": "client_credentials",
+                "client_assertion_type": ASSERTION_TYPE,
+                "client_assertion": assertion(identity, audience=address),
+            }
+            return self._once("POST", "/v1/tokens", form=form)
+
+        reply = _accepted(self._patiently(ask))
         answer = parse(TokenAnswer, reply.json("token"), what="token")
         return answer.access_token, asked + max(answer.expires_in * 0.8, answer.expires_in - 60.0)
 

@@ -32,9 +32,9 @@ class Answer(BaseModel):
 
 
 class Part(BaseModel):
-    """A part of the manifest; every field is known or it is refused."""
+    """A part of the manifest; every field is known and of its type, or the manifest is refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class Task(Part):
@@ -92,11 +92,17 @@ class Cohort(Part):
     kind: Literal["everyone"]
 
 
-class Examples(Part):
-    """How the examples of a step are drawn: each by itself with probability `rate`."""
+class PoissonExamples(Part):
+    """Each example is in a step by itself with probability `rate`."""
 
-    kind: Literal["poisson", "all"]
-    rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    kind: Literal["poisson"]
+    rate: Annotated[float, Field(gt=0, le=1)]
+
+
+class AllExamples(Part):
+    """Every example is in every step."""
+
+    kind: Literal["all"]
 
 
 class Privacy(Part):
@@ -106,12 +112,17 @@ class Privacy(Part):
     unit: str
     relation: str
     cohort: Cohort
-    examples: Examples
+    examples: Annotated[PoissonExamples | AllExamples, Field(discriminator="kind")]
     clip_norm: Positive | None
     noise_multiplier: Positive | None
     epsilon: Positive | None
     delta: Annotated[float, Field(gt=0, lt=1)] | None
     divisor: Positive
+
+    @property
+    def rate(self) -> float:
+        """The probability with which an example is in a step."""
+        return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
 
 
 class Aggregation(Part):
@@ -164,7 +175,7 @@ class FrozenManifest:
     def __init__(self, raw: bytes) -> None:
         self.values = read_json(raw, what="manifest", limit=MAX_MANIFEST_BYTES)
         try:
-            self.manifest = Manifest.model_validate_json(json.dumps(self.values), strict=False)
+            self.manifest = Manifest.model_validate_json(json.dumps(self.values))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             raise ClientError(

@@ -1,0 +1,141 @@
+"""Becoming a client: a key of one's own, proof that it is held, and the data holder's terms kept first."""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from client.durable import private_folder
+from client.errors import ClientError
+from client.i18n import _
+from client.ledger import Ledger
+from client.policy import Policy
+from client.profile import (
+    Config,
+    Profile,
+    default_home,
+    file_sha256,
+    lock_folder,
+    make_key,
+    policy_path,
+    raw_public_key,
+)
+from client.session import Session, problem_of, server_address
+from client.wire import Enrolled, parse
+
+PROOF_PREFIX = b"dpfl-enrol-v1\0"
+_SOFTWARE = ("torch", "transformers", "peft", "dp-accounting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a data holder asks for at enrolment."""
+
+    folder: Path
+    server: str
+    token: str
+    name: str
+    data: Path
+    policy: Policy
+    home: Path | None = None
+    """Where the data sets' ledgers are; this account's own place without it."""
+    ca_file: Path | None = None
+    proxy: str | None = None
+    allow_http: bool = False
+
+
+def enrol(wish: Wish) -> Profile:
+    """Enrol with a server. Asked again with the same folder and token, it ends in the same client."""
+    server = server_address(wish.server, allow_http=wish.allow_http)
+    private_folder(wish.folder)
+    with lock_folder(wish.folder):
+        if (wish.folder / "config.json").exists():
+            raise ClientError(
+                "already_enrolled", _("{path} is an enrolled client already"), path=str(wish.folder)
+            )
+        data, home = wish.data.expanduser().resolve(), (wish.home or default_home()).expanduser().resolve()
+        data_sha256 = file_sha256(data)
+        dataset = wish.policy.dataset
+        Ledger(home, dataset).enrol_data(data_sha256)
+        keep_policy(home, wish.policy)
+        key = make_key(wish.folder)
+        ca_file = str(wish.ca_file.resolve()) if wish.ca_file else None
+        session = Session(server, ca_file=ca_file, proxy=wish.proxy, patience_s=30.0)
+        try:
+            enrolled = _ask(session, wish, key)
+        finally:
+            session.close()
+        config = Config(
+            server=server,
+            client_id=str(enrolled.client_id),
+            name=wish.name,
+            region=enrolled.region,
+            dataset=dataset,
+            data=str(data),
+            data_sha256=data_sha256,
+            home=str(home),
+            ca_file=ca_file,
+            proxy=wish.proxy,
+            allow_http=wish.allow_http,
+        )
+        return Profile.create(wish.folder, config)
+
+
+def keep_policy(home: Path, policy: Policy) -> None:
+    """Write a data set's policy when it has none; an existing one is the holder's and must agree."""
+    path = policy_path(home, policy.dataset)
+    if not path.exists():
+        policy.save(path)
+    elif Policy.load(path) != policy:
+        raise ClientError(
+            "policy_exists",
+            _("the data set {name} has other terms in {path}: edit them there, or enrol with the same"),
+            name=policy.dataset,
+            path=str(path),
+        )
+
+
+def capability() -> dict[str, Any]:
+    """What this machine is: nothing about the data set."""
+    software: dict[str, str] = {}
+    for name in _SOFTWARE:
+        try:
+            software[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "memory_bytes": psutil.virtual_memory().total,
+        "cpu_count": os.cpu_count() or 1,
+        "software": software,
+    }
+
+
+def _ask(session: Session, wish: Wish, key: Ed25519PrivateKey) -> Enrolled:
+    raw = raw_public_key(key)
+    proof = key.sign(PROOF_PREFIX + wish.token.encode() + b"\0" + raw)
+    reply = session.public(
+        "POST",
+        "/v1/clients",
+        payload={
+            "enrolment_token": wish.token,
+            "name": wish.name,
+            "public_key": _base64url(raw),
+            "proof": _base64url(proof),
+            "population": wish.policy.dataset,
+            "capability": capability(),
+        },
+    )
+    if reply.status // 100 != 2:
+        raise problem_of(reply)
+    return parse(Enrolled, reply.json("enrolment"), what="enrolment")
+
+
+def _base64url(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -1,0 +1,216 @@
+"""Serving rounds until the run ends: one thread a profile waits for work, this one trains and sends.
+
+Profiles are served in turn on one model. A refusal ends its own profile only; the others go on.
+"""
+
+from __future__ import annotations
+
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from client.durable import private_folder
+from client.errors import ClientError
+from client.i18n import translate
+from client.profile import Profile
+from client.round_files import RoundFiles
+from client.rounds import RoundMissed, Trainer, fetch, is_unsent, submit, train
+from client.session import Session
+from client.watching import Standing, Watcher
+from client.wire import Assignment, FrozenManifest, RunState, parse
+
+_HELD_S = 20.0
+_LEAST_TURN_S = 0.2
+"""Shortest time between two questions whose answer was empty, should a server not hold them back."""
+_MISSED_TURN_S = 2.0
+"""The same while a round is open that this client has missed, which the server keeps listing."""
+_OVER = frozenset({"finished", "aborted", "refused"})
+
+
+class ReadyingTrainer(Trainer, Protocol):
+    """A trainer that can prepare several profiles before the first of them trains."""
+
+    def make_ready(self, profile: Profile, frozen: FrozenManifest) -> None:
+        """Do what does not depend on the round."""
+
+
+@dataclass
+class Seat:
+    """One profile at work."""
+
+    profile: Profile
+    session: Session
+    run_id: str | None = None
+    """The run to serve; without it, whichever asks first."""
+    missed: set[str] = field(default_factory=set)
+    """Rounds that go on without this client."""
+    sent_last: bool = False
+    """Its last round is sent: only the end of the run is still waited for."""
+    done: bool = False
+    error: ClientError | None = None
+
+
+@dataclass(frozen=True)
+class News:
+    """What a waiting thread found: work, the end of the run, or a refusal."""
+
+    seat: Seat
+    assignments: tuple[Assignment, ...] = ()
+    error: ClientError | None = None
+
+
+class Service:
+    """The loop over all seats."""
+
+    def __init__(
+        self,
+        seats: Sequence[Seat],
+        *,
+        trainer: ReadyingTrainer,
+        watcher: Watcher,
+        once: bool = False,
+        save_updates: Path | None = None,
+    ) -> None:
+        self._seats = seats
+        self._trainer = trainer
+        self._watcher = watcher
+        self._once = once
+        self._save_updates = save_updates
+        self._news: queue.Queue[News] = queue.Queue()
+
+    def run(self) -> None:
+        """Serve until every seat is done; raises the first seat's refusal when all have ended."""
+        for seat in self._seats:
+            self._ask(seat)
+        while not all(seat.done for seat in self._seats):
+            self._serve([self._news.get(), *self._waiting()])
+        for seat in self._seats:
+            if seat.error is not None:
+                raise seat.error
+
+    def _waiting(self) -> list[News]:
+        found: list[News] = []
+        while not self._news.empty():
+            found.append(self._news.get())
+        return found
+
+    def _ask(self, seat: Seat) -> None:
+        threading.Thread(target=self._wait_for_news, args=(seat,), daemon=True).start()
+
+    def _wait_for_news(self, seat: Seat) -> None:
+        try:
+            self._news.put(News(seat, assignments=next_assignments(seat)))
+        except ClientError as error:
+            self._news.put(News(seat, error=error))
+        except Exception as error:  # noqa: BLE001  a thread that dies in silence would leave the loop waiting
+            self._news.put(News(seat, error=ClientError("internal_error", type(error).__name__)))
+
+    def _serve(self, news: list[News]) -> None:
+        """Fetch for all that have work, prepare all, then train and send one after the other."""
+        work: list[tuple[Seat, Assignment, RoundFiles]] = []
+        for one in news:
+            if one.error is not None or not one.assignments:
+                self._end(one.seat, one.error)
+                continue
+            assignment = one.assignments[0]
+            with self._guarded(one.seat, assignment):
+                work.append((one.seat, assignment, self._fetched(one.seat, assignment)))
+        for seat, assignment, files in work:
+            with self._guarded(seat, assignment):
+                self._train_and_send(seat, files)
+        for one in news:
+            if not one.seat.done:
+                self._ask(one.seat)
+
+    @contextmanager
+    def _guarded(self, seat: Seat, assignment: Assignment) -> Iterator[None]:
+        """Let a refusal end the round or the seat that it belongs to, and nothing else."""
+        try:
+            yield
+        except RoundMissed as error:
+            seat.missed.add(str(assignment.round_id))
+            if self._once:
+                self._end(seat, error)
+            else:
+                self._tell(seat, error)
+        except ClientError as error:
+            self._end(seat, error)
+
+    def _fetched(self, seat: Seat, assignment: Assignment) -> RoundFiles:
+        files = fetch(seat.profile, seat.session, assignment)
+        seat.run_id = seat.run_id or str(assignment.run_id)
+        if is_unsent(seat.profile, assignment):
+            self._trainer.make_ready(seat.profile, files.manifest())
+        return files
+
+    def _train_and_send(self, seat: Seat, files: RoundFiles) -> None:
+        assignment = files.assignment()
+        commitment = seat.profile.ledger.book().commitments[str(assignment.run_id)]
+        standing = Standing(seat.profile.name, assignment.number, assignment.rounds, commitment)
+        train(
+            seat.profile,
+            files,
+            self._trainer,
+            on_step=lambda done, steps: self._watcher.step(standing, done, steps),
+        )
+        if self._save_updates is not None:
+            _save(files, self._save_updates / seat.profile.name / f"round-{assignment.number}.safetensors")
+        submit(seat.profile, seat.session, files)
+        self._watcher.sent(standing)
+        seat.sent_last = assignment.number == assignment.rounds
+        if self._once:
+            self._end(seat, None)
+
+    def _end(self, seat: Seat, error: ClientError | None) -> None:
+        seat.done, seat.error = True, error
+        if error is not None:
+            self._tell(seat, error)
+
+    def _tell(self, seat: Seat, error: ClientError) -> None:
+        self._watcher.note(seat.profile.name, f"[{error.code}] {translate(error.message, **error.members)}")
+
+
+def next_assignments(seat: Seat) -> tuple[Assignment, ...]:
+    """Wait until a round asks for this client's update; empty when its run is over."""
+    while True:
+        asked = time.monotonic()
+        if seat.sent_last and _is_over(seat, wait_s=_HELD_S):
+            return ()
+        listed = list_assignments(seat.session, wait_s=0.0 if seat.sent_last or seat.missed else _HELD_S)
+        wanted = [one for one in listed if seat.run_id in (None, str(one.run_id))]
+        work = tuple(one for one in wanted if str(one.round_id) not in seat.missed)
+        if work or _is_over(seat):
+            return work
+        least_s = _MISSED_TURN_S if seat.missed else _LEAST_TURN_S
+        time.sleep(max(least_s - (time.monotonic() - asked), 0.0))
+
+
+def _is_over(seat: Seat, *, wait_s: float = 0.0) -> bool:
+    return seat.run_id is not None and run_state(seat.session, seat.run_id, wait_s=wait_s) in _OVER
+
+
+def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:
+    """Ask which rounds wait for this client's update; the server may hold the answer back for `wait_s`."""
+    reply = session.get("/v1/assignments", query={"wait": f"{wait_s:g}"}, wait_s=wait_s)
+    values = reply.json("list of assignments")
+    items = values.get("items", []) if isinstance(values, dict) else values
+    return [parse(Assignment, item, what="assignment") for item in items]
+
+
+def run_state(session: Session, run_id: str, *, wait_s: float = 0.0) -> str:
+    """Ask how a run is doing; the server may hold the answer back until something changes."""
+    query = {"wait": f"{wait_s:g}"} if wait_s else None
+    reply = session.get(f"/v1/runs/{run_id}", query=query, wait_s=wait_s)
+    return parse(RunState, reply.json("run"), what="run").state
+
+
+def _save(files: RoundFiles, to: Path) -> None:
+    """Keep a copy of an update for its owner, who asked for it."""
+    private_folder(to.parent)
+    shutil.copyfile(files.update_path, to)

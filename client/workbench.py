@@ -1,0 +1,133 @@
+"""The base model and the data sets of all profiles of a process, loaded once. Sees data; says nothing.
+
+Profiles of one process train in turn on one copy of the base model, with one thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from client.dataset import read_examples
+from client.errors import ClientError
+from client.i18n import _
+from client.policy import base_model_locator
+from client.profile import Profile
+from client.trainer import train_round
+from client.wire import FrozenManifest, Manifest, canonical_sha256
+from modelling.adapters import adapter_parameters, build_model
+from modelling.base import locate_base_model
+from modelling.cache import CachedExamples, build_cache
+from modelling.errors import ModelRefused
+from modelling.precision import bf16_in_frozen_part
+from modelling.spec import ModelSpec
+from modelling.trained import TrainedPart
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+class Workbench:
+    """Trains for any number of profiles. `order_seed` repeats the order of examples under trust `none`."""
+
+    def __init__(self, *, order_seed: int | None = None) -> None:
+        torch.set_num_threads(1)
+        self._order_seed = order_seed
+        self._key = ""
+        self._whole: PeftModel | None = None
+        self._part: TrainedPart | None = None
+        self._examples: dict[Path, CachedExamples] = {}
+
+    def make_ready(self, profile: Profile, frozen: FrozenManifest) -> None:
+        """Put a profile's data through the frozen layers. Done for several profiles before the first trains,
+        the base model is loaded once for all of them.
+        """
+        with _refusals():
+            self._turn_to(frozen)
+            if profile.folder not in self._examples:
+                self._examples[profile.folder] = self._cached(profile, frozen)
+
+    def train(
+        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: Callable[[int, int], None]
+    ) -> dict[str, torch.Tensor]:
+        """Train one round on the profile's data and return the change of each trained tensor."""
+        self.make_ready(profile, frozen)
+        with _refusals():
+            if self._part is None:
+                self._part = TrainedPart(self._whole_model(profile, frozen), self._spec(profile, frozen))
+            self._whole = None  # taken over by the part, or only loaded for one more data set
+            is_private = frozen.manifest.privacy.trust == "local"
+            return train_round(
+                self._part,
+                self._examples[profile.folder],
+                _tensors(adapter),
+                manifest=frozen.values,
+                order_seed=None if is_private else self._order_seed,
+                on_step=on_step,
+            )
+
+    def _turn_to(self, frozen: FrozenManifest) -> None:
+        """Drop what belongs to another model."""
+        values = frozen.values
+        key = canonical_sha256([values["task"], values["base_model"], values["lora"]])
+        if key != self._key:
+            self._key, self._whole, self._part, self._examples = key, None, None, {}
+
+    def _cached(self, profile: Profile, frozen: FrozenManifest) -> CachedExamples:
+        spec = self._spec(profile, frozen)
+        examples = read_examples(profile.require_data(), spec.task)
+        return build_cache(
+            self._whole_model(profile, frozen),
+            spec,
+            locate_base_model(spec.base.locator),
+            texts=examples.texts,
+            labels=examples.labels,
+            keep_in=profile.folder / "cache",
+            bf16=bf16_in_frozen_part(),
+        )
+
+    def _whole_model(self, profile: Profile, frozen: FrozenManifest) -> PeftModel:
+        if self._whole is None:
+            spec = self._spec(profile, frozen)
+            self._whole = build_model(spec, locate_base_model(spec.base.locator))
+            _require_listed(self._whole, frozen.manifest)
+        return self._whole
+
+    def _spec(self, profile: Profile, frozen: FrozenManifest) -> ModelSpec:
+        spec = ModelSpec.from_manifest(frozen.values)
+        locator = base_model_locator(frozen.manifest.base_model, profile.policy)
+        return dataclasses.replace(spec, base=dataclasses.replace(spec.base, locator=locator))
+
+
+def _require_listed(model: PeftModel, manifest: Manifest) -> None:
+    """Refuse a manifest whose list of tensors is not the adapter's."""
+    listed = {tensor.name: (tensor.shape, tensor.trained) for tensor in manifest.tensors}
+    found = {name: (tuple(one.shape), one.requires_grad) for name, one in adapter_parameters(model).items()}
+    if listed != found:
+        raise ClientError("adapter_mismatch", _("the manifest lists other tensors than the adapter has"))
+
+
+def _tensors(adapter: bytes) -> dict[str, Any]:
+    try:
+        tensors: dict[str, Any] = load(adapter)
+    except SafetensorError as error:
+        raise ClientError(
+            "adapter_unusable", _("The round's adapter does not fit the run's model.")
+        ) from error
+    return tensors
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Turn the modelling room's refusals into the client's."""
+    try:
+        yield
+    except ModelRefused as error:
+        raise ClientError(error.code, str(error).replace("{", "(").replace("}", ")")) from error
