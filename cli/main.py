@@ -7,16 +7,21 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from cli.i18n import _
+
 app = typer.Typer(
     name="dpfl",
-    help="Federated LoRA fine-tuning under differential privacy.",
+    help=_("Federated LoRA fine-tuning under differential privacy."),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Data folder; DPFL_DATA, else one in your user data directory.")
+    Path | None,
+    typer.Option(
+        "--data", help=_("Data folder; otherwise DPFL_DATA, otherwise one in your user data directory.")
+    ),
 ]
 
 
@@ -26,13 +31,13 @@ def fail(reason: object) -> NoReturn:
     raise typer.Exit(1)
 
 
-@app.command()
+@app.command(help=_("Run the whole stack here: services, migrations, gateway, dispatcher and workers."))
 def up(
     data: DataOption = None,
-    host: Annotated[str, typer.Option(help="Address the gateway listens on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Its port; 0 takes any free one.", min=0, max=65535)] = 8000,
-    workers: Annotated[int, typer.Option(help="Processes that compute.", min=1, max=64)] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Only dpfl's own lines on the terminal.")] = False,
+    host: Annotated[str, typer.Option(help=_("Address the gateway listens on."))] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help=_("Its port; 0 takes any free one."), min=0, max=65535)] = 8000,
+    workers: Annotated[int, typer.Option(help=_("Processes that compute."), min=1, max=64)] = 1,
+    quiet: Annotated[bool, typer.Option("--quiet", help=_("Only dpfl's own lines on the terminal."))] = False,
 ) -> None:
     """Run the whole stack here: services, migrations, gateway, dispatcher and workers."""
     from cli.embedded.errors import EmbeddedError
@@ -45,12 +50,11 @@ def up(
         fail(error)
 
 
-@app.command()
+@app.command(help=_("Bring the database of DATABASE_URL to the newest schema."))
 def migrate() -> None:
     """Bring the database of DATABASE_URL to the newest schema."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from cli.i18n import _
     from migrations.upgrade import upgrade
 
     url = os.environ.get("DATABASE_URL")
@@ -63,7 +67,7 @@ def migrate() -> None:
         fail(_("the database could not be migrated: {reason}", reason=first_line))
 
 
-@app.command()
+@app.command(help=_("Say what is right and what is wrong with this installation."))
 def doctor(data: DataOption = None) -> None:
     """Say what is right and what is wrong with this installation."""
     from cli.doctor import examine

@@ -119,19 +119,20 @@ def require_free_port(port: int, *, host: str = LOOPBACK, wanted_by: str) -> Non
     """Refuse a port that another program already listens on.
 
     Raises:
-        PortOccupied: the port cannot be bound.
+        PortOccupied: the port cannot be bound, or there is no such host here.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise PortOccupied(
-                _(
-                    "{program} cannot use port {port} on {host}: {reason}",
-                    program=wanted_by,
-                    port=port,
-                    host=host,
-                    reason=error.strerror,
-                )
-            ) from error
+    try:
+        family, kind, protocol, _name, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        raise PortOccupied(
+            _(
+                "{program} cannot use port {port} on {host}: {reason}",
+                program=wanted_by,
+                port=port,
+                host=host,
+                reason=error.strerror,
+            )
+        ) from error
