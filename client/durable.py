@@ -102,3 +102,14 @@ def locked(path: Path, *, refusal: ClientError, patience_s: float = 0.0) -> Iter
         yield
     finally:
         os.close(descriptor)
+
+
+def read_text(path: Path) -> str:
+    """Read a small text file, or say in one line why not."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text"
+        raise ClientError(
+            "cannot_read", _("cannot read {path}: {reason}"), path=str(path), reason=reason
+        ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -59,6 +59,15 @@ class Policy(BaseModel):
     smallest_cohort: Annotated[int, Field(ge=1)] = 2
     base_models: list[str] = []
     base_model_folders: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, **terms: Any) -> Policy:
+        """Make a policy from a person's choices; names the one that is not right."""
+        try:
+            return cls.model_validate(terms)
+        except ValidationError as error:
+            name = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise ClientError("bad_option", _("{option} is not right"), option=name) from error
 
     @property
     def ceiling(self) -> Ceiling:

@@ -1,0 +1,249 @@
+"""`dpfl client`: enrol, fetch, train, submit, run, status. Parses arguments; the client package works."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.reporting import one_line_errors, quiet_libraries
+
+if TYPE_CHECKING:
+    from client.profile import Profile
+    from client.session import Session
+
+app = typer.Typer(
+    name="client", help="Train on a private data set; only noised updates leave.", no_args_is_help=True
+)
+
+FolderOption = Annotated[
+    Path, typer.Option("--folder", "--profile", help="The client's own folder, made by `enrol`.")
+]
+RoundFolder = Annotated[
+    Path | None, typer.Option("--round", help="Folder of the round; without it, one inside the client's own.")
+]
+
+
+@app.command()
+def enrol(
+    *,
+    server: Annotated[str, typer.Option(help="Address of the federation's server.")],
+    name: Annotated[str, typer.Option(help="What the client is called; the federation sees it.")],
+    data: Annotated[Path, typer.Option(help="File of JSON lines to train on.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set: its privacy ledger is kept under it.")],
+    folder: FolderOption,
+    token: Annotated[
+        str,
+        typer.Option(envvar="DPFL_ENROLMENT_TOKEN", help="The enrolment token, or @FILE.", show_envvar=True),
+    ],
+    epsilon: Annotated[float, typer.Option(min=0, help="Ceiling of epsilon for all runs together.")] = 8.0,
+    delta: Annotated[
+        float, typer.Option(min=0, max=1, help="Ceiling of delta for all runs together.")
+    ] = 1e-5,
+    trust: Annotated[
+        list[str] | None, typer.Option(help="Trust that is allowed; `local` by default.")
+    ] = None,
+    smallest_cohort: Annotated[
+        int, typer.Option(min=1, help="Refuse rounds that may have fewer clients.")
+    ] = 2,
+    base_model: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a base model that is in no package.")
+    ] = None,
+    ledgers: Annotated[Path | None, typer.Option(help="Where the data sets' ledgers are kept.")] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="Certificates to trust instead of the usual.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="Proxy; none is taken from the environment.")] = None,
+    allow_http: Annotated[bool, typer.Option("--allow-http", help="Allow a server without TLS.")] = False,
+) -> None:
+    """Become a client of a federation, under the terms given here."""
+    with one_line_errors():
+        from client.enrolment import Wish
+        from client.enrolment import enrol as enrol_client
+        from client.policy import Policy
+        from client.profile import policy_path
+
+        policy = Policy.of(
+            dataset=dataset,
+            epsilon=epsilon,
+            delta=delta,
+            trusts=trust or ["local"],
+            smallest_cohort=smallest_cohort,
+            base_model_folders=_folders(base_model or []),
+        )
+        profile = enrol_client(
+            Wish(
+                folder=folder,
+                server=server,
+                token=_secret(token),
+                name=name,
+                data=data,
+                policy=policy,
+                home=ledgers,
+                ca_file=ca_file,
+                proxy=proxy,
+                allow_http=allow_http,
+            )
+        )
+        terms = policy_path(Path(profile.config.home), dataset)
+        print(f"client {profile.config.client_id} ({name}) of {profile.config.server}")
+        print(f"data set {dataset}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}")
+
+
+@app.command()
+def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
+    """Bring the open round here, if the policy allows its run. Needs a network, no data."""
+    with one_line_errors():
+        from client.errors import ClientError
+        from client.i18n import _
+        from client.profile import Profile
+        from client.rounds import fetch as fetch_round
+        from client.serving import list_assignments
+
+        profile = Profile.open(folder)
+        with profile.locked():
+            session = _session(profile)
+            waiting = list_assignments(session, wait_s=0.0)
+            if not waiting:
+                raise ClientError("no_open_round", _("no open round waits for this client"))
+            files = fetch_round(profile, session, waiting[0], into=to)
+            print(f"round {waiting[0].number} of {waiting[0].rounds}: {files.folder}")
+
+
+@app.command()
+def train(folder: FolderOption, at: RoundFolder = None) -> None:
+    """Train the fetched round. Needs the data, no network."""
+    quiet_libraries()
+    with one_line_errors():
+        from client.profile import Profile
+        from client.round_files import RoundFiles
+        from client.rounds import train as train_round
+        from client.workbench import Workbench
+
+        profile = Profile.open(folder)
+        with profile.locked():
+            files = RoundFiles(at or newest_round(profile))
+            train_round(profile, files, Workbench(), on_step=lambda _done, _steps: None)
+            print(f"update ready: {files.update_path}")
+
+
+@app.command()
+def submit(folder: FolderOption, at: RoundFolder = None) -> None:
+    """Send the trained update: these bytes and no others, for ever. Needs a network, no data."""
+    with one_line_errors():
+        from client.profile import Profile
+        from client.round_files import RoundFiles
+        from client.rounds import submit as submit_round
+
+        profile = Profile.open(folder)
+        with profile.locked():
+            receipt = submit_round(profile, _session(profile), RoundFiles(at or newest_round(profile)))
+            print(f"received: update {receipt.update_id}, sha256 {receipt.sha256}")
+
+
+@app.command()
+def run(
+    folder: Annotated[
+        list[Path], typer.Option("--folder", "--profile", help="A client's own folder; may be repeated.")
+    ],
+    once: Annotated[bool, typer.Option("--once", help="End after one round.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run", help="Serve this run only, until it ends.")] = None,
+    save_updates: Annotated[Path | None, typer.Option(help="Keep a copy of each update there.")] = None,
+    order_seed: Annotated[
+        int | None, typer.Option(help="Repeat the order of examples; only under trust `none`.")
+    ] = None,
+) -> None:
+    """Serve rounds until the run ends; several clients share one base model and train in turn."""
+    quiet_libraries()
+    with one_line_errors():
+        from contextlib import ExitStack
+
+        from client.profile import Profile
+        from client.serving import Seat, Service
+        from client.watching import watcher_for
+        from client.workbench import Workbench
+
+        with ExitStack() as held:
+            watcher = watcher_for()
+            held.callback(watcher.close)
+            seats = []
+            for path in folder:
+                profile = Profile.open(path)
+                held.enter_context(profile.locked())
+                session = _session(profile)
+                held.callback(session.close)
+                seats.append(Seat(profile, session, run_id=run_id))
+            bench = Workbench(order_seed=order_seed)
+            Service(seats, trainer=bench, watcher=watcher, once=once, save_updates=save_updates).run()
+
+
+@app.command()
+def status(folder: FolderOption) -> None:
+    """Show the data set's ledger: what is spent (rounded up) and what is left (rounded down)."""
+    with one_line_errors():
+        from client.profile import Profile
+        from client.standing import status_lines
+
+        for line in status_lines(Profile.open(folder)):
+            print(line)
+
+
+@app.command()
+def disclaim(
+    folder: FolderOption, run_id: Annotated[str, typer.Option("--run", help="A run that ended.")]
+) -> None:
+    """Sign that nothing was sent for a run, so that its budget is given back."""
+    with one_line_errors():
+        from client.disclaiming import disclaim as disclaim_run
+        from client.profile import Profile
+
+        profile = Profile.open(folder)
+        with profile.locked():
+            disclaim_run(profile, _session(profile), run_id)
+            print(f"run {run_id}: its budget is given back, and nothing will ever be sent for it")
+
+
+def newest_round(profile: Profile) -> Path:
+    """The round that was fetched last into the client's own folder."""
+    from client.errors import ClientError
+    from client.i18n import _
+
+    found = sorted(
+        (profile.folder / "rounds").glob("*/*/assignment.json"), key=lambda path: path.stat().st_mtime
+    )
+    if not found:
+        raise ClientError("no_round", _("{path} holds no fetched round"), path=str(profile.folder))
+    return found[-1].parent
+
+
+def _session(profile: Profile) -> Session:
+    from client.session import Identity, Session
+
+    config = profile.config
+    return Session(
+        config.server,
+        identity=Identity(config.client_id, profile.key()),
+        ca_file=config.ca_file,
+        proxy=config.proxy,
+        patience_s=float(os.environ.get("DPFL_PATIENCE_S", "300")),
+    )
+
+
+def _secret(text: str) -> str:
+    """Read a secret given as @FILE, so that it need not stand on a command line."""
+    from client.durable import read_text
+
+    return read_text(Path(text[1:])).strip() if text.startswith("@") else text
+
+
+def _folders(pairs: list[str]) -> dict[str, str]:
+    from client.errors import ClientError
+    from client.i18n import _
+
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, folder = pair.partition("=")
+        if not (name and equals and folder):
+            raise ClientError("bad_option", _("--base-model wants NAME=FOLDER"))
+        found[name] = str(Path(folder).expanduser().resolve())
+    return found
