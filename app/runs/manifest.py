@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Word = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Text = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$")]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from app.core.strict import Hex64
+
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+Word = Annotated[str, Field(strict=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=500, pattern=_PRINTABLE)]
 Norm = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
 
 
@@ -47,7 +49,7 @@ class BaseModelRef(Part):
 
     name: Word
     locator: Text
-    weights_sha256: Sha256
+    weights_sha256: Hex64
     architecture: Word
 
 

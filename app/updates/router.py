@@ -1,0 +1,106 @@
+"""Updates over HTTP: hop by hop, one transaction before the body, one after it, none during it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.orm import Session
+
+from app.budget.schemas import AccountOut
+from app.core.blobs import LocalBlobs
+from app.http.deps import SessionDep, requires, short_tx
+from app.http.idempotency import IdempotentRoute
+from app.http.problems import UnsupportedMedia
+from app.identity.roles import Principal
+from app.updates import service
+from app.updates.disclaimers import disclaim
+from app.updates.models import Update
+from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
+from app.updates.stream import announced, receive
+
+router = APIRouter(tags=["updates"], route_class=IdempotentRoute)
+
+CanSendUpdates = Annotated[Principal, requires("updates:create")]
+BODY: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Content-Digest",
+            "in": "header",
+            "required": True,
+            "description": "RFC 9530; the SHA-256 of the body.",
+            "schema": {"type": "string", "maxLength": 1000},
+            "example": "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:",
+        }
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    },
+}
+
+
+@router.put(
+    "/rounds/{round_id}/updates/{update_id}",
+    status_code=201,
+    openapi_extra=BODY,
+    responses={200: {"model": Receipt, "description": "These bytes are here already"}},
+)
+async def put_update(
+    round_id: UUID, update_id: UUID, request: Request, response: Response, principal: CanSendUpdates
+) -> Receipt:
+    """Send this client's one update for a round: a safetensors file of the trained tensors' changes.
+
+    The id is the client's choice; the same id with the same bytes is the same PUT. Under local trust the
+    round's budget is spent on the headers, before the body.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/octet-stream":
+        raise UnsupportedMedia
+    size_bytes, sha256 = announced(request.headers)
+    sent = service.Sent(round_id=round_id, update_id=update_id, sha256=sha256, size_bytes=size_bytes)
+
+    def announce(session: Session) -> service.Admission | Receipt:
+        admission = service.announce(session, principal, sent)
+        return admission if admission.received is None else _receipt(session, admission.received)
+
+    def accept(session: Session) -> Receipt:
+        return _receipt(session, service.accept(session, principal, sent))
+
+    admission = await short_tx(request, "announce_update", announce)
+    if isinstance(admission, Receipt):
+        response.status_code = 200
+        return admission
+    blobs: LocalBlobs = request.app.state.blobs
+    with blobs.writer() as writer:
+        await receive(
+            request.stream(), writer, size_bytes=size_bytes, sha256=sha256, expected=admission.expected
+        )
+        await run_in_threadpool(writer.commit)
+    return await short_tx(request, "accept_update", accept)
+
+
+def _receipt(session: Session, update: Update) -> Receipt:
+    return Receipt.of(update, service.account_of(session, update))
+
+
+@router.get("/rounds/{round_id}/updates/{update_id}")
+def get_update(
+    round_id: UUID,
+    update_id: UUID,
+    session: SessionDep,
+    principal: Annotated[Principal, requires("updates:read")],
+) -> UpdateView:
+    """Where an update is. A client sees its own; the bytes themselves are never shown."""
+    row = service.update_for(session, principal, round_id=round_id, update_id=update_id)
+    return UpdateView.model_validate(row)
+
+
+@router.post("/runs/{run_id}/disclaimers", status_code=201)
+def disclaim_run(
+    run_id: UUID, body: DisclaimerIn, session: SessionDep, principal: CanSendUpdates
+) -> AccountOut:
+    """Sign that nothing at all was sent for a run that is over: its reservation is given back."""
+    account = disclaim(session, principal, run_id, statement=body.statement, signature=body.signature)
+    return AccountOut.of(account)

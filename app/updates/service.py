@@ -1,0 +1,198 @@
+"""Taking a client's update: announced in one transaction, accepted in another, the bytes in between.
+
+Under local trust the announcement spends: once the first byte may have arrived, the round is paid for,
+whatever becomes of the body. One client sends one update for a round, for ever; the same bytes may be
+sent again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.budget import ledger
+from app.budget.queries import AccountView, account_of_client
+from app.core.clock import now
+from app.core.errors import Conflict, Invalid, NotFound, TooLarge
+from app.core.i18n import _
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
+from app.rounds import lifecycle
+from app.rounds.models import Round
+from app.rounds.queries import is_assigned, lock_round
+from app.runs.charges import event_of, is_charged, round_ref, run_ref, schedule
+from app.runs.models import Run
+from app.runs.queries import runs
+from app.updates.models import Update, UpdateState
+from app.updates.wire import Shapes, expected_tensors, size_bounds
+
+
+class UpdateConflict(Conflict):
+    """Something else than the round's one update of this client."""
+
+    code, title = "update_conflict", _("Another update was announced before")
+    meaning = _("A client sends one update for a round. Only the same id with the same bytes is taken again.")
+    remedy = _("Send the bytes that were announced first, under their id. Never train the round again.")
+
+
+class SizeMismatch(Invalid):
+    """The announced length cannot be that of an update of this run."""
+
+    code, title = "size_mismatch", _("Not the size of an update of this run")
+    meaning = _("The announced length is not that of a file with the manifest's trained tensors.")
+    remedy = _("Send the file that the training client wrote for this round, whole.")
+
+
+class UpdateTooBig(TooLarge):
+    """The announced length is over that of an update of this run."""
+
+    code, title = "update_too_big", _("Larger than an update of this run")
+    meaning = _("The announced length is over what the manifest's trained tensors and a header need.")
+    remedy = _("Send at most as many bytes as the answer names. Nothing was charged.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """What a PUT announces: the round, the id that the client chose, and the body's digest and length."""
+
+    round_id: UUID
+    update_id: UUID
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the stream may bring; or the receipt, when the update is here already."""
+
+    expected: Shapes
+    received: Update | None = None
+
+
+def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
+    """Check everything that the headers tell, spend under local trust, and make room for the update.
+
+    Raises:
+        NotFound: the caller is not in the round's cohort.
+        UpdateConflict: another id or digest was announced before.
+        RoundClosed: the round takes no updates (one that is here already gets its receipt all the same).
+        UpdateTooBig, SizeMismatch: the length is not one of this run; nothing is charged.
+    """
+    if not is_assigned(session, sent.round_id, principal.id):
+        raise NotFound(_("there is no such round"))
+    lock_round(session, sent.round_id)
+    row = _own_update(session, principal, sent)
+    if row is not None and row.state is not UpdateState.RECEIVING:
+        return Admission({}, received=row)
+    round_ = lifecycle.hold_open(session, sent.round_id)
+    run = session.get_one(Run, round_.run_id)
+    expected = expected_tensors(run.manifest)
+    _check_size(expected, sent.size_bytes)
+    if is_charged(run.manifest):
+        _spend(session, principal, round_, run)
+    if row is None:
+        made = session.scalar(
+            insert(Update)
+            .values(
+                id=sent.update_id,
+                round_id=sent.round_id,
+                client_id=principal.id,
+                state=UpdateState.RECEIVING,
+                declared_sha256=sent.sha256,
+                size_bytes=sent.size_bytes,
+            )
+            .on_conflict_do_nothing()
+            .returning(Update.id)
+        )
+        if made is None:  # the id was taken at the same moment, in another round
+            raise UpdateConflict(_("this update id is in use"))
+    return Admission(expected)
+
+
+def _own_update(session: Session, principal: Principal, sent: Sent) -> Update | None:
+    """What the caller announced for this round before; raises UpdateConflict when it was something else."""
+    rows = session.scalars(
+        sa.select(Update)
+        .where(
+            sa.or_(
+                Update.id == sent.update_id,
+                sa.and_(Update.round_id == sent.round_id, Update.client_id == principal.id),
+            )
+        )
+        .execution_options(populate_existing=True)
+    ).all()
+    if not rows:
+        return None
+    row = rows[0]
+    own = (sent.update_id, sent.round_id, principal.id, sent.sha256)
+    if len(rows) > 1 or (row.id, row.round_id, row.client_id, row.declared_sha256) != own:
+        raise UpdateConflict(_("this round's update of this client has another id or other bytes"))
+    return row
+
+
+def _check_size(expected: Shapes, size_bytes: int) -> None:
+    fewest, most = size_bounds(expected)
+    if size_bytes > most:
+        raise UpdateTooBig(_("an update of this run has at most {most_bytes} bytes"), most_bytes=most)
+    if size_bytes < fewest:
+        raise SizeMismatch(_("an update of this run has at least {fewest_bytes} bytes"), fewest_bytes=fewest)
+
+
+def _spend(session: Session, principal: Principal, round_: Round, run: Run) -> None:
+    account = account_of_client(session, principal.id)
+    ledger.spend_next(
+        session,
+        account.id,
+        ref=round_ref(round_.id),
+        reserve_ref=run_ref(run.id),
+        parts=[(charge.amount, charge.delta_amount) for charge in schedule(run, account)],
+        event=event_of(run) | {"round": round_.number},
+        actor=principal.actor,
+    )
+
+
+def accept(session: Session, principal: Principal, sent: Sent) -> Update:
+    """The bytes are here, checked and stored under their digest: they become part of the round.
+
+    Seals the round when its cohort is complete. Idempotent. Raises RoundClosed when the round was closed
+    while the bytes were on their way: they are not part of it, and the budget stays spent.
+    """
+    lock_round(session, sent.round_id)
+    row = _own_update(session, principal, sent)
+    if row is None:
+        raise NotFound(_("this update was never announced"))
+    if row.state is not UpdateState.RECEIVING:
+        return row
+    lifecycle.hold_open(session, sent.round_id)
+    row.state = UpdateState.RECEIVED
+    row.blob_sha256 = sent.sha256
+    row.received_at = now()
+    session.flush()
+    lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor)
+    return row
+
+
+def update_for(session: Session, principal: Principal, *, round_id: UUID, update_id: UUID) -> Update:
+    """One update that the caller may see; raises NotFound."""
+    statement = sa.select(Update).where(Update.id == update_id, Update.round_id == round_id)
+    if scope_of(principal, "updates:read") is Scope.OWN:
+        statement = statement.where(Update.client_id == principal.id)
+    else:
+        visible = runs(principal, "updates:read").with_only_columns(Run.id)
+        statement = statement.join(Round, Round.id == Update.round_id).where(Round.run_id.in_(visible))
+    row = session.scalar(statement)
+    if row is None:
+        raise NotFound(_("there is no such update"))
+    return row
+
+
+def account_of(session: Session, update: Update) -> AccountView | None:
+    """The account that paid for an update; None where the run uses no privacy budget."""
+    run = session.scalars(
+        sa.select(Run).join(Round, Round.run_id == Run.id).where(Round.id == update.round_id)
+    ).one()
+    return account_of_client(session, update.client_id) if is_charged(run.manifest) else None

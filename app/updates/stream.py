@@ -1,0 +1,136 @@
+"""Receiving an update's bytes: under a byte ceiling and a clock, hashed as they come, whole or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import AsyncIterator, Mapping
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from app.core.blobs import BlobWriter
+from app.core.errors import BadRequest, DomainError, Invalid
+from app.core.i18n import _
+from app.updates.wire import Shapes, UpdateMalformed, check_header
+
+IDLE_S = 30.0
+"""The longest wait for the next bytes of a body."""
+GRACE_S = 60.0
+SLOWEST_BYTES_PER_S = 16 * 1024
+"""A body has a minute, and as long as this rate takes, in all."""
+_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?=,|$)")
+
+
+class LengthRequired(BadRequest):
+    """No usable Content-Length."""
+
+    code, title = "length_required", _("Length required")
+    meaning = _("The size has to be announced before the body: it is checked, and paid for, first.")
+    remedy = _("Send Content-Length, and no chunked transfer coding.")
+
+
+class DigestMissing(BadRequest):
+    """No usable Content-Digest."""
+
+    code, title = "digest_missing", _("Digest missing")
+    meaning = _("The header Content-Digest (RFC 9530) with sha-256 has to announce the body.")
+    remedy = _("Send Content-Digest: sha-256=:<base64 of the SHA-256>:")
+
+
+class BodyBroken(BadRequest):
+    """The body ended early, or went on too long."""
+
+    code, title = "body_broken", _("The body broke off")
+    meaning = _("Fewer or more bytes arrived than were announced. Nothing was kept; the budget stays spent.")
+    remedy = _("Send the same bytes again under the same id: that is not charged again.")
+
+
+class BodyTooSlow(BadRequest):
+    """The body did not arrive in time."""
+
+    code, title = "body_too_slow", _("The body came too slowly")
+    meaning = _("The bytes did not arrive in time. Nothing was kept; the budget stays spent.")
+    remedy = _("Send the same bytes again under the same id: that is not charged again.")
+    retry_after_s = 5
+
+
+class DigestMismatch(Invalid):
+    """Other bytes than announced."""
+
+    code, title = "digest_mismatch", _("The digest does not match")
+    meaning = _("The bytes that arrived are not those that Content-Digest announced. Nothing was kept.")
+    remedy = _("Send the announced bytes again under the same id: that is not charged again.")
+
+
+def announced(headers: Mapping[str, str]) -> tuple[int, str]:
+    """Length and SHA-256 (hex) from the headers; raises LengthRequired or DigestMissing."""
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit() and len(length) < 16) or "transfer-encoding" in headers:
+        raise LengthRequired(_("Content-Length is missing or is no number"))
+    found = _DIGEST.search(headers.get("content-digest", "")[:1000])
+    if found is None:
+        raise DigestMissing(_("Content-Digest with sha-256 is missing or malformed"))
+    try:
+        return int(length), base64.b64decode(found[1], validate=True).hex()
+    except binascii.Error as error:
+        raise DigestMissing(_("the sha-256 of Content-Digest is not base64")) from error
+
+
+async def receive(
+    chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int, sha256: str, expected: Shapes
+) -> None:
+    """Write the body and check it; on return the writer may be committed.
+
+    Raises:
+        BodyBroken, BodyTooSlow, DigestMismatch, UpdateMalformed; StorageFull from the writer.
+    """
+    try:
+        async with asyncio.timeout(GRACE_S + size_bytes / SLOWEST_BYTES_PER_S):
+            await _write_all(chunks, writer, size_bytes=size_bytes)
+    except TimeoutError as error:
+        raise BodyTooSlow(_("the body did not arrive in time")) from error
+    except ClientDisconnect as error:
+        raise BodyBroken(_("the connection was closed within the body")) from error
+    await run_in_threadpool(writer.flush)
+    if writer.size_bytes != size_bytes:
+        raise BodyBroken(
+            _("{arrived} of {announced} bytes arrived"), arrived=writer.size_bytes, announced=size_bytes
+        )
+    if writer.sha256 != sha256:
+        raise DigestMismatch(_("the bytes are not those that were announced"))
+    await run_in_threadpool(_check, writer, size_bytes, expected)
+
+
+async def _write_all(chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_S):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        if writer.size_bytes + len(chunk) > size_bytes:
+            raise BodyBroken(
+                _("{arrived} of {announced} bytes arrived"),
+                arrived=writer.size_bytes + len(chunk),
+                announced=size_bytes,
+            )
+        writer.write(chunk)  # a network chunk into the page cache; only fsync waits, on a thread
+
+
+def _check(writer: BlobWriter, size_bytes: int, expected: Shapes) -> None:
+    with writer.path.open("rb") as file:
+        check_header(file, size_bytes=size_bytes, expected=expected)
+
+
+ERRORS: tuple[type[DomainError], ...] = (
+    LengthRequired,
+    DigestMissing,
+    BodyBroken,
+    BodyTooSlow,
+    DigestMismatch,
+    UpdateMalformed,
+)
+"""Everything that a body can be refused for."""
