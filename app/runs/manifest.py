@@ -173,7 +173,7 @@ class Quorum(Part):
 class Manifest(Part):
     """All that a run is. Its canonical form is hashed when the run starts and never changes after."""
 
-    version: Annotated[Literal[1], Field(strict=True)]
+    version: Literal[1]
     task: Task
     base_model: BaseModelRef
     lora: Lora
