@@ -1,0 +1,160 @@
+"""The adapter as a set of named tensors: its start, its wholeness, and PEFT's configuration for it.
+
+Knows PEFT's file format, not PEFT: names as in `adapter_model.safetensors`, keys as in
+`adapter_config.json`. Tests hold both against PEFT itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engines.lora.scaling import Method
+from engines.lora.seeding import seeded_a
+
+PEFT_VERSION = "0.21.2"
+"""The release whose file format this is."""
+
+_TASK_TYPES = {"sequence_classification": "SEQ_CLS"}
+_PREFIX = "base_model.model."
+
+
+def check_tensors(
+    tensors: Sequence[Mapping[str, Any]],
+    *,
+    method: Method,
+    rank: int,
+    modules_to_save: Sequence[str],
+) -> None:
+    """Refuse a list of tensors that is not a whole adapter of this method.
+
+    Args:
+        tensors: the manifest's list of {"name", "shape", "trained"}.
+        method: `ffa` freezes every A factor; `fedit` trains both.
+        rank: rank of every pair.
+        modules_to_save: names of the modules that are trained whole.
+    Raises:
+        ValueError: names unsorted or listed twice, a factor without its partner or of another rank, a
+            tensor that is neither a factor nor in a saved module, or `trained` against the method. The
+            text names the tensor.
+    """
+    names = [str(entry["name"]) for entry in tensors]
+    if names != sorted(set(names)):
+        raise ValueError("the tensors must be sorted by name, each listed once")
+    if not any(".lora_B." in name for name in names):
+        raise ValueError("an adapter has at least one pair of LoRA factors")
+    for entry in tensors:
+        name, shape = str(entry["name"]), list(entry["shape"])
+        partner = _partner(name)
+        if partner is not None:
+            if partner not in names:
+                raise ValueError(f"{name}: its partner {partner} is missing")
+            if len(shape) != 2 or shape[1 if ".lora_B." in name else 0] != rank:
+                raise ValueError(f"{name}: this is not a factor of rank {rank}")
+        elif not any(_is_in(name, module) for module in modules_to_save):
+            raise ValueError(f"{name}: neither a LoRA factor nor in a saved module")
+        if bool(entry["trained"]) == (method == "ffa" and ".lora_A." in name):
+            raise ValueError(f"{name}: `trained` contradicts the method {method}")
+
+
+def initial_adapter(
+    tensors: Sequence[Mapping[str, Any]], method: Method, seed: int, *, trained_only: bool = False
+) -> dict[str, Tensor]:
+    """Build the adapter of round 1: B and saved modules zero, A seeded, so that it changes nothing yet.
+
+    Args:
+        tensors: the manifest's list of {"name", "shape", "trained"}.
+        method: decides nothing but what `trained` may say; see `check_tensors`.
+        seed: the run's public seed.
+        trained_only: leave the frozen tensors out (what a round's state holds).
+    Returns:
+        float32 tensors by name, in the order of the list.
+    Raises:
+        ValueError: an A factor has an impossible shape, or is trained under `ffa`.
+    """
+    adapter: dict[str, Tensor] = {}
+    for entry in tensors:
+        name, shape = str(entry["name"]), tuple(int(length) for length in entry["shape"])
+        is_a = ".lora_A." in name
+        if is_a and method == "ffa" and entry["trained"]:
+            raise ValueError(f"{name}: no A factor is trained under ffa")
+        if entry["trained"] or not trained_only:
+            adapter[name] = seeded_a(seed, name, shape) if is_a else torch.zeros(shape)
+    return adapter
+
+
+def full_adapter(
+    trained: Mapping[str, Tensor], *, tensors: Sequence[Mapping[str, Any]], seed: int
+) -> dict[str, Tensor]:
+    """Put the trained tensors and the frozen A factors together: what a release's file holds.
+
+    Args:
+        trained: exactly the tensors that the list marks as trained, float32.
+        tensors: the manifest's list of {"name", "shape", "trained"}.
+        seed: the run's public seed, from which frozen A factors are drawn again.
+    Returns:
+        float32 tensors by name, in the order of the list.
+    Raises:
+        ValueError: a trained tensor is missing, unknown, of another shape or dtype.
+    """
+    expected = {str(entry["name"]): tuple(entry["shape"]) for entry in tensors if entry["trained"]}
+    if set(trained) != set(expected):
+        odd = sorted(set(trained) ^ set(expected))[0]
+        raise ValueError(f"{odd}: missing from the trained tensors, or not one of them")
+    for name, shape in expected.items():
+        if tuple(trained[name].shape) != shape or trained[name].dtype != torch.float32:
+            raise ValueError(f"{name}: expected float32 of shape {list(shape)}")
+    whole: dict[str, Tensor] = {}
+    for entry in tensors:
+        name = str(entry["name"])
+        whole[name] = trained[name] if name in trained else seeded_a(seed, name, tuple(entry["shape"]))
+    return whole
+
+
+def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of `adapter_config.json` for a run's adapter.
+
+    Keys that PEFT writes beyond these hold its defaults; leaving them out loads the same configuration.
+
+    Args:
+        manifest: the run's manifest, version 1.
+    Returns:
+        Plain JSON values.
+    Raises:
+        ValueError: PEFT has no task type for this kind of task.
+        KeyError: the manifest lacks a member.
+    """
+    lora, kind = manifest["lora"], manifest["task"]["kind"]
+    if kind not in _TASK_TYPES:
+        raise ValueError(f"there is no adapter configuration for tasks of kind {kind!r}")
+    return {
+        "base_model_name_or_path": manifest["base_model"]["name"],
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "layers_to_transform": list(lora["layers"]),
+        "lora_alpha": lora["alpha"],
+        "lora_dropout": 0.0,
+        "modules_to_save": list(lora["modules_to_save"]) or None,
+        "peft_type": "LORA",
+        "peft_version": PEFT_VERSION,
+        "r": lora["rank"],
+        "target_modules": list(lora["target_modules"]),
+        "task_type": _TASK_TYPES[kind],
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _partner(name: str) -> str | None:
+    if ".lora_A." in name:
+        return name.replace(".lora_A.", ".lora_B.")
+    return name.replace(".lora_B.", ".lora_A.") if ".lora_B." in name else None
+
+
+def _is_in(name: str, module: str) -> bool:
+    """Say whether a tensor belongs to a module that is named by the end of its path, as PEFT names it."""
+    path = name.removeprefix(_PREFIX).rsplit(".", 1)[0]
+    return f".{module}." in f".{path}."
