@@ -173,7 +173,7 @@ class Quorum(Part):
 class Manifest(Part):
     """All that a run is. Its canonical form is hashed when the run starts and never changes after."""
 
-    version: Literal[1]
+    version: Annotated[int, Field(ge=1, le=1, strict=True)]
     task: Task
     base_model: BaseModelRef
     lora: Lora
