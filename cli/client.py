@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.i18n import _
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
@@ -15,46 +16,53 @@ if TYPE_CHECKING:
     from client.session import Session
 
 app = typer.Typer(
-    name="client", help="Train on a private data set; only noised updates leave.", no_args_is_help=True
+    name="client", help=_("Train on a private data set; only noised updates leave."), no_args_is_help=True
 )
 
 FolderOption = Annotated[
-    Path, typer.Option("--folder", "--profile", help="The client's own folder, made by `enrol`.")
+    Path, typer.Option("--folder", "--profile", help=_("The client's own folder, made by `enrol`."))
 ]
 RoundFolder = Annotated[
-    Path | None, typer.Option("--round", help="Folder of the round; without it, one inside the client's own.")
+    Path | None,
+    typer.Option("--round", help=_("Folder of the round; without it, one inside the client's own.")),
 ]
 
 
-@app.command()
+@app.command(help=_("Become a client of a federation, under the terms given here."))
 def enrol(
     *,
-    server: Annotated[str, typer.Option(help="Address of the federation's server.")],
-    name: Annotated[str, typer.Option(help="What the client is called; the federation sees it.")],
-    data: Annotated[Path, typer.Option(help="File of JSON lines to train on.")],
-    dataset: Annotated[str, typer.Option(help="Name of the data set: its privacy ledger is kept under it.")],
+    server: Annotated[str, typer.Option(help=_("Address of the federation's server."))],
+    name: Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))],
+    data: Annotated[Path, typer.Option(help=_("File of JSON lines to train on."))],
+    dataset: Annotated[
+        str, typer.Option(help=_("Name of the data set: its privacy ledger is kept under it."))
+    ],
     folder: FolderOption,
     token: Annotated[
         str,
-        typer.Option(envvar="DPFL_ENROLMENT_TOKEN", help="The enrolment token, or @FILE.", show_envvar=True),
+        typer.Option(
+            envvar="DPFL_ENROLMENT_TOKEN", help=_("The enrolment token, or @FILE."), show_envvar=True
+        ),
     ],
-    epsilon: Annotated[float, typer.Option(min=0, help="Ceiling of epsilon for all runs together.")] = 8.0,
+    epsilon: Annotated[float, typer.Option(min=0, help=_("Ceiling of epsilon for all runs together."))] = 8.0,
     delta: Annotated[
-        float, typer.Option(min=0, max=1, help="Ceiling of delta for all runs together.")
+        float, typer.Option(min=0, max=1, help=_("Ceiling of delta for all runs together."))
     ] = 1e-5,
     trust: Annotated[
-        list[str] | None, typer.Option(help="Trust that is allowed; `local` by default.")
+        list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))
     ] = None,
     smallest_cohort: Annotated[
-        int, typer.Option(min=1, help="Refuse rounds that may have fewer clients.")
+        int, typer.Option(min=1, help=_("Refuse rounds that may have fewer clients."))
     ] = 2,
     base_model: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER of a base model that is in no package.")
+        list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
     ] = None,
-    ledgers: Annotated[Path | None, typer.Option(help="Where the data sets' ledgers are kept.")] = None,
-    ca_file: Annotated[Path | None, typer.Option(help="Certificates to trust instead of the usual.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="Proxy; none is taken from the environment.")] = None,
-    allow_http: Annotated[bool, typer.Option("--allow-http", help="Allow a server without TLS.")] = False,
+    ledgers: Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(help=_("Proxy; none is taken from the environment."))] = None,
+    allow_http: Annotated[bool, typer.Option("--allow-http", help=_("Allow a server without TLS."))] = False,
 ) -> None:
     """Become a client of a federation, under the terms given here."""
     with one_line_errors():
@@ -86,16 +94,30 @@ def enrol(
             )
         )
         terms = policy_path(Path(profile.config.home), dataset)
-        print(f"client {profile.config.client_id} ({name}) of {profile.config.server}")
-        print(f"data set {dataset}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}")
+        print(
+            _(
+                "client {client} ({name}) of {server}",
+                client=profile.config.client_id,
+                name=name,
+                server=profile.config.server,
+            )
+        )
+        print(
+            _(
+                "data set {name}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}",
+                name=dataset,
+                epsilon=epsilon,
+                delta=delta,
+                terms=terms,
+            )
+        )
 
 
-@app.command()
+@app.command(help=_("Bring the open round here, if the policy allows its run. Needs a network, no data."))
 def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
     """Bring the open round here, if the policy allows its run. Needs a network, no data."""
     with one_line_errors():
         from client.errors import ClientError
-        from client.i18n import _
         from client.profile import Profile
         from client.rounds import fetch as fetch_round
         from client.serving import list_assignments
@@ -107,10 +129,17 @@ def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
             if not waiting:
                 raise ClientError("no_open_round", _("no open round waits for this client"))
             files = fetch_round(profile, session, waiting[0], into=to)
-            print(f"round {waiting[0].number} of {waiting[0].rounds}: {files.folder}")
+            print(
+                _(
+                    "round {number} of {rounds}: {folder}",
+                    number=waiting[0].number,
+                    rounds=waiting[0].rounds,
+                    folder=files.folder,
+                )
+            )
 
 
-@app.command()
+@app.command(help=_("Train the fetched round. Needs the data, no network."))
 def train(folder: FolderOption, at: RoundFolder = None) -> None:
     """Train the fetched round. Needs the data, no network."""
     quiet_libraries()
@@ -124,10 +153,12 @@ def train(folder: FolderOption, at: RoundFolder = None) -> None:
         with profile.locked():
             files = RoundFiles(at or newest_round(profile))
             train_round(profile, files, Workbench(), on_step=lambda _done, _steps: None)
-            print(f"update ready: {files.update_path}")
+            print(_("update ready: {path}", path=files.update_path))
 
 
-@app.command()
+@app.command(
+    help=_("Send the trained update: these bytes and no others, for ever. Needs a network, no data.")
+)
 def submit(folder: FolderOption, at: RoundFolder = None) -> None:
     """Send the trained update: these bytes and no others, for ever. Needs a network, no data."""
     with one_line_errors():
@@ -138,19 +169,29 @@ def submit(folder: FolderOption, at: RoundFolder = None) -> None:
         profile = Profile.open(folder)
         with profile.locked():
             receipt = submit_round(profile, _session(profile), RoundFiles(at or newest_round(profile)))
-            print(f"received: update {receipt.update_id}, sha256 {receipt.sha256}")
+            print(
+                _(
+                    "received: update {update}, sha256 {digest}",
+                    update=receipt.update_id,
+                    digest=receipt.sha256,
+                )
+            )
 
 
-@app.command()
+@app.command(
+    help=_("Serve rounds until the run ends; several clients share one base model and train in turn.")
+)
 def run(
     folder: Annotated[
-        list[Path], typer.Option("--folder", "--profile", help="A client's own folder; may be repeated.")
+        list[Path], typer.Option("--folder", "--profile", help=_("A client's own folder; may be repeated."))
     ],
-    once: Annotated[bool, typer.Option("--once", help="End after one round.")] = False,
-    run_id: Annotated[str | None, typer.Option("--run", help="Serve this run only, until it ends.")] = None,
-    save_updates: Annotated[Path | None, typer.Option(help="Keep a copy of each update there.")] = None,
+    once: Annotated[bool, typer.Option("--once", help=_("End after one round."))] = False,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help=_("Serve this run only, until it ends."))
+    ] = None,
+    save_updates: Annotated[Path | None, typer.Option(help=_("Keep a copy of each update there."))] = None,
     order_seed: Annotated[
-        int | None, typer.Option(help="Repeat the order of examples; only under trust `none`.")
+        int | None, typer.Option(help=_("Repeat the order of examples; only under trust `none`."))
     ] = None,
 ) -> None:
     """Serve rounds until the run ends; several clients share one base model and train in turn."""
@@ -177,7 +218,9 @@ def run(
             Service(seats, trainer=bench, watcher=watcher, once=once, save_updates=save_updates).run()
 
 
-@app.command()
+@app.command(
+    help=_("Show the data set's ledger: what is spent (rounded up) and what is left (rounded down).")
+)
 def status(folder: FolderOption) -> None:
     """Show the data set's ledger: what is spent (rounded up) and what is left (rounded down)."""
     with one_line_errors():
@@ -188,9 +231,9 @@ def status(folder: FolderOption) -> None:
             print(line)
 
 
-@app.command()
+@app.command(help=_("Sign that nothing was sent for a run, so that its budget is given back."))
 def disclaim(
-    folder: FolderOption, run_id: Annotated[str, typer.Option("--run", help="A run that ended.")]
+    folder: FolderOption, run_id: Annotated[str, typer.Option("--run", help=_("A run that ended."))]
 ) -> None:
     """Sign that nothing was sent for a run, so that its budget is given back."""
     with one_line_errors():
@@ -200,13 +243,12 @@ def disclaim(
         profile = Profile.open(folder)
         with profile.locked():
             disclaim_run(profile, _session(profile), run_id)
-            print(f"run {run_id}: its budget is given back, and nothing will ever be sent for it")
+            print(_("run {run}: its budget is given back, and nothing will ever be sent for it", run=run_id))
 
 
 def newest_round(profile: Profile) -> Path:
     """The round that was fetched last into the client's own folder."""
     from client.errors import ClientError
-    from client.i18n import _
 
     found = sorted(
         (profile.folder / "rounds").glob("*/*/assignment.json"), key=lambda path: path.stat().st_mtime
@@ -238,7 +280,6 @@ def _secret(text: str) -> str:
 
 def _folders(pairs: list[str]) -> dict[str, str]:
     from client.errors import ClientError
-    from client.i18n import _
 
     found: dict[str, str] = {}
     for pair in pairs:

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from cli import client
 from cli.i18n import _
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(client.app)
 
 DataOption = Annotated[
     Path | None,

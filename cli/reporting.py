@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 import typer
 
+from cli.i18n import _
+
 _QUIET = {
     "HF_HUB_OFFLINE": "1",  # models are on this machine or refused
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -37,7 +39,7 @@ def one_line_errors() -> Iterator[None]:
     except ClientError as error:
         _end(error.code, translate(error.message, **error.members))
     except KeyboardInterrupt:
-        print("dpfl: [interrupted] stopped; the same command goes on where it was", file=sys.stderr)
+        print("dpfl: [interrupted]", _("stopped; the same command goes on where it was"), file=sys.stderr)
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise

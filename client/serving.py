@@ -17,7 +17,7 @@ from typing import Protocol
 
 from client.durable import private_folder
 from client.errors import ClientError
-from client.i18n import translate
+from client.i18n import _, translate
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import RoundMissed, Trainer, fetch, is_unsent, submit, train
@@ -109,7 +109,14 @@ class Service:
         except ClientError as error:
             self._news.put(News(seat, error=error))
         except Exception as error:  # noqa: BLE001  a thread that dies in silence would leave the loop waiting
-            self._news.put(News(seat, error=ClientError("internal_error", type(error).__name__)))
+            self._news.put(
+                News(
+                    seat,
+                    error=ClientError(
+                        "internal_error", _("a waiting thread ended with {kind}"), kind=type(error).__name__
+                    ),
+                )
+            )
 
     def _serve(self, news: list[News]) -> None:
         """Fetch for all that have work, prepare all, then train and send one after the other."""
