@@ -32,7 +32,7 @@ KINDS: dict[str, JobKind] = {
         JobKind("publish", lease_s=120),
         JobKind("purge", lease_s=120, max_attempts=8, backoff_s=30),
         JobKind("deadline", lease_s=60),
-        JobKind("sweep", lease_s=60, max_attempts=2, every_s=300),
+        JobKind("sweep", lease_s=60, max_attempts=2, every_s=60),
     )
 }
 

@@ -7,13 +7,14 @@ Every change is notified on channel `dpfl_rounds` with the round's id; when a ro
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.core import clock
 from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition
 from app.core.i18n import _
@@ -23,6 +24,8 @@ from app.rounds.queries import lock_round, updates_by_state
 from app.rounds.states import RoundState, sources_of
 
 CHANNEL = "dpfl_rounds"
+PURGE_AFTER = timedelta(seconds=90)
+"""The purge spares files that were written within the last minute: it comes after that."""
 
 
 class QuorumMissing(Conflict):
@@ -164,6 +167,11 @@ def record_candidate(
     enqueue(session, "validate", key=str(round_id), payload={"round_id": str(round_id)})
 
 
+def ask_for_publication(session: Session, round_id: UUID) -> None:
+    """The candidate was found fit; publishing it is a job of its own."""
+    enqueue(session, "publish", key=str(round_id), payload={"round_id": str(round_id)})
+
+
 def publish(session: Session, round_id: UUID, *, actor: str) -> None:
     """The round's adapter is released, in the same transaction; its updates may be purged."""
     advance(session, round_id, RoundState.PUBLISHED, actor=actor, finished_at=sa.func.now())
@@ -185,4 +193,5 @@ def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: st
 
 
 def _ask_for_purge(session: Session, round_id: UUID) -> None:
-    enqueue(session, "purge", key=str(round_id), payload={"round_id": str(round_id)})
+    payload = {"round_id": str(round_id)}
+    enqueue(session, "purge", key=str(round_id), payload=payload, run_at=clock.now() + PURGE_AFTER)

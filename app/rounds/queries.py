@@ -10,11 +10,22 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
 from app.core.i18n import _
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
+from app.jobs.models import Job
 from app.rounds.models import Assignment, Round, RoundLog
+from app.rounds.schemas import RoundOut
 from app.rounds.states import RoundState
 
 # The feature of updates lies above this one and cannot be imported: its table is read by name.
 UPDATES = sa.table("updates", sa.column("round_id", sa.Uuid), sa.column("state", sa.String))
+
+JOB_OF: dict[RoundState, tuple[str, ...]] = {
+    RoundState.SEALED: ("aggregate",),
+    RoundState.AGGREGATING: ("aggregate",),
+    RoundState.VALIDATING: ("validate", "publish"),
+}
+"""The jobs that a round in this state waits for; the newest of them counts."""
 
 
 def get_round(session: Session, round_id: UUID) -> Round:
@@ -23,6 +34,40 @@ def get_round(session: Session, round_id: UUID) -> Round:
     if row is None:
         raise NotFound(_("there is no such round"))
     return row
+
+
+def rounds(principal: Principal, permission: str = "rounds:read") -> sa.Select[Round]:
+    """The rounds within the caller's scope; a training client sees those whose cohort it belongs to."""
+    statement = sa.select(Round)
+    match scope_of(principal, permission):
+        case Scope.FEDERATION:
+            return statement
+        case Scope.ORGANISATION:
+            return statement.where(Round.organisation_id == principal.organisation_id)
+        case Scope.OWN:
+            mine = sa.select(Assignment.round_id).where(Assignment.client_id == principal.id)
+            return statement.where(Round.id.in_(mine))
+
+
+def round_for(
+    session: Session, principal: Principal, round_id: UUID, permission: str = "rounds:read"
+) -> Round:
+    """One round that the caller may see; raises NotFound."""
+    row = session.scalar(rounds(principal, permission).where(Round.id == round_id))
+    if row is None:
+        raise NotFound(_("there is no such round"))
+    return row
+
+
+def show(session: Session, row: Round) -> RoundOut:
+    """A round as the API shows it."""
+    kind = JOB_OF.get(row.state)
+    job = None
+    if kind is not None:
+        job = session.scalar(
+            sa.select(Job).where(Job.kind.in_(kind), Job.key == str(row.id)).order_by(Job.id.desc()).limit(1)
+        )
+    return RoundOut.of(row, updates=updates_by_state(session, row.id), job=job)
 
 
 def lock_round(session: Session, round_id: UUID) -> Round:
