@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from modelling.evaluation import auc
+import torch
 from numpy.typing import NDArray
+
+from modelling.evaluation import auc
 
 RESAMPLES = 2000
 
@@ -36,9 +38,8 @@ class CanaryLosses:
 
 def _auc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
     """Probability that a canary that was in has the lower loss than one that was out."""
-    scores = np.concatenate([-inside, -outside])
-    labels = np.concatenate([np.ones(len(inside), dtype=bool), np.zeros(len(outside), dtype=bool)])
-    return auc(scores, labels)
+    scores = torch.from_numpy(-np.concatenate([inside, outside]))
+    return auc(scores, torch.arange(len(scores)) < len(inside))
 
 
 def attack(silos: Sequence[CanaryLosses], *, seed: int) -> AttackResult:

@@ -1,0 +1,206 @@
+"""`make demo`: two federated runs on real services and real mails, then a table and a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cli.embedded.errors import ServiceFailed
+from cli.embedded.stack import running_stack
+from client.errors import ClientError
+from demo.attack import attack
+from demo.bench import Bench, Score
+from demo.federation import Federation, FederationError
+from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
+from demo.mails import Silo, load_silos, load_test
+from demo.picture import Curve, Results, draw
+from demo.plan import DELTA, ROUNDS, Arm, arms, manifest
+from demo.reference import bag_of_words, majority
+from demo.report import Findings, show, write
+
+
+class Demo:
+    """One run of the demo in its own folder, made anew."""
+
+    def __init__(self, folder: Path, *, epsilon: float, seed: int, console: Console) -> None:
+        self.folder = folder
+        self.epsilon = epsilon
+        self.seed = seed
+        self.console = console
+        self.silos = load_silos(seed)
+        self.runs: dict[str, dict[str, Any]] = {}
+
+    def train(self) -> float:
+        """Run the server, both arms and the download of their releases; returns the arms' seconds."""
+        with (
+            running_stack(self.folder / "server", environment={"DPFL_TRUSTS": "local,none"}) as stack,
+            Federation(stack.url, json.loads(stack.admin_file.read_text())["api_key"]) as federation,
+        ):
+            self.console.print(
+                f"server ready at {stack.url} (PostgreSQL, Valkey, gateway, dispatcher, worker)"
+            )
+            mailboxes = [self._open(silo, federation, stack.url) for silo in self.silos]
+            self.console.print(
+                f"{len(mailboxes)} mailboxes enrolled, each with its own key and its own terms"
+            )
+            began = time.monotonic()
+            for arm in arms(self.epsilon):
+                self._run(arm, federation, mailboxes)
+            seconds = time.monotonic() - began
+            for arm in arms(self.epsilon):
+                for release in federation.releases(self.runs[arm.name]["id"]):
+                    federation.pull(release["id"], self._release(arm, int(release["number"])))
+        return seconds
+
+    def _open(self, silo: Silo, federation: Federation, server: str) -> Mailbox:
+        invitation = federation.invite(silo.number, epsilon=self.epsilon, delta=DELTA)
+        return open_mailbox(
+            silo,
+            invitation,
+            server=server,
+            home=self.folder / "mailboxes" / str(silo.number),
+            epsilon=self.epsilon,
+            delta=DELTA,
+        )
+
+    def _run(self, arm: Arm, federation: Federation, mailboxes: list[Mailbox]) -> None:
+        plan = manifest(arm, clients=len(mailboxes), epsilon=self.epsilon, seed=self.seed)
+        run_id = federation.start_run(plan, [box.client_id for box in mailboxes])
+        serve(
+            mailboxes,
+            run_id,
+            title=arm.title,
+            rounds=ROUNDS,
+            updates=self.folder / "updates" / arm.name,
+            order_seed=self.seed if arm.epsilon is None else None,
+        )
+        run = federation.wait_for_run(run_id, {"finished"})
+        if run["state"] != "finished":
+            raise FederationError(f"the run ended {run['state']}: {run.get('reason')}")
+        self.runs[arm.name] = run
+
+    def _release(self, arm: Arm, number: int) -> Path:
+        return self.folder / "releases" / arm.name / f"round-{number}"
+
+    def evaluate(self, train_s: float, began: float) -> None:
+        """Score every release, attack the last updates, write everything down."""
+        test = load_test()
+        private, open_arm = arms(self.epsilon)
+        plan = manifest(private, clients=len(self.silos), epsilon=self.epsilon, seed=self.seed)
+        bench = Bench(plan, self.silos, test)
+        scores: dict[str, list[Score]] = {
+            arm.name: [bench.release(self._release(arm, number)) for number in range(1, ROUNDS + 1)]
+            for arm in (private, open_arm)
+        }
+        attacks = {
+            arm.name: attack(
+                [
+                    bench.canary_losses(
+                        silo.number,
+                        self._release(arm, ROUNDS - 1),
+                        self.folder
+                        / "updates"
+                        / arm.name
+                        / f"mailbox-{silo.number}"
+                        / f"round-{ROUNDS}.safetensors",
+                    )
+                    for silo in self.silos
+                ],
+                seed=self.seed,
+            )
+            for arm in (private, open_arm)
+        }
+        price = self.runs[private.name]["price"]
+        final = self._release(private, ROUNDS)
+        certificate = json.loads((final / "certificate.json").read_text())
+        findings = Findings(
+            seed=self.seed,
+            clients=len(self.silos),
+            trainable_parameters=bench.trainable_parameters(),
+            epsilon=price["epsilon"],
+            noise_multiplier=price["noise_multiplier"],
+            majority=majority(test),
+            before=bench.untrained(),
+            private=scores[private.name],
+            non_private=scores[open_arm.name],
+            bag_of_words=bag_of_words(self.silos, test),
+            attack_private=attacks[private.name],
+            attack_non_private=attacks[open_arm.name],
+            train_s=train_s,
+            total_s=time.monotonic() - began,
+            adapter_sha256=certificate["payload"]["adapter_sha256"],
+        )
+        self._keep(findings, final, price["epsilon_by_round"])
+
+    def _keep(self, findings: Findings, final: Path, epsilon_by_round: list[float]) -> None:
+        shutil.copytree(final, self.folder / "adapter")
+        shutil.move(self.folder / "adapter" / "certificate.json", self.folder / "certificate.json")
+        draw(
+            Results(
+                private=Curve(
+                    f"ε = {self.epsilon:g}",
+                    [findings.before.accuracy, *(score.accuracy for score in findings.private)],
+                ),
+                non_private=Curve(
+                    "without DP",
+                    [findings.before.accuracy, *(score.accuracy for score in findings.non_private)],
+                ),
+                epsilon_by_round=epsilon_by_round,
+                majority=findings.majority,
+                bag_of_words=findings.bag_of_words.accuracy,
+                attack_private=findings.attack_private,
+                attack_non_private=findings.attack_non_private,
+                epsilon=self.epsilon,
+            ),
+            self.folder / "learning.png",
+        )
+        write(findings, self.folder / "report.json")
+        show(findings, self.console)
+        self.console.print(f"picture, adapter, certificate and report: {self.folder}/")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
+    parser.add_argument("--epsilon", type=float, default=8.0, help="budget of the private run (delta 1e-5)")
+    parser.add_argument("--seed", type=int, default=1, help="initialisation, order and canaries; never noise")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of results, made anew")
+    options = parser.parse_args()
+    if not 0.1 <= options.epsilon <= 100:
+        parser.error("--epsilon must lie between 0.1 and 100")
+    return options
+
+
+def main() -> int:
+    """Run the demo; a refusal is one line and exit code 1."""
+    options = _options()
+    console = Console()
+    began = time.monotonic()
+    folder: Path = options.out.resolve()
+    if folder.exists():
+        if (
+            any(folder.iterdir())
+            and not (folder / "report.json").exists()
+            and not (folder / "server").exists()
+        ):
+            console.print(f"{folder} holds something else; name another folder with --out", highlight=False)
+            return 1
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    try:
+        demo = Demo(folder, epsilon=options.epsilon, seed=options.seed, console=console)
+        demo.evaluate(demo.train(), began)
+    except (FederationError, MailboxFailed, ClientError, ServiceFailed) as error:
+        console.print(f"the demo stopped: {error}", style="bold red", highlight=False, markup=False)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The mailboxes' side: eight enrolments with eight keys, served by two client processes over HTTP."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from client.enrolment import Wish, enrol
+from client.policy import Policy
+from demo.federation import Invitation
+from demo.mails import Silo
+
+PROCESSES = 2
+_SENT = re.compile(r"^(?P<name>mailbox-\d+): round (?P<round>\d+) of \d+ sent, (?P<privacy>.*)$")
+
+
+class MailboxFailed(Exception):
+    """A client process ended with an error; the text is its last line."""
+
+
+@dataclass(frozen=True)
+class Mailbox:
+    """An enrolled client and its folder."""
+
+    name: str
+    folder: Path
+    client_id: str
+
+
+def open_mailbox(
+    silo: Silo, invitation: Invitation, *, server: str, home: Path, epsilon: float, delta: float
+) -> Mailbox:
+    """Write a silo's mails into its own folder and enrol it with its own key and its own terms."""
+    name = f"mailbox-{silo.number}"
+    home.mkdir(mode=0o700, parents=True)
+    data = home / "mails.jsonl"
+    silo.write(data)
+    policy = Policy.of(
+        dataset=name,
+        epsilon=epsilon,
+        delta=delta,
+        trusts=["local", "none"],  # `none` for the comparison; no real mailbox would allow it
+        smallest_cohort=PROCESSES,
+        base_model_folders={},
+    )
+    profile = enrol(
+        Wish(
+            folder=home / "client",
+            server=server,
+            token=invitation.token,
+            name=name,
+            data=data,
+            policy=policy,
+            home=home / "ledgers",
+        )
+    )
+    return Mailbox(name=name, folder=profile.folder, client_id=profile.config.client_id)
+
+
+def serve(
+    mailboxes: Sequence[Mailbox],
+    run_id: str,
+    *,
+    title: str,
+    rounds: int,
+    updates: Path,
+    order_seed: int | None,
+) -> None:
+    """Let two processes, four mailboxes each, serve a run to its end, with a progress bar a mailbox.
+
+    Args:
+        updates: where each client keeps copies of its own updates, for the attack.
+        order_seed: repeats the order of examples in the run without privacy; a private run takes none.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("round {task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[privacy]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns) as progress:
+        bars = {
+            box.name: progress.add_task(f"{title}  {box.name}", total=rounds, privacy="") for box in mailboxes
+        }
+        children = [
+            _start(mailboxes[number::PROCESSES], run_id, updates=updates, order_seed=order_seed)
+            for number in range(PROCESSES)
+        ]
+        tails: list[str] = [""] * PROCESSES
+        readers = [
+            threading.Thread(target=_follow, args=(child, progress, bars, tails, number))
+            for number, child in enumerate(children)
+        ]
+        try:
+            for reader in readers:
+                reader.start()
+            for reader in readers:
+                reader.join()
+            codes = [child.wait() for child in children]
+        finally:
+            for child in children:
+                if child.poll() is None:
+                    child.terminate()
+                    child.wait()
+    for code, tail in zip(codes, tails, strict=True):
+        if code != 0:
+            raise MailboxFailed(f"a client process ended with {code}: {tail}")
+
+
+def _start(
+    mailboxes: Sequence[Mailbox], run_id: str, *, updates: Path, order_seed: int | None
+) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "cli.main",
+        "client",
+        "run",
+        "--run",
+        run_id,
+        "--save-updates",
+        str(updates),
+    ]
+    for box in mailboxes:
+        command += ["--folder", str(box.folder)]
+    if order_seed is not None:
+        command += ["--order-seed", str(order_seed)]
+    environment = os.environ | {
+        "LC_ALL": "C.UTF-8",  # the lines that are followed below are in English
+        "LANGUAGE": "en",
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def _follow(
+    child: subprocess.Popen[str], progress: Progress, bars: dict[str, TaskID], tails: list[str], number: int
+) -> None:
+    lines: Iterable[str] = child.stdout or ()
+    for line in lines:
+        text = line.strip()
+        if found := _SENT.match(text):
+            progress.update(bars[found["name"]], completed=int(found["round"]), privacy=found["privacy"])
+        elif text:
+            tails[number] = text
+            progress.console.print(text, markup=False, highlight=False)
