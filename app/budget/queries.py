@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic
-from app.budget.models import Account, AccountKind, Entry, EntryKind
+from app.budget.models import Account, Entry, EntryKind
 from app.core.errors import NotFound
 from app.core.i18n import _
 
@@ -102,29 +102,18 @@ def accounts_of_clients(session: Session, client_ids: list[UUID]) -> dict[UUID, 
     return {row.client_id: view_of(row) for row in rows if row.client_id is not None}
 
 
-def reserved_refs(session: Session, account_id: UUID) -> list[str]:
-    """What was ever reserved on an account and not given back, oldest first."""
-    given_back = sa.select(Entry.reserve_ref).where(
-        Entry.account_id == account_id, Entry.kind == EntryKind.VOID
+def accounts_reserving(session: Session, ref: str) -> list[AccountView]:
+    """The accounts on which something was reserved under `ref`, whoever uses them today."""
+    rows = session.scalars(
+        sa.select(Account)
+        .join(Entry, Entry.account_id == Account.id)
+        .where(Entry.kind == EntryKind.RESERVE, Entry.ref == ref)
+        .order_by(Account.id)
+        .execution_options(populate_existing=True)
     )
-    return list(
-        session.scalars(
-            sa.select(Entry.ref)
-            .where(
-                Entry.account_id == account_id,
-                Entry.kind == EntryKind.RESERVE,
-                Entry.ref.not_in(given_back),
-            )
-            .order_by(Entry.seq)
-        )
-    )
+    return [view_of(row) for row in rows]
 
 
 def claimed_epsilon(view: AccountView) -> Decimal:
     """What all runs on the population may have cost together, spent and reserved: an upper bound."""
     return view.implied_epsilon(view.spent + view.reserved)
-
-
-def is_renyi(view: AccountView) -> bool:
-    """Say whether costs add up as divergences of one order."""
-    return view.kind == AccountKind.RENYI.value

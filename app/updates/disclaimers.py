@@ -28,8 +28,6 @@ from app.runs.queries import lock_run, run_for
 from app.runs.states import RunState
 from app.updates.models import Update
 
-CONTEXT = b"dpfl-disclaimer-v1\0"
-
 
 class RunNotOver(Conflict):
     """The run may still ask the client for an update."""
@@ -57,7 +55,7 @@ class SignatureInvalid(Invalid):
 
 def statement_of(client_id: UUID, run_id: UUID) -> str:
     """What the client signs."""
-    return f"client {client_id} sent nothing for run {run_id}"
+    return f"nothing was sent for run {run_id} by client {client_id} and nothing will be"
 
 
 def disclaim(
@@ -92,6 +90,6 @@ def _verify(client: Client, run_id: UUID, *, statement: str, signature: str) -> 
         raise SignatureInvalid(_("the statement must read: {text}"), text=statement_of(client.id, run_id))
     raw = base64.urlsafe_b64decode(signature.rstrip("=") + "==")
     try:
-        Ed25519PublicKey.from_public_bytes(client.public_key).verify(raw, CONTEXT + statement.encode())
+        Ed25519PublicKey.from_public_bytes(client.public_key).verify(raw, statement.encode())
     except InvalidSignature as error:
         raise SignatureInvalid(_("the statement is not signed with the client's key")) from error

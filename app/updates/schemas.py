@@ -14,6 +14,7 @@ from app.core.strict import StrictModel
 from app.updates.models import Update, UpdateState
 
 _ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
+_STATEMENT = f"nothing was sent for run {_ID} by client {_ID} and nothing will be"
 
 
 class Receipt(BaseModel):
@@ -67,12 +68,12 @@ class DisclaimerIn(StrictModel):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
-                {"statement": f"client {_ID} sent nothing for run {_ID}", "signature": "A" * 86},
+                {"statement": _STATEMENT, "signature": "A" * 86},
             ]
         }
     )
 
     statement: Annotated[str, Field(strict=True, min_length=1, max_length=200, pattern=r"^[\x20-\x7e]+$")]
-    """Exactly `client <client id> sent nothing for run <run id>`."""
+    """Exactly `nothing was sent for run <run id> by client <client id> and nothing will be`."""
     signature: Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{86}(==)?$")]
-    """base64url of the Ed25519 signature over `dpfl-disclaimer-v1`, a zero byte, and the statement."""
+    """base64url of the Ed25519 signature over the statement's bytes."""

@@ -1,0 +1,41 @@
+"""Recording releases. A release is inserted once, by the publish job, and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.releases import certificate
+from app.releases.certificate import Facts, Sign
+from app.releases.models import Release
+
+
+def record(
+    session: Session,
+    *,
+    facts: Facts,
+    organisation_id: UUID,
+    size_bytes: int,
+    adapter_config: Mapping[str, Any],
+    parent_id: UUID | None,
+    sign: Sign,
+) -> Release:
+    """Sign the certificate of a published adapter and record both."""
+    row = Release(
+        id=facts.release_id,
+        run_id=facts.run_id,
+        round_id=facts.round_id,
+        organisation_id=organisation_id,
+        number=facts.number,
+        adapter_sha256=facts.adapter_sha256,
+        size_bytes=size_bytes,
+        adapter_config=dict(adapter_config),
+        certificate=certificate.sign(certificate.build(facts), sign),
+        parent_id=parent_id,
+    )
+    session.add(row)
+    session.flush()
+    return row

@@ -1,0 +1,124 @@
+"""Turning a validated round into a release: collects what its certificate rests on, then has it recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.budget.queries import accounts_reserving
+from app.core.clock import now
+from app.core.errors import Conflict
+from app.core.i18n import _
+from app.core.ids import new_id
+from app.releases import service as releases
+from app.releases.certificate import Ancestor, Facts, Sign
+from app.releases.models import Release
+from app.releases.queries import latest_of_run, release_of_round
+from app.rounds.queries import get_round, rounds_of
+from app.rounds.states import RoundState
+from app.runs.charges import run_ref
+from app.runs.models import Run, RunClient
+from app.runs.queries import client_ids_of
+
+_DEEPEST_LINEAGE = 1000
+
+
+def release_round(
+    session: Session,
+    round_id: UUID,
+    *,
+    adapter_sha256: str,
+    size_bytes: int,
+    adapter_config: Mapping[str, Any],
+    sign: Sign,
+    issuer: str,
+) -> Release:
+    """Record the release of a round, with its signed certificate; called by the publish job.
+
+    The caller moves the round to `published` in the same transaction. A second call returns the first's
+    release. `adapter_sha256` names the blob of the whole adapter file, frozen factors included.
+    """
+    known = release_of_round(session, round_id)
+    if known is not None:
+        return known
+    round_ = get_round(session, round_id)
+    run = session.get_one(Run, round_.run_id)
+    if run.manifest_sha256 is None:
+        raise Conflict(_("the run was never started"))
+    client_ids = client_ids_of(session, run.id)
+    parent = latest_of_run(session, run.id)
+    facts = Facts(
+        release_id=new_id(),
+        run_id=run.id,
+        round_id=round_id,
+        number=round_.number,
+        adapter_sha256=adapter_sha256,
+        manifest=run.manifest,
+        manifest_sha256=run.manifest_sha256,
+        price=run.price or {},
+        rounds_aggregated=_aggregated(session, run.id, up_to=round_.number),
+        clients=len(client_ids),
+        accounts=accounts_reserving(session, run_ref(run.id)),
+        ancestors=_ancestors(session, run, client_ids),
+        open_runs=_open_runs(session, client_ids),
+        issuer=issuer,
+        issued_at=now(),
+    )
+    return releases.record(
+        session,
+        facts=facts,
+        organisation_id=run.organisation_id,
+        size_bytes=size_bytes,
+        adapter_config=adapter_config,
+        parent_id=parent.id if parent is not None else run.from_release_id,
+        sign=sign,
+    )
+
+
+def _aggregated(session: Session, run_id: UUID, *, up_to: int) -> list[int]:
+    """Numbers of the rounds whose updates are in the adapter; an aborted one is not."""
+    return [
+        round_.number
+        for round_ in rounds_of(session, run_id)
+        if round_.number <= up_to and (round_.state is RoundState.PUBLISHED or round_.number == up_to)
+    ]
+
+
+def _ancestors(session: Session, run: Run, client_ids: Sequence[UUID]) -> list[Ancestor]:
+    """The releases that this run, and the runs before it, started from; nearest first."""
+    found: list[Ancestor] = []
+    release_id = run.from_release_id
+    while release_id is not None and len(found) < _DEEPEST_LINEAGE:
+        release = session.get_one(Release, release_id)
+        former = session.get_one(Run, release.run_id)
+        price = former.price or {}
+        found.append(
+            Ancestor(
+                release_id=release.id,
+                run_id=former.id,
+                trust=former.manifest["privacy"]["trust"],
+                epsilon=price.get("epsilon"),
+                delta=price.get("delta"),
+                shares_clients=not set(client_ids).isdisjoint(client_ids_of(session, former.id)),
+            )
+        )
+        release_id = former.from_release_id
+    return found
+
+
+def _open_runs(session: Session, client_ids: Sequence[UUID]) -> int:
+    """Started runs with trust `none` on the data of these clients."""
+    statement = (
+        sa.select(sa.func.count(sa.distinct(Run.id)))
+        .join(RunClient, RunClient.run_id == Run.id)
+        .where(
+            RunClient.client_id.in_(client_ids),
+            Run.started_at.is_not(None),
+            Run.manifest["privacy"]["trust"].as_string() == "none",
+        )
+    )
+    return session.scalar(statement) or 0
