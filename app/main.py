@@ -17,7 +17,7 @@ from app.core.db import Database
 from app.core.hub import Hub
 from app.core.logs import configure_logs
 from app.core.settings import Settings
-from app.http import middleware, problems
+from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.identity import clients_router
 from app.identity import router as identity_router
@@ -26,7 +26,13 @@ from app.identity.keys import KeyRing
 
 ROUTERS: tuple[APIRouter, ...] = (identity_router.router, clients_router.router, enrolment_router.router)
 """Mounted under /v1."""
-OPEN_ROUTERS: tuple[APIRouter, ...] = (clients_router.keys_router,)
+OPEN_ROUTERS: tuple[APIRouter, ...] = (
+    clients_router.keys_router,
+    docs.router,
+    health.router,
+    metrics.router,
+    pages.router,
+)
 """Mounted at the root: health, keys, problem pages, documentation."""
 
 assert_tables = schema.metadata.tables  # the mappers of every feature must be known before the first query
@@ -103,6 +109,7 @@ def build_app(settings: Settings) -> FastAPI:
         app.include_router(router, prefix="/v1")
     for router in OPEN_ROUTERS:
         app.include_router(router)
+    openapi.install(app)
     if undeclared := undeclared_routes(app):
         raise RuntimeError(f"routes without a declared permission: {', '.join(undeclared)}")
     return app

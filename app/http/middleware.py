@@ -19,6 +19,7 @@ from app.core import clock
 from app.core.errors import DomainError
 from app.core.settings import Settings
 from app.http.limits import BodyCeiling, RateLimits
+from app.http.metrics import Metrics
 from app.http.problems import problem
 
 log = structlog.get_logger("access")
@@ -41,8 +42,9 @@ _SECURITY = {
 class Envelope:
     """ASGI middleware around everything else."""
 
-    def __init__(self, app: ASGIApp, *, is_https: bool) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, is_https: bool) -> None:
         self._app = app
+        self._metrics = metrics
         self._is_https = is_https
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -71,12 +73,14 @@ class Envelope:
                 raise
             await problem(Request(scope), DomainError())(scope, receive, send_dressed)
         finally:
-            if scope["path"] not in _QUIET:
-                # The path only: queries may carry what is nobody's business.
-                took_ms = round((time.perf_counter() - started) * 1000, 1)
-                log.info(
-                    "request", method=scope["method"], path=scope["path"][:300], status=status, ms=took_ms
-                )
+            self._record(scope, status, time.perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log the answer, by its path only: queries may carry what is nobody's business."""
+        self._metrics.count(operation=_operation(scope), status=status, seconds=seconds)
+        if scope["path"] not in _QUIET:
+            path = scope["path"][:300]
+            log.info("request", method=scope["method"], path=path, status=status, ms=round(seconds * 1000, 1))
 
     def _dress(self, headers: MutableHeaders, request_id: str) -> None:
         headers[REQUEST_ID] = request_id
@@ -93,8 +97,16 @@ def _request_id(scope: Scope) -> str:
     return given if _REQUEST_ID.fullmatch(given) else str(uuid4())
 
 
+def _operation(scope: Scope) -> str:
+    """The endpoint's name; what matched no route is not told apart."""
+    return str(getattr(scope.get("endpoint"), "__name__", "none"))
+
+
 def install(app: FastAPI, settings: Settings) -> None:
     """Add the middleware; the last one added is the outermost."""
     app.state.rate_limits = RateLimits()
+    app.state.metrics = Metrics()
     app.add_middleware(BodyCeiling, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Envelope, is_https=settings.public_url.startswith("https://"))
+    app.add_middleware(
+        Envelope, metrics=app.state.metrics, is_https=settings.public_url.startswith("https://")
+    )

@@ -30,7 +30,7 @@ class Capability(StrictModel):
     upload_bytes_per_s: Annotated[float | None, Field(strict=True, gt=0, le=1e12)] = None
     accelerator: Name | None = None
     """For example `cuda`, `mps` or the name of a card; leave it out where there is none."""
-    software: Annotated[dict[Name, Name], Field(max_length=50, default_factory=dict)]
+    software: Annotated[dict[Name, Name], Field(max_length=50)] = Field(default_factory=dict)
     """Names and versions, for example `{"torch": "2.13.0"}`."""
 
 

@@ -1,0 +1,87 @@
+"""`python -m app` serves; `python -m app bootstrap` makes the first administrator; `... openapi` prints."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from pathlib import Path
+
+import uvicorn
+from pydantic import SecretStr, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.crypto import Vault
+from app.core.db import Database
+from app.core.errors import DomainError
+from app.core.settings import Settings
+from app.identity.bootstrap import bootstrap
+from app.main import build_app
+
+GRACE_S = 5
+MAX_CONNECTIONS = 2000
+
+
+def serve() -> None:
+    """Run the gateway until it is told to stop."""
+    settings = Settings.load()
+    trusted_proxies = os.environ.get("FORWARDED_ALLOW_IPS")
+    uvicorn.run(
+        build_app(settings),
+        host=os.environ.get("DPFL_HOST", "127.0.0.1"),
+        port=int(os.environ.get("DPFL_PORT", "8000")),
+        # httptools refuses a request with both Content-Length and Transfer-Encoding; h11 guesses.
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=trusted_proxies is not None,
+        forwarded_allow_ips=trusted_proxies,
+        timeout_graceful_shutdown=GRACE_S,
+        limit_concurrency=MAX_CONNECTIONS,
+    )
+
+
+def make_first_administrator() -> None:
+    """Bootstrap the database; says where the key is, never what it is."""
+    name = os.environ.get("DPFL_ADMIN_FILE")
+    if not name:
+        sys.exit("DPFL_ADMIN_FILE is not set: name the file that is to hold the administrator's API key")
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        is_new = bootstrap(settings, database, Vault(settings.master_key_bytes), admin_file=Path(name))
+    except (OSError, DomainError, SQLAlchemyError) as error:
+        sys.exit(f"bootstrap failed: {type(error).__name__}: {error}")
+    finally:
+        database.dispose()
+    sys.stdout.write(f"administrator's API key {'written to' if is_new else 'is in'} {name}\n")
+
+
+def print_openapi() -> None:
+    """Print the API's description; needs no configuration and opens nothing."""
+    settings = Settings(
+        database_url=SecretStr("postgresql+psycopg://localhost/none"),
+        blob_url="file:///nonexistent",
+        master_key=SecretStr(base64.b64encode(bytes(32)).decode()),
+    )
+    sys.stdout.write(json.dumps(build_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n")
+
+
+def main() -> None:
+    """Choose by the first argument."""
+    verbs = {(): serve, ("bootstrap",): make_first_administrator, ("openapi",): print_openapi}
+    chosen = verbs.get(tuple(sys.argv[1:]))
+    if chosen is None:
+        sys.exit("usage: python -m app [bootstrap | openapi]")
+    try:
+        chosen()
+    except ValidationError as error:
+        names = ", ".join(str(fault["loc"][0]) for fault in error.errors())
+        sys.exit(f"the configuration is incomplete or wrong: {names}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The API's description, completed: names of operations, every status that can occur, binary bodies.
+
+FastAPI describes what endpoints declare; refusals come from layers that no endpoint names, so they are
+added here, by the rules that those layers follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+
+from app.core.canonical import Json
+from app.http import idempotency
+from app.http.problems import MEDIA_TYPE
+
+DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
+
+Authorize with an API key (people, automation) or an access token (training clients). Every refusal is a
+problem document (RFC 9457) with a stable `code`; its `type` leads to a page that says what to do."""
+
+TAGS = [
+    {"name": "runs", "description": "Federated fine-tuning runs: plan, price, start, follow."},
+    {"name": "rounds", "description": "The rounds of a run, and what a training client fetches and sends."},
+    {"name": "releases", "description": "Published adapters with their certificates."},
+    {"name": "budgets", "description": "The privacy ledger: what may be spent, was reserved and was spent."},
+    {"name": "clients", "description": "Enrolment, training clients and their tokens."},
+    {"name": "organisations", "description": "Organisations, members and API keys."},
+    {"name": "operation", "description": "Health, readiness and metrics."},
+    {"name": "admin", "description": "For operators."},
+]
+_BINARY = {"type": "string", "format": "binary"}
+_OCTETS = "application/octet-stream"
+_UPDATE_PATH = "/updates/"
+_REASONS = {
+    "400": "The request cannot be read.",
+    "401": "No credentials, or credentials that do not hold.",
+    "403": "The role does not hold the permission, or the caller is suspended.",
+    "404": "There is no such object, or it is not yours to see.",
+    "405": "The path does not answer this method.",
+    "409": "The present state forbids it.",
+    "413": "The body is too large.",
+    "415": "The body is of another media type.",
+    "422": "A value is missing, unknown or outside its limits.",
+    "429": "Too many requests; see Retry-After.",
+    "503": "A service behind the gateway does not answer; see Retry-After.",
+    "507": "The bytes could not be stored; none was kept.",
+}
+PROBLEM: Json = {
+    "type": "object",
+    "title": "Problem",
+    "description": "A refusal (RFC 9457). Further members tell what the code is about.",
+    "required": ["type", "title", "status", "code", "detail", "instance", "retryable"],
+    "properties": {
+        "type": {"type": "string", "format": "uri", "description": "Leads to a page about the code."},
+        "title": {"type": "string", "description": "In the reader's language."},
+        "status": {"type": "integer"},
+        "code": {"type": "string", "description": "Stable; decide by this."},
+        "detail": {"type": "string", "description": "What happened this time, in the reader's language."},
+        "instance": {"type": "string"},
+        "retryable": {"type": "boolean", "description": "Whether the same request may succeed later."},
+        "request_id": {"type": "string", "description": "Tell it to the operator."},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "pointer": {"type": "string"},
+                    "message": {"type": "string"},
+                    "rule": {"type": "string"},
+                },
+            },
+        },
+    },
+}
+_KEY_PARAMETER: Json = {
+    "name": idempotency.HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Makes repeating safe: for a day the same key and body get the first answer again.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[!-~]+$"},
+}
+
+
+def install(app: FastAPI) -> None:
+    """Let `app.openapi()` return the completed description."""
+
+    def described() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = describe(app)
+        return app.openapi_schema
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def describe(app: FastAPI) -> Json:
+    """Build the description from the application's routes."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=DESCRIPTION, tags=TAGS, routes=app.routes
+    )
+    document["servers"] = [{"url": "/"}]
+    routes = dict(_routes(app))
+    for path, item in document["paths"].items():
+        for method, operation in item.items():
+            _complete(path, method, operation, routes[(path, method)])
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = PROBLEM
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    return document
+
+
+def _routes(app: FastAPI) -> Iterator[tuple[tuple[str, str], RouteContext]]:
+    for route in iter_route_contexts(app.routes):
+        if isinstance(route.original_route, APIRoute):
+            for method in route.methods or ():
+                yield (str(route.path_format), method.lower()), route
+
+
+def _complete(path: str, method: str, operation: Json, route: RouteContext) -> None:
+    name = getattr(route.endpoint, "__name__", "")
+    operation["operationId"] = name
+    operation["summary"] = name.replace("_", " ").capitalize()
+    responses = operation["responses"]
+    for status in _statuses(path, method, operation):
+        responses[status] = {
+            "description": _REASONS[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+    if method == "post" and getattr(route.original_route, "is_idempotent", False) and _is_secured(operation):
+        operation.setdefault("parameters", []).append(_KEY_PARAMETER)
+    for content in (operation.get("requestBody", {}), *responses.values()):
+        if _OCTETS in content.get("content", {}):
+            content["content"][_OCTETS]["schema"] = _BINARY
+    operation["responses"] = dict(sorted(responses.items()))
+
+
+def _is_secured(operation: Json) -> bool:
+    return bool(operation.get("security"))
+
+
+def _statuses(path: str, method: str, operation: Json) -> list[str]:
+    """Which refusals can come from the layers around an endpoint, and from what endpoints do."""
+    found = {"405", "503"}
+    if _is_secured(operation):
+        found |= {"401", "403", "404" if "{" in path else "403"}
+    if "requestBody" in operation:
+        found |= {"400", "401", "404", "413", "415", "422", "507" if _UPDATE_PATH in path else "422"}
+    if operation.get("parameters") or method == "post":
+        found |= {"422"}
+    if method != "get":
+        found |= {"409"}
+    if not _is_secured(operation) and method == "post":
+        found |= {"403", "429"}
+    if path == "/metrics":
+        found |= {"401", "403"}
+    return sorted(found)
