@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
 from app.core.blobs import LocalBlobs
 
-OCTETS = {200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}}
+Responses = dict[int | str, dict[str, Any]]
+
+OCTETS: Responses = {
+    200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+}
 """For `responses=`: vendor media types make generators of clients drop an endpoint."""
-UNCHANGED = {304: {"description": "The caller has these bytes already (If-None-Match)"}}
+UNCHANGED: Responses = {304: {"description": "The caller has these bytes already (If-None-Match)"}}
 
 
 def is_known(request: Request, tag: str) -> bool:

@@ -21,7 +21,7 @@ from app.updates.models import Update
 from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
 from app.updates.stream import announced, receive
 
-router = APIRouter(tags=["updates"], route_class=IdempotentRoute)
+router = APIRouter(tags=["rounds"], route_class=IdempotentRoute)
 
 CanSendUpdates = Annotated[Principal, requires("updates:create")]
 BODY: dict[str, Any] = {

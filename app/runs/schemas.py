@@ -1,0 +1,175 @@
+"""Bodies of the endpoints of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.core.strict import Name, Reason, StrictModel
+from app.runs.manifest import EXAMPLE, Manifest
+from app.runs.models import Run, RunLog
+from app.runs.queries import OpenAssignment
+from app.runs.states import RunState
+
+_ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
+
+
+class RunIn(StrictModel):
+    """A plan: what is trained, how privately, and by which clients."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "spam filter over eight mailboxes",
+                    "manifest": EXAMPLE | {"quorum": {"min_updates": 1, "max_updates": 1}},
+                    "client_ids": [_ID],
+                }
+            ]
+        }
+    )
+
+    manifest: Manifest
+    client_ids: Annotated[list[UUID], Field(min_length=1, max_length=10_000)]
+    name: Name | None = None
+    from_release_id: UUID | None = None
+    """Start from this release instead of a fresh adapter; base model and shape must be the same."""
+    clone_of_id: UUID | None = None
+    """The run that this plan was copied from; kept for the record."""
+
+
+class ManifestIn(StrictModel):
+    """A draft's new manifest."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"manifest": EXAMPLE}]})
+
+    manifest: Manifest
+
+
+class StopIn(StrictModel):
+    """Why a run is ended."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "The study was withdrawn."}]})
+
+    reason: Reason
+
+
+class PriceOut(BaseModel):
+    """What the plan costs, for its whole pre-committed schedule; all null with trust `none`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    noise_multiplier: float | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    epsilon_by_round: list[float] = []
+    accountant: str | None = None
+    rdp: dict[str, float] = {}
+    """Divergence at the order of each renyi account that would pay."""
+
+
+class RunOut(BaseModel):
+    """A run."""
+
+    id: UUID
+    organisation_id: UUID
+    name: str
+    state: RunState
+    version: int
+    """Grows with every change; what `since` compares."""
+    reason_code: str | None
+    """Why the run was refused, paused or aborted; stable."""
+    reason: str | None
+    manifest: dict[str, Any]
+    manifest_sha256: str | None
+    """Set when the run starts: from then on the manifest is fixed."""
+    price: PriceOut | None
+    client_ids: list[UUID]
+    """A training client sees itself only."""
+    from_release_id: UUID | None
+    clone_of_id: UUID | None
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @classmethod
+    def of(cls, run: Run, client_ids: Sequence[UUID]) -> Self:
+        """From a row and the clients that the caller may see."""
+        return cls(
+            id=run.id,
+            organisation_id=run.organisation_id,
+            name=run.name,
+            state=run.state,
+            version=run.version,
+            reason_code=run.reason_code,
+            reason=run.reason,
+            manifest=run.manifest,
+            manifest_sha256=run.manifest_sha256,
+            price=None if run.price is None else PriceOut.model_validate(run.price),
+            client_ids=list(client_ids),
+            from_release_id=run.from_release_id,
+            clone_of_id=run.clone_of_id,
+            created_by=run.created_by,
+            created_at=run.created_at,
+            started_at=run.started_at,
+            finished_at=run.finished_at,
+        )
+
+
+class RunStep(BaseModel):
+    """One step in a run's life."""
+
+    src: str
+    dst: str
+    actor: str
+    at: datetime
+
+    @classmethod
+    def of(cls, row: RunLog) -> Self:
+        """From a row of the log."""
+        return cls(src=row.src, dst=row.dst, actor=row.actor, at=row.at)
+
+
+class RunHistory(BaseModel):
+    """What happened to a run, oldest first."""
+
+    items: list[RunStep]
+
+
+class AssignmentOut(BaseModel):
+    """A round that waits for the calling client's update."""
+
+    round_id: UUID
+    run_id: UUID
+    number: int
+    rounds: int
+    """How many the manifest plans."""
+    deadline: datetime | None
+    manifest_sha256: str
+    adapter_sha256: str
+
+    @classmethod
+    def of(cls, found: OpenAssignment) -> Self:
+        """From a round and its run."""
+        return cls.model_validate(
+            {
+                "round_id": found.round.id,
+                "run_id": found.run.id,
+                "number": found.round.number,
+                "rounds": found.run.manifest["rounds"],
+                "deadline": found.round.deadline,
+                "manifest_sha256": found.run.manifest_sha256,
+                "adapter_sha256": found.round.adapter_sha256,
+            }
+        )
+
+
+class Assignments(BaseModel):
+    """What a training client has to do."""
+
+    items: list[AssignmentOut]
