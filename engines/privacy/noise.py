@@ -1,7 +1,7 @@
 """Gaussian noise on a grid, from a cryptographic stream, with a bound on its deviation from the ideal.
 
 Everything here works on integers or on values whose error is bounded and repaired, because a sloppy
-Gaussian voids the privacy claim (Mironov 2012; Holohan and Braghin 2021, arXiv:2107.10138). The bound
+Gaussian voids the privacy claim (Mironov 2012; Jin et al. 2022, arXiv:2112.05307). The bound
 is derived in docs/privacy-proof.md. No seed may come from a run's public parameters.
 """
 
@@ -29,7 +29,7 @@ _LARGEST_NORMAL = 13.38
 _DOUBT = 2.0**-41
 """Half width, in standard deviations, of the zone around a rounding boundary that is recomputed exactly.
 
-Fifteen times the float64 error of the fast path, which docs/privacy-proof.md bounds by 2**-45.
+Four times the float64 error of the fast path, which docs/privacy-proof.md bounds by 2**-43.
 """
 _DIGITS = 90
 _PI = decimal.Decimal(
@@ -137,7 +137,7 @@ def integer_gaussian(stream: NoiseStream, size: int, *, std_over_grid: float) ->
     Every value is the correctly rounded Box-Muller image of two 128-bit uniforms: the fast float64 value
     is kept unless it lies so near to a rounding boundary that its error could matter; then it is computed
     again with 90 digits. The total variation distance from the ideal is at most
-    (4 * 13.38 * std_over_grid + 8) / 2**128 a value: see docs/privacy-proof.md.
+    (19 * std_over_grid + 8) / 2**128 a value: see docs/privacy-proof.md.
 
     Args:
         stream: source of uniform bytes.
@@ -167,7 +167,7 @@ def integer_gaussian(stream: NoiseStream, size: int, *, std_over_grid: float) ->
 
 
 def _fast_normals(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return Box-Muller normals, shape (2, pairs), with an absolute error of at most 2**-45."""
+    """Return Box-Muller normals, shape (2, pairs), with an absolute error of at most 2**-43."""
     radius_high, radius_low, angle_high, angle_low = words
     uniform = _unit_interval(radius_high, radius_low)
     # 1 - uniform from the complement's bits, so that the logarithm is as exact near 1 as near 0

@@ -195,8 +195,14 @@ def test_rounds_that_do_not_divide_the_steps_are_refused(rounds: int) -> None:
         epsilon_by_round(run(1.0, 0.1, 64), rounds=rounds, delta=1e-5)
 
 
+def reserve(order: float) -> float:
+    """The share of delta that is kept back for the sampler, as a divergence of this order."""
+    return -math.log1p(-(2.0**-20)) / (order - 1)
+
+
 def test_rdp_without_sampling_is_the_closed_form_and_adds_up() -> None:
-    assert rdp_at_order([run(2.0, 1.0, 3)], order=5.0) == pytest.approx(3 * 5.0 / (2 * 2.0**2), rel=1e-12)
+    expected = 3 * 5.0 / (2 * 2.0**2) + reserve(5.0)
+    assert rdp_at_order([run(2.0, 1.0, 3)], order=5.0) == pytest.approx(expected, rel=1e-12)
     halves = [run(1.0, 0.1, 50), run(1.0, 0.1, 50)]
     assert rdp_at_order(halves, order=3.2) == pytest.approx(
         rdp_at_order([run(1.0, 0.1, 100)], order=3.2), rel=1e-12
@@ -205,7 +211,7 @@ def test_rdp_without_sampling_is_the_closed_form_and_adds_up() -> None:
 
 def test_rdp_of_order_two_is_the_known_formula() -> None:
     """Mironov et al. 2019: exp(D_2) = 1 + q**2 (exp(1/z**2) - 1) for one step."""
-    expected = math.log1p(0.1231**2 * math.expm1(1 / 0.9345**2))
+    expected = math.log1p(0.1231**2 * math.expm1(1 / 0.9345**2)) + reserve(2.0)
     assert rdp_at_order([run(0.9345, 0.1231, 1)], order=2) == pytest.approx(expected, rel=1e-12)
 
 
@@ -336,6 +342,13 @@ def test_spending_the_whole_ceiling_converts_back_to_epsilon() -> None:
     ceiling = renyi_ceiling(epsilon=8.0, delta=1e-5, order=4.0)
     epsilon, _ = dp_accounting.rdp.compute_epsilon([4.0], [ceiling], 1e-5)
     assert epsilon == pytest.approx(8.0, rel=1e-12)
+
+
+def test_an_account_filled_to_its_ceiling_keeps_its_epsilon_at_the_reduced_delta() -> None:
+    """One charge pays for the sampler of all: what is left of delta covers it."""
+    ceiling = renyi_ceiling(epsilon=8.0, delta=1e-5, order=4.0)
+    epsilon, _ = dp_accounting.rdp.compute_epsilon([4.0], [ceiling - reserve(4.0)], 1e-5 * (1 - 2.0**-20))
+    assert epsilon <= 8.0 + 1e-12
 
 
 def test_an_order_that_leaves_nothing_to_spend_is_refused() -> None:
