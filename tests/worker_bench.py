@@ -11,8 +11,9 @@ import torch
 from sqlalchemy.orm import Session
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
+from app.core.crypto import Vault
 from app.core.db import Database
+from app.identity.keys import ensure_signing_keys
 from app.jobs import leases
 from app.jobs.models import Job, JobState
 from app.jobs.queue import enqueue
@@ -31,7 +32,9 @@ def context_for(database: Database, folder: Path) -> Context:
     """A worker's context on this database, with blobs of its own."""
     url = database.engine.url.render_as_string(hide_password=False)
     settings = settings_for(url, folder / "blobs", lease_s=LEASE_S)
-    return Context(database=database, blobs=LocalBlobs(settings.blob_folder), settings=settings)
+    with database.run_tx("test") as session:
+        ensure_signing_keys(session, Vault(settings.master_key_bytes))
+    return Context.open(settings, database)
 
 
 def trained(value: float, manifest: dict[str, Any] | None = None) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What every handler is given: the database, the blobs and the settings of its process."""
+"""What every handler is given: the database, the blobs, the keys and the settings."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.core.blobs import LocalBlobs
+from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.settings import Settings
+from app.identity.keys import KeyRing
 from app.jobs.leases import Claim
 
 ACTOR = "worker"
@@ -20,14 +22,17 @@ class Context:
 
     database: Database
     blobs: LocalBlobs
+    keys: KeyRing
     settings: Settings
 
     @classmethod
-    def open(cls, settings: Settings) -> Context:
+    def open(cls, settings: Settings, database: Database | None = None) -> Context:
         """Connect lazily: nothing is opened before the first job."""
+        database = database or Database(settings.database_url.get_secret_value(), pool_size=POOL_SIZE)
         return cls(
-            database=Database(settings.database_url.get_secret_value(), pool_size=POOL_SIZE),
+            database=database,
             blobs=LocalBlobs(settings.blob_folder),
+            keys=KeyRing(database, Vault(settings.master_key_bytes)),
             settings=settings,
         )
 

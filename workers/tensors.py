@@ -1,4 +1,4 @@
-"""Blobs <-> safetensors <-> torch, in blocks: memory is bounded by the block, not by the adapter.
+"""Blobs <-> safetensors <-> torch, one tensor at a time.
 
 Reading goes through the safetensors library's memory map. Writing is ours, so that equal tensors are equal
 bytes: names sorted, no time, no machine. Nothing here can unpickle.
@@ -22,7 +22,6 @@ from app.core.blobs import BlobWriter, LocalBlobs
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of an adapter's tensors; dtype is float32 throughout."""
 
-BLOCK_VALUES = 1 << 20
 _ALIGNMENT = 8
 
 
@@ -40,20 +39,11 @@ class TensorFile:
         }
 
     def tensor(self, name: str) -> Tensor:
-        """One whole tensor; raises BrokenTensors unless it is float32."""
+        """One tensor, still in the file's pages; raises BrokenTensors unless it is float32."""
         if self._handle.get_slice(name).get_dtype() != "F32":
             raise BrokenTensors(f"{name} is not float32")
         tensor: Tensor = self._handle.get_tensor(name)
         return tensor
-
-    def block(self, name: str, rows: slice) -> Tensor:
-        """Some rows of a tensor, flat; a tensor without dimensions has one row."""
-        if not self.shapes[name]:
-            return self.tensor(name).reshape(-1)
-        part: Tensor = self._handle.get_slice(name)[rows]
-        if part.dtype != torch.float32:
-            raise BrokenTensors(f"{name} is not float32")
-        return part.reshape(-1)
 
     def require(self, shapes: Shapes) -> None:
         """Raise BrokenTensors unless exactly these tensors are there, in these shapes."""
@@ -74,18 +64,11 @@ def open_tensors(blobs: LocalBlobs, digest: str) -> Iterator[TensorFile]:
         raise BrokenTensors("the blob is no safetensors file") from error
 
 
-def read_tensors(blobs: LocalBlobs, digest: str) -> dict[str, Tensor]:
-    """All tensors of a blob, sorted by name; for what is known to be small."""
+def read_tensors(blobs: LocalBlobs, digest: str, shapes: Shapes) -> dict[str, Tensor]:
+    """All tensors of a blob, by sorted name; raises BrokenTensors unless exactly `shapes` are in it."""
     with open_tensors(blobs, digest) as file:
+        file.require(shapes)
         return {name: file.tensor(name) for name in file.shapes}
-
-
-def row_blocks(shape: tuple[int, ...], *, values: int = BLOCK_VALUES) -> Iterator[slice]:
-    """Cut a tensor into runs of rows of about `values` numbers."""
-    rows = shape[0] if shape else 1
-    step = max(1, values // max(1, math.prod(shape[1:])))
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
 
 
 class TensorWriter:

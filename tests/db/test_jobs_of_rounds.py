@@ -6,6 +6,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -16,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from app.core.db import Database
 from app.jobs import leases
 from app.jobs.models import Job, JobState
+from app.releases.models import Release
 from app.rounds import lifecycle
 from app.rounds.models import Round
 from app.rounds.states import RoundState
 from app.runs.manifest import Manifest
+from app.runs.models import Run
 from app.runs.states import RunState
 from app.updates.models import Update, UpdateState
 from tests.builders import tiny_manifest
@@ -34,7 +37,7 @@ from tests.worker_bench import (
     work,
 )
 from workers.context import Context
-from workers.handlers import aggregate, deadline, purge, sweep, validate
+from workers.handlers import aggregate, deadline, publish, purge, sweep, validate
 from workers.tensors import BrokenTensors, open_tensors, read_tensors, write_tensors
 
 
@@ -322,3 +325,58 @@ def test_tensors_of_another_dtype_are_refused(context: Context, tmp_path: Path) 
     digest = context.blobs.put((tmp_path / "f").read_bytes())
     with open_tensors(context.blobs, digest) as file, pytest.raises(BrokenTensors, match="a is not float32"):
         file.tensor("a")
+
+
+def _to_publication(context: Context, **changes: Any) -> UUID:
+    """A run as it is after its start, with a round whose candidate was found fit."""
+    manifest = tiny_manifest(**changes)
+    round_id = build_sealed(context, [trained(1.0), trained(3.0)], manifest=manifest)
+    with context.database.run_tx("test") as session:
+        price = {"noise_multiplier": 2.0, "epsilon": 4.0, "delta": 1e-5, "epsilon_by_round": [3.0, 4.0]}
+        session.execute(
+            sa.update(Run).values(manifest_sha256="a" * 64, price=price | {"accountant": "PLD", "rdp": {}})
+        )
+    work(context, aggregate.run, "aggregate", round_id)
+    work(context, validate.run, "validate", round_id)
+    return round_id
+
+
+def test_a_published_round_is_a_release_and_the_next_round_starts_from_it(context: Context) -> None:
+    round_id = _to_publication(context)
+    work(context, publish.run, "publish", round_id)
+    row = round_of(context.database, round_id)
+    with context.database.run_tx("test") as session:
+        release = session.scalars(sa.select(Release)).one()
+        following = session.scalars(sa.select(Round).where(Round.number == 2)).one()
+    whole = load_file(context.blobs.path(release.adapter_sha256))
+    assert row.state is RoundState.PUBLISHED
+    assert sorted(whole) == [tensor["name"] for tensor in tiny_manifest()["tensors"]]
+    assert release.adapter_config["r"] == 2
+    assert release.certificate["release"]["adapter_sha256"] == release.adapter_sha256
+    assert (following.state, following.adapter_sha256) == (RoundState.OPEN, row.candidate_sha256)
+
+
+def test_after_the_last_round_the_run_is_finished(context: Context) -> None:
+    round_id = _to_publication(context, rounds=1)
+    work(context, publish.run, "publish", round_id)
+    assert run_of(context.database, round_id).state is RunState.FINISHED
+
+
+@pytest.mark.parametrize("point", ["before_read", "after_blob", "after_tx"])
+def test_a_publication_that_dies_anywhere_and_is_run_again_is_one_release(
+    context: Context, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    round_id = _to_publication(context)
+
+    def die(reached: str) -> None:
+        if reached == f"publish.{point}":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(publish, "reach", die)
+    with pytest.raises(KeyboardInterrupt):
+        work(context, publish.run, "publish", round_id)
+    monkeypatch.undo()
+    work(context, publish.run, "publish", round_id)
+    with context.database.run_tx("test") as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Release)) == 1
+        assert session.scalar(sa.select(sa.func.count()).select_from(Round)) == 2

@@ -1,0 +1,148 @@
+"""What a plan costs: calibrates or checks its noise, prices it by round, and builds the first adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from app.core.i18n import _
+from app.jobs import leases
+from app.jobs.leases import Claim
+from app.runs import queries, service
+from app.runs.manifest import Manifest
+from engines.lora.adapter import initial_adapter
+from engines.privacy.accounting import (
+    ACCOUNTANT,
+    AccountingFailed,
+    GaussianRun,
+    ImpossiblePlan,
+    Relation,
+    calibrate_noise_multiplier,
+    epsilon_by_round,
+    epsilon_pld,
+    rdp_at_order,
+)
+from workers.checkpoints import reach
+from workers.context import ACTOR, Context
+from workers.tensors import write_tensors
+
+IMPOSSIBLE = (
+    "impossible_plan",
+    _("No amount of noise reaches this epsilon: plan fewer steps, a lower rate, or a larger epsilon."),
+)
+NOT_PRICEABLE = (
+    "not_priceable",
+    _("The accountant has no trustworthy bound for this plan: plan more noise, fewer steps or a lower rate."),
+)
+OVER_TARGET = (
+    "epsilon_exceeded",
+    _("The noise multiplier that the plan names costs more than the epsilon that it names."),
+)
+ORDER_NOT_PRICEABLE = (
+    "order_not_priceable",
+    _("The plan has no Renyi price at the order of one of the accounts that would pay for it."),
+)
+NOTHING_CLAIMED: dict[str, Any] = {
+    "noise_multiplier": None,
+    "epsilon": None,
+    "delta": None,
+    "epsilon_by_round": [],
+    "accountant": None,
+    "rdp": {},
+}
+
+
+class Refused(Exception):
+    """The plan cannot be run; the arguments are the stable code and the reason."""
+
+    def __init__(self, refusal: tuple[str, str]) -> None:
+        super().__init__(refusal[0])
+        self.code, self.reason = refusal
+
+
+def run(context: Context, claim: Claim) -> None:
+    """Price a run and let it become `priced` or `refused`; a run that has moved on is left alone."""
+    run_id, version = UUID(claim.payload["run_id"]), int(claim.payload["version"])
+    with context.database.run_tx("price read") as session:
+        facts = queries.pricing_facts(session, run_id, version)
+        if facts is None:
+            leases.finish(session, claim)
+            return
+    manifest = Manifest.model_validate(facts.manifest)
+    try:
+        price = price_of(manifest, orders=facts.orders)
+    except Refused as refusal:
+        with context.database.run_tx("price refuse") as session:
+            leases.finish(session, claim)
+            service.refuse(
+                session, run_id, version=version, code=refusal.code, reason=refusal.reason, actor=ACTOR
+            )
+        return
+    reach("price.after_compute")
+    start = facts.start_adapter_sha256 or _first_adapter(context, manifest)
+    reach("price.after_blob")
+    with context.database.run_tx("price accept") as session:
+        leases.finish(session, claim)
+        service.accept_price(
+            session, run_id, version=version, price=price, start_adapter_sha256=start, actor=ACTOR
+        )
+
+
+def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]:
+    """Price the whole schedule of a manifest; raises Refused. Nothing is claimed under trust `none`."""
+    privacy = manifest.privacy
+    if privacy.trust == "none" or privacy.delta is None:
+        return NOTHING_CLAIMED
+    try:
+        plan = GaussianRun(
+            noise_multiplier=_noise_multiplier(manifest, delta=privacy.delta),
+            sampling_rate=privacy.rate,
+            steps=manifest.steps,
+            relation=Relation(privacy.relation),
+        )
+        epsilon = epsilon_pld([plan], delta=privacy.delta)
+        by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
+    except ImpossiblePlan as error:
+        raise Refused(IMPOSSIBLE) from error
+    except (AccountingFailed, ValueError) as error:
+        raise Refused(NOT_PRICEABLE) from error
+    if privacy.epsilon is not None and epsilon > privacy.epsilon:
+        raise Refused(OVER_TARGET)
+    return {
+        "noise_multiplier": plan.noise_multiplier,
+        "epsilon": epsilon,
+        "delta": privacy.delta,
+        "epsilon_by_round": list(by_round),
+        "accountant": ACCOUNTANT,
+        "rdp": {str(order): _divergence(plan, order) for order in orders},
+    }
+
+
+def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
+    """The multiplier that the plan names, or the least that reaches its epsilon."""
+    privacy = manifest.privacy
+    if privacy.noise_multiplier is not None:
+        return privacy.noise_multiplier
+    if privacy.epsilon is None:
+        raise Refused(NOT_PRICEABLE)
+    return calibrate_noise_multiplier(
+        epsilon=privacy.epsilon,
+        delta=delta,
+        sampling_rate=privacy.rate,
+        steps=manifest.steps,
+        relation=Relation(privacy.relation),
+    )
+
+
+def _divergence(plan: GaussianRun, order: float) -> float:
+    try:
+        return rdp_at_order([plan], order=order)
+    except (AccountingFailed, ValueError) as error:
+        raise Refused(ORDER_NOT_PRICEABLE) from error
+
+
+def _first_adapter(context: Context, manifest: Manifest) -> str:
+    tensors = [tensor.model_dump(mode="json") for tensor in manifest.tensors]
+    trained = initial_adapter(tensors, manifest.lora.method, manifest.lora.seed, trained_only=True)
+    digest, _size_bytes = write_tensors(context.blobs, trained)
+    return digest

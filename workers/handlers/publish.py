@@ -1,0 +1,61 @@
+"""A validated candidate becomes a release: the whole adapter file, PEFT configuration and certificate."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from app.jobs import leases
+from app.jobs.leases import Claim
+from app.rounds import lifecycle
+from app.rounds.queries import get_round, lock_round
+from app.rounds.states import RoundState
+from app.runs.manifest import Manifest
+from app.runs.models import Run
+from app.runs.publication import release_round
+from app.runs.queries import lock_run
+from app.runs.service import after_publish
+from engines.lora.adapter import full_adapter, peft_config
+from workers.checkpoints import reach
+from workers.context import ACTOR, Context
+from workers.layout import tensor_list, trained_shapes
+from workers.tensors import read_tensors, write_tensors
+
+
+def run(context: Context, claim: Claim) -> None:
+    """Publish one round and let its run go on; a round that is past it is left alone."""
+    round_id = UUID(claim.payload["round_id"])
+    reach("publish.before_read")
+    with context.database.run_tx("publish read") as session:
+        leases.fence(session, claim)
+        row = get_round(session, round_id)
+        if row.state is not RoundState.VALIDATING or row.candidate_sha256 is None:
+            leases.finish(session, claim)
+            return
+        manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
+    digest, size_bytes = _write_whole(context, row.candidate_sha256, manifest)
+    context.keys.current()  # loaded before the transaction, not in it
+    reach("publish.after_blob")
+    with context.database.run_tx("publish end") as session:
+        leases.finish(session, claim)
+        lock_run(session, row.run_id)  # always the run before its round
+        if lock_round(session, round_id).state is not RoundState.VALIDATING:
+            return  # aborted by hand meanwhile
+        release_round(
+            session,
+            round_id,
+            adapter_sha256=digest,
+            size_bytes=size_bytes,
+            adapter_config=peft_config(manifest.as_json()),
+            sign=context.keys.sign,
+            issuer=context.settings.public_url,
+        )
+        lifecycle.publish(session, round_id, actor=ACTOR)
+        after_publish(session, row.run_id, actor=ACTOR)
+    reach("publish.after_tx")
+
+
+def _write_whole(context: Context, candidate_sha256: str, manifest: Manifest) -> tuple[str, int]:
+    """Store the adapter as PEFT loads it: the trained tensors, and frozen A drawn again from the seed."""
+    trained = read_tensors(context.blobs, candidate_sha256, trained_shapes(manifest))
+    whole = full_adapter(trained, tensors=tensor_list(manifest), seed=manifest.lora.seed)
+    return write_tensors(context.blobs, whole)

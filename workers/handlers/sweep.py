@@ -1,0 +1,101 @@
+"""Housekeeping, once a minute: what died is ended with a reason, what is stale is removed."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from datetime import timedelta
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.core.blobs import LocalBlobs
+from app.core.i18n import _
+from app.identity.models import UsedAssertion
+from app.jobs import leases
+from app.jobs.kinds import KINDS
+from app.jobs.leases import Claim
+from app.jobs.models import Job, JobState
+from app.rounds import lifecycle
+from app.rounds.queries import get_round, lock_round
+from app.rounds.states import FINAL
+from app.runs.queries import lock_run
+from app.runs.service import after_abort, refuse
+from workers.context import ACTOR, Context
+
+INCOMING_S = 3600.0
+"""Temporary files older than this belong to uploads whose process is gone."""
+KEEP_PERIODIC = timedelta(hours=1)
+GRACE = timedelta(hours=1)
+"""How long an operator has to retry the dead job of a round before the round is aborted."""
+OF_ROUNDS = ("aggregate", "validate", "publish")
+
+JOB_FAILED = (
+    "job_failed",
+    _("A background job failed as often as it may be tried. The operator sees why in the list of jobs."),
+)
+
+
+def run(context: Context, claim: Claim) -> None:
+    """Do everything that is due; each part is harmless to repeat."""
+    with context.database.run_tx("sweep jobs") as session:
+        leases.fence(session, claim)
+        _forget(session)
+        dead = _dead(session)
+    for kind, payload in dead:
+        with context.database.run_tx("sweep dead") as session:
+            _end(session, kind, payload)
+    remove_stale(context.blobs)
+
+
+def _forget(session: Session) -> None:
+    """Delete rows that only ever served for a while."""
+    periodic = [kind.name for kind in KINDS.values() if kind.every_s is not None]
+    session.execute(
+        sa.delete(Job).where(
+            Job.kind.in_(periodic),
+            Job.state != JobState.QUEUED,
+            Job.finished_at < sa.func.now() - KEEP_PERIODIC,
+        )
+    )
+    session.execute(sa.delete(UsedAssertion).where(UsedAssertion.expires_at < sa.func.now() - GRACE))
+
+
+def _dead(session: Session) -> list[tuple[str, dict[str, str]]]:
+    """Dead jobs that somebody still waits for: prices at once, rounds' jobs after the grace."""
+    rows = session.scalars(
+        sa.select(Job).where(
+            Job.state == JobState.DEAD,
+            sa.or_(
+                Job.kind == "price",
+                sa.and_(Job.kind.in_(OF_ROUNDS), Job.finished_at < sa.func.now() - GRACE),
+            ),
+        )
+    )
+    return [(job.kind, job.payload) for job in rows]
+
+
+def _end(session: Session, kind: str, payload: dict[str, str]) -> None:
+    code, reason = JOB_FAILED
+    if kind == "price":
+        version = int(payload["version"])
+        refuse(session, UUID(payload["run_id"]), version=version, code=code, reason=reason, actor=ACTOR)
+        return
+    round_id = UUID(payload["round_id"])
+    lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
+    row = lock_round(session, round_id)
+    if row.state not in FINAL:
+        lifecycle.abort(session, round_id, code=code, reason=reason, actor=ACTOR)
+        after_abort(session, row.run_id, code=code, reason=reason, actor=ACTOR)
+
+
+def remove_stale(blobs: LocalBlobs) -> int:
+    """Remove temporary files whose writer is long gone; returns how many."""
+    removed = 0
+    for path in blobs.incoming.iterdir():
+        with suppress(FileNotFoundError):  # its writer was alive and has just renamed it
+            if time.time() - path.stat().st_mtime > INCOMING_S:
+                path.unlink()
+                removed += 1
+    return removed

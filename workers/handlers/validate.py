@@ -1,0 +1,83 @@
+"""The candidate adapter, read back from its blob: whole, finite and bounded, or the round is aborted."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from torch import Tensor
+
+from app.core.blobs import LocalBlobs
+from app.core.i18n import _
+from app.jobs import leases
+from app.jobs.leases import Claim
+from app.rounds import lifecycle
+from app.rounds.queries import get_round, lock_round
+from app.rounds.states import RoundState
+from app.runs.manifest import Manifest
+from app.runs.models import Run
+from app.runs.queries import lock_run
+from app.runs.service import after_abort
+from engines.aggregation.checks import is_finite
+from workers.checkpoints import reach
+from workers.context import ACTOR, Context
+from workers.layout import trained_shapes
+from workers.tensors import BrokenTensors, read_tensors
+
+LARGEST_NORM = 1e6
+"""L2 norm over a whole adapter beyond which no model answers sensibly any more."""
+SLACK = 1.0 + 1e-5
+"""The aggregate of clipped updates may exceed their bound by float32 rounding only."""
+
+UNFIT = (
+    "validation_failed",
+    _("The aggregated adapter is not whole, not finite or out of bounds, and was not published."),
+)
+
+
+def run(context: Context, claim: Claim) -> None:
+    """Check the candidate of one round and ask for its publication, or abort the round."""
+    round_id = UUID(claim.payload["round_id"])
+    with context.database.run_tx("validate read") as session:
+        leases.fence(session, claim)
+        row = get_round(session, round_id)
+        if row.state is not RoundState.VALIDATING or row.candidate_sha256 is None:
+            leases.finish(session, claim)
+            return
+        manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
+    reach("validate.after_read")
+    fit = is_fit(context.blobs, row.candidate_sha256, manifest=manifest, start_sha256=row.adapter_sha256)
+    reach("validate.after_compute")
+    with context.database.run_tx("validate end") as session:
+        leases.finish(session, claim)
+        lock_run(session, row.run_id)  # always the run before its round
+        if lock_round(session, round_id).state is not RoundState.VALIDATING:
+            return  # aborted by hand meanwhile
+        if fit:
+            lifecycle.ask_for_publication(session, round_id)
+            return
+        code, reason = UNFIT
+        lifecycle.abort(session, round_id, code=code, reason=reason, actor=ACTOR)
+        after_abort(session, row.run_id, code=code, reason=reason, actor=ACTOR)
+    reach("validate.after_tx")
+
+
+def is_fit(blobs: LocalBlobs, candidate_sha256: str, *, manifest: Manifest, start_sha256: str) -> bool:
+    """Say whether a candidate may be published: keys, shapes, finite, and no longer than allowed."""
+    shapes = trained_shapes(manifest)
+    try:
+        candidate = read_tensors(blobs, candidate_sha256, shapes)
+    except BrokenTensors:
+        return False
+    if not is_finite(candidate) or _norm(candidate) > LARGEST_NORM:
+        return False
+    bound = manifest.aggregation.clip_norm
+    if bound is None:
+        return True
+    start = read_tensors(blobs, start_sha256, shapes)
+    step = {name: candidate[name].double() - start[name].double() for name in shapes}
+    rounding = 2.0**-23 * (_norm(candidate) + _norm(start))
+    return _norm(step) <= bound * SLACK + rounding
+
+
+def _norm(tensors: dict[str, Tensor]) -> float:
+    return float(sum(float(tensor.double().square().sum()) for tensor in tensors.values()) ** 0.5)

@@ -1,0 +1,16 @@
+"""Which handler does which kind of job. Importing this imports torch: worker processes only."""
+
+from __future__ import annotations
+
+from workers.context import Handler
+from workers.handlers import aggregate, deadline, price, publish, purge, sweep, validate
+
+HANDLERS: dict[str, Handler] = {
+    "price": price.run,
+    "aggregate": aggregate.run,
+    "validate": validate.run,
+    "publish": publish.run,
+    "deadline": deadline.run,
+    "purge": purge.run,
+    "sweep": sweep.run,
+}
