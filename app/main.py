@@ -10,7 +10,9 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
+from app.admin import router as admin_router
 from app.budget import enrolment_router
+from app.budget import router as budget_router
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
@@ -23,8 +25,24 @@ from app.identity import clients_router
 from app.identity import router as identity_router
 from app.identity.authentication import CHANNEL, Authenticator
 from app.identity.keys import KeyRing
+from app.releases import router as releases_router
+from app.rounds import router as rounds_router
+from app.runs import assignments_router
+from app.runs import router as runs_router
+from app.updates import router as updates_router
 
-ROUTERS: tuple[APIRouter, ...] = (identity_router.router, clients_router.router, enrolment_router.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    identity_router.router,
+    clients_router.router,
+    enrolment_router.router,
+    runs_router.router,
+    assignments_router.router,
+    rounds_router.router,
+    updates_router.router,
+    releases_router.router,
+    budget_router.router,
+    admin_router.router,
+)
 """Mounted under /v1."""
 OPEN_ROUTERS: tuple[APIRouter, ...] = (
     clients_router.keys_router,
