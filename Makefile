@@ -47,7 +47,7 @@ gates: setup
 	@$(RUN) -m tests.gates
 
 openapi: setup
-	$(RUN) -m app openapi > openapi.json
+	$(RUN) -m app openapi > openapi.new && mv openapi.new openapi.json
 
 messages: setup
 	$(RUN) -m cli.catalogs update
