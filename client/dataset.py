@@ -1,0 +1,90 @@
+"""Reading the client's own examples from a file of JSON lines.
+
+Errors name a line's number and a field, never what stands there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.errors import ClientError
+from client.i18n import _
+from modelling.spec import TaskSpec
+
+_MAX_LINE_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, repr=False)
+class Examples:
+    """Texts and the positions of their labels in the manifest. It has no repr: nothing can print it."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def read_examples(path: Path, task: TaskSpec) -> Examples:
+    """Read one example a line; the text is the task's fields, joined by line breaks.
+
+    Raises:
+        ClientError: `dataset_missing`, `broken_line` (a line that is no JSON object, or lacks a field),
+            `unknown_label`, `empty_dataset` or `one_class_only`.
+    """
+    texts: list[str] = []
+    labels: list[int] = []
+    numbers = {label: number for number, label in enumerate(task.labels)}
+    for line_number, record in _records(path):
+        texts.append("\n".join(_field(record, name, line_number) for name in task.text_fields))
+        label = _field(record, task.label_field, line_number)
+        if label not in numbers:
+            raise ClientError(
+                "unknown_label", _("Line {line} has a label that the run does not know."), line=line_number
+            )
+        labels.append(numbers[label])
+    if not texts:
+        raise ClientError("empty_dataset", _("The data set holds no example."))
+    if len(set(labels)) == 1:
+        raise ClientError("one_class_only", _("All examples have the same label; there is nothing to learn."))
+    return Examples(texts=tuple(texts), labels=tuple(labels))
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), start=1):
+                yield number, _record(line, number)
+    except OSError as error:
+        raise ClientError(
+            "dataset_missing", _("The data set cannot be read: {path}"), path=str(path)
+        ) from error
+
+
+def _record(line: bytes, number: int) -> dict[str, Any]:
+    if len(line) > _MAX_LINE_BYTES:
+        raise _broken(number)
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        raise _broken(number) from None  # the cause would quote the line
+    if not isinstance(record, dict):
+        raise _broken(number)
+    return record
+
+
+def _field(record: dict[str, Any], name: str, number: int) -> str:
+    value = record.get(name)
+    if not isinstance(value, str):
+        raise ClientError(
+            "broken_line", _("Line {line} has no text in the field {field}."), line=number, field=name
+        )
+    return value
+
+
+def _broken(number: int) -> ClientError:
+    return ClientError("broken_line", _("Line {line} is not a JSON object."), line=number)

@@ -1,0 +1,89 @@
+"""What a manifest says about local training, checked before a model is touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from client.errors import ClientError
+from client.i18n import _
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """The constants of one round's local steps; none of them is derived from the data set."""
+
+    private: bool
+    """True: clip and noise at every step (trust `local`); False: neither (trust `none`)."""
+    rate: float
+    """Probability with which every example is in a step, each by itself."""
+    divisor: float
+    """Public constant by which every step's sum is divided."""
+    local_steps: int
+    learning_rate: float
+    momentum: float
+    clip_norm: float
+    """Bound C on one example's gradient over all trained tensors; 0 when not private."""
+    noise_multiplier: float
+    """z: the noise on a step's sum has the standard deviation z * C; 0 when not private."""
+
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> TrainingPlan:
+        """Read the plan.
+
+        Raises:
+            ClientError: `unsupported_plan` when this client does not train like that; it never trains
+                something near it.
+        """
+        training, privacy = manifest["training"], manifest["privacy"]
+        _require_supported(training, privacy, lora=manifest["lora"])
+        private = privacy["trust"] == "local"
+        examples = privacy["examples"]
+        plan = cls(
+            private=private,
+            rate=_number(examples["rate"] if examples["kind"] == "poisson" else 1.0, "rate", most=1.0),
+            divisor=_number(privacy["divisor"], "divisor"),
+            local_steps=training["local_steps"],
+            learning_rate=_number(training["learning_rate"], "learning_rate"),
+            momentum=training["momentum"],
+            clip_norm=_number(privacy["clip_norm"], "clip_norm") if private else 0.0,
+            noise_multiplier=_number(privacy["noise_multiplier"], "noise_multiplier") if private else 0.0,
+        )
+        if not 0 <= plan.momentum < 1 or type(plan.local_steps) is not int or plan.local_steps < 1:
+            raise _unsupported("momentum, local_steps")
+        return plan
+
+
+def _require_supported(
+    training: Mapping[str, Any], privacy: Mapping[str, Any], *, lora: Mapping[str, Any]
+) -> None:
+    if training["optimizer"] != "sgd":
+        raise _unsupported("optimizer")
+    if training.get("gradient_checkpointing"):
+        raise _unsupported("gradient_checkpointing")
+    if training.get("dtype", "float32") != "float32":  # bfloat16 cannot hold a clipping bound
+        raise _unsupported("dtype")
+    if lora.get("use_dora"):
+        raise _unsupported("use_dora")
+    if privacy["trust"] not in {"local", "none"}:
+        raise _unsupported("trust")
+    if privacy["trust"] == "local" and privacy["unit"] != "example":
+        raise _unsupported("unit")
+    if privacy["examples"]["kind"] not in {"poisson", "all"}:
+        raise _unsupported("examples")
+
+
+def _number(value: Any, field: str, *, most: float = math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _unsupported(field)
+    if not (math.isfinite(value) and 0 < value <= most):
+        raise _unsupported(field)
+    return float(value)
+
+
+def _unsupported(field: str) -> ClientError:
+    return ClientError(
+        "unsupported_plan", _("This client does not train as the run's plan says: {field}."), field=field
+    )

@@ -1,0 +1,191 @@
+"""Local training of one round: DP-SGD on the client's own examples.
+
+The delta that `train_round` returns is the only thing that depends on the data. No loss, accuracy, count,
+norm or time is returned, printed or logged, and the progress it reports is the number of the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from client.errors import ClientError
+from client.i18n import _
+from client.plan import TrainingPlan
+from engines.privacy.mechanism import noised_sum
+from engines.privacy.noise import NoiseStream
+from engines.privacy.sampling import poisson_subset
+from modelling.adapters import adapter_state, load_adapter, trained_parameters
+from modelling.cache import CachedExamples
+from modelling.errors import ModelRefused
+from modelling.gradients import per_example_gradients, per_example_hooks, summed_gradients
+from modelling.precision import bf16_in_frozen_part, keep_freed_memory
+from modelling.trained import TrainedPart
+
+_PROBE_TEXTS = 2
+_LOGIT_TOLERANCE = 1e-4
+
+
+def train_round(
+    model: TrainedPart,
+    cache: CachedExamples,
+    adapter: dict[str, Tensor],
+    *,
+    manifest: Mapping[str, Any],
+    order_seed: int | None = None,
+    on_step: Callable[[int, int], None] = lambda step, steps: None,
+) -> dict[str, Tensor]:
+    """Train the round's adapter on the examples and return by how much it moved.
+
+    Args:
+        model: the trained part; its adapter is overwritten.
+        cache: the client's examples.
+        adapter: the round's adapter as downloaded: the trained tensors, absolute values.
+        manifest: the run's frozen manifest.
+        order_seed: repeats the order of examples; allowed under trust `none` alone.
+        on_step: called after each step with its number and the number of steps.
+
+    Returns:
+        new minus downloaded, float32, by name, of exactly the trained tensors.
+
+    Raises:
+        ClientError: `unsupported_plan`, `seeded_sampling`, `adapter_unusable` or `update_unusable`.
+    """
+    plan = TrainingPlan.from_manifest(manifest)
+    if plan.private and order_seed is not None:
+        raise ClientError("seeded_sampling", _("A private run draws its examples from no seed."))
+    _require_trainable(model)
+    start = _start_from(model, adapter)
+    keep_freed_memory()
+    sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed)
+    steps = _private_steps if plan.private else _plain_steps
+    steps(model, cache, plan, sampler, on_step)
+    trained = adapter_state(model.model, trained_only=True)
+    delta = {name: trained[name] - start[name] for name in start}
+    require_usable(model, start, delta)
+    return delta
+
+
+def require_usable(model: TrainedPart, start: Mapping[str, Tensor], delta: Mapping[str, Tensor]) -> None:
+    """Refuse an update that is not finite, changes nothing, or does not reload to the same logits.
+
+    The logits are those of made-up hidden states, so that nothing here looks at the data.
+
+    Raises:
+        ClientError: `update_unusable`.
+    """
+    if _shapes(delta) != _shapes(start):
+        raise _unusable("names and shapes")
+    if any(part.dtype != torch.float32 for part in delta.values()):
+        raise _unusable("float32")
+    if not all(bool(torch.isfinite(part).all()) for part in delta.values()):
+        raise _unusable("finite")
+    if not any(bool(part.any()) for part in delta.values()):
+        raise _unusable("changed")
+    before = _probe_logits(model)
+    sent = load(save({name: part.contiguous() for name, part in delta.items()}))
+    load_adapter(model.model, {name: part + sent[name] for name, part in start.items()})
+    after = _probe_logits(model)
+    if float((after - before).abs().max()) > _LOGIT_TOLERANCE * (1.0 + float(before.abs().max())):
+        raise _unusable("reloads")
+
+
+def _private_steps(
+    model: TrainedPart,
+    cache: CachedExamples,
+    plan: TrainingPlan,
+    sampler: NoiseStream,
+    on_step: Callable[[int, int], None],
+) -> None:
+    """Each step: sample, clip each example, truncate, sum exactly, add noise, divide by the constant."""
+    noise, bf16, velocity = NoiseStream.fresh(), bf16_in_frozen_part(), _at_rest(model)
+    with per_example_hooks(model):
+        for step in range(plan.local_steps):
+            batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
+            noised = noised_sum(
+                per_example_gradients(model, batch, bf16=bf16),
+                clip_norm=plan.clip_norm,
+                noise_multiplier=plan.noise_multiplier,
+                stream=noise,
+            )
+            _descend(model, noised, velocity, plan)
+            on_step(step + 1, plan.local_steps)
+
+
+def _plain_steps(
+    model: TrainedPart,
+    cache: CachedExamples,
+    plan: TrainingPlan,
+    sampler: NoiseStream,
+    on_step: Callable[[int, int], None],
+) -> None:
+    """The same sampler and optimizer without clipping and noise."""
+    bf16, velocity = bf16_in_frozen_part(), _at_rest(model)
+    for step in range(plan.local_steps):
+        batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
+        _descend(model, summed_gradients(model, batch, bf16=bf16), velocity, plan)
+        on_step(step + 1, plan.local_steps)
+
+
+def _descend(model: TrainedPart, sums: list[Tensor], velocity: list[Tensor], plan: TrainingPlan) -> None:
+    """Take one step of SGD with momentum; under privacy everything here is a function of noised sums."""
+    with torch.no_grad():
+        for parameter, total, speed in zip(
+            trained_parameters(model.model).values(), sums, velocity, strict=True
+        ):
+            speed.mul_(plan.momentum).add_(total, alpha=1.0 / plan.divisor)
+            parameter.sub_(speed, alpha=plan.learning_rate)
+
+
+def _at_rest(model: TrainedPart) -> list[Tensor]:
+    return [torch.zeros_like(parameter) for parameter in trained_parameters(model.model).values()]
+
+
+def _start_from(model: TrainedPart, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if set(adapter) != set(trained_parameters(model.model)):
+        raise _misfit()
+    try:
+        load_adapter(model.model, adapter)
+    except ModelRefused as error:
+        raise _misfit() from error
+    return adapter_state(model.model, trained_only=True)
+
+
+def _require_trainable(model: TrainedPart) -> None:
+    """Refuse what has no exact per-example gradients, whatever brought it into the model."""
+    parameters = trained_parameters(model.model)
+    trainable = sum(parameter.requires_grad for parameter in model.parameters())
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    wide = all(parameter.dtype == torch.float32 for parameter in parameters.values())
+    dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
+    if not parameters or trainable != len(parameters) or checkpointing or dropout or not wide:
+        raise ClientError("unsupported_plan", _("This model cannot be trained with one gradient an example."))
+
+
+def _probe_logits(model: TrainedPart) -> Tensor:
+    width = int(model.model.get_base_model().config.hidden_size)
+    shape = (_PROBE_TEXTS, model.spec.task.max_tokens, width)
+    hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model(hidden, torch.ones(shape[:2], dtype=torch.int64)).clone()  # type: ignore[no-any-return]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _seeded_stream(order_seed: int) -> NoiseStream:
+    return NoiseStream.from_key(hashlib.sha256(f"order of examples {order_seed}".encode()).digest())
+
+
+def _unusable(rule: str) -> ClientError:
+    return ClientError("update_unusable", _("The update fails a check and is not sent: {rule}."), rule=rule)
+
+
+def _misfit() -> ClientError:
+    return ClientError("adapter_unusable", _("The round's adapter does not fit the run's model."))

@@ -1,0 +1,134 @@
+"""The LoRA adapter on a base model: injection, names, shapes, loading and reading its tensors.
+
+Tensors are named as PEFT names them in `adapter_model.safetensors`, never with its inner `.default`.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from engines.lora.seeding import seeded_a
+from peft import LoraConfig, PeftModel
+from torch import Tensor, nn
+
+from modelling.architectures import architecture_of
+from modelling.base import empty_base_model, load_base_model, quiet_libraries
+from modelling.errors import ModelRefused
+from modelling.spec import ModelSpec
+
+_INNER_NAME = re.compile(r"\.modules_to_save\.default(?=\.)|\.default(?=\.|$)")
+
+
+def build_model(spec: ModelSpec, folder: Path) -> PeftModel:
+    """Load the base model and put a fresh adapter on it: lora_B and the head zero, lora_A from the seed.
+
+    Raises:
+        ModelRefused: the base model is not the manifest's, or the adapter does not fit it.
+    """
+    model = _inject(spec, load_base_model(spec, folder))
+    with torch.no_grad():
+        for name, parameter in adapter_parameters(model).items():
+            if ".lora_A." in name:
+                parameter.copy_(seeded_a(spec.lora.seed, name, tuple(parameter.shape)))
+            else:
+                parameter.zero_()
+    return model
+
+
+def adapter_tensors(spec: ModelSpec, folder: Path) -> list[dict[str, Any]]:
+    """List name, shape and `trained` of every tensor of the adapter, sorted by name; no weights are read."""
+    model = _inject(spec, empty_base_model(spec, folder))
+    return [
+        {"name": name, "shape": list(parameter.shape), "trained": parameter.requires_grad}
+        for name, parameter in adapter_parameters(model).items()
+    ]
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Map the names in an adapter file to the parameters of the model, sorted by name.
+
+    Trained and frozen ones (lora_A under `ffa`) alike; the base model's own are left out.
+    """
+    found = {
+        _INNER_NAME.sub("", name): parameter
+        for name, parameter in model.named_parameters()
+        if _INNER_NAME.search(name)
+    }
+    return dict(sorted(found.items()))
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Map the names of the tensors that a client trains and sends to their parameters, sorted by name."""
+    return {name: found for name, found in adapter_parameters(model).items() if found.requires_grad}
+
+
+def adapter_state(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
+    """Return copies of the adapter's tensors, float32, by the names of the adapter file."""
+    chosen = trained_parameters(model) if trained_only else adapter_parameters(model)
+    return {name: parameter.detach().clone() for name, parameter in chosen.items()}
+
+
+def load_adapter(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set the adapter's tensors: exactly the trained ones, or exactly all of them.
+
+    Raises:
+        ModelRefused: `adapter_mismatch` when names, shapes or dtypes are not the model's, or `non_finite`.
+            The model is unchanged then.
+    """
+    whole, trained = adapter_parameters(model), trained_parameters(model)
+    if set(tensors) not in (set(whole), set(trained)):
+        raise ModelRefused("adapter_mismatch", "the adapter does not hold exactly the tensors of this run")
+    for name, tensor in tensors.items():
+        if tensor.shape != whole[name].shape or tensor.dtype != torch.float32:
+            shape = tuple(whole[name].shape)
+            raise ModelRefused("adapter_mismatch", f"{name} is not float32 of shape {shape}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ModelRefused("non_finite", f"{name} holds a NaN or an infinity")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            whole[name].copy_(tensor)
+
+
+def _inject(spec: ModelSpec, base: nn.Module) -> PeftModel:
+    layers = len(layers_of(spec, base))
+    if spec.lora.layers[-1] >= layers:
+        raise ModelRefused("adapter_mismatch", f"the base model has {layers} layers, counted from 0")
+    try:
+        with quiet_libraries():
+            model = PeftModel(base, _lora_config(spec))
+    except ValueError as error:  # PEFT names the modules that it cannot find
+        raise ModelRefused("adapter_mismatch", f"LoRA does not fit the model: {_one_line(error)}") from error
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad_(spec.lora.method != "ffa" or ".lora_A." not in name)
+    expected = len(spec.lora.layers) * len(spec.lora.target_modules)
+    if sum(".lora_B." in name for name in adapter_parameters(model)) != expected:
+        raise ModelRefused("adapter_mismatch", "a target module is missing from a layer or twice in it")
+    return model
+
+
+def _lora_config(spec: ModelSpec) -> LoraConfig:
+    # No task type: PEFT would add heads to modules_to_save by itself.
+    return LoraConfig(
+        r=spec.lora.rank,
+        lora_alpha=spec.lora.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(spec.lora.target_modules),
+        layers_to_transform=list(spec.lora.layers),
+        layers_pattern=architecture_of(spec.base.architecture).layers.rsplit(".", 1)[-1],
+        modules_to_save=list(spec.lora.modules_to_save) or None,
+    )
+
+
+def layers_of(spec: ModelSpec, base: nn.Module) -> nn.ModuleList:
+    """Return the list of layers of a base model (not of the PEFT model around it)."""
+    found = base.get_submodule(architecture_of(spec.base.architecture).layers)
+    if not isinstance(found, nn.ModuleList):
+        raise ModelRefused("unsupported_architecture", "the model's layers are not a list")
+    return found
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
