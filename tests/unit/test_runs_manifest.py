@@ -1,0 +1,224 @@
+"""The manifest: every value has a limit, and every unsound combination a code and a way out."""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from app.core.canonical import canonical_sha256
+from app.core.errors import Invalid
+from app.runs import plan
+from app.runs.manifest import EXAMPLE, Manifest
+from tests.builders import QUERY, tiny_manifest
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """The example with one member changed: `privacy.examples.rate`."""
+    document = copy.deepcopy(EXAMPLE)
+    *sections, last = path.split(".")
+    target: Any = document
+    for section in sections:
+        target = target[section]
+    target[last] = value
+    return document
+
+
+def refusal(
+    document: dict[str, Any], *, clients: int = 8, trusts: tuple[str, ...] = ("local", "none")
+) -> str:
+    with pytest.raises(Invalid) as caught:
+        plan.check_plan(
+            Manifest.model_validate(document), clients=clients, trusts=trusts, max_update_bytes=2**20
+        )
+    assert caught.value.detail
+    return caught.value.code
+
+
+def test_the_example_is_a_plan_that_can_be_run() -> None:
+    plan.check_plan(
+        Manifest.model_validate(EXAMPLE), clients=8, trusts=("local",), max_update_bytes=512 * 1024**2
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("version", 2),
+        ("version", True),
+        ("rounds", 0),
+        ("rounds", 10_001),
+        ("rounds", True),
+        ("rounds", "8"),
+        ("lora.rank", False),
+        ("lora.rank", 1025),
+        ("lora.alpha", float("nan")),
+        ("lora.alpha", 0.0),
+        ("lora.method", "lokr"),
+        ("lora.layers", [5, 5]),
+        ("lora.seed", 2**63),
+        ("task.labels", ["ham"]),
+        ("task.labels", ["ham", "ham"]),
+        ("task.labels", ["ham", "sp\x00am"]),
+        ("task.labels", ["ham", "\ud800"]),
+        ("task.text_fields", []),
+        ("base_model.weights_sha256", "F" * 64),
+        ("tensors", []),
+        ("privacy.examples", {"kind": "poisson", "rate": 0.0}),
+        ("privacy.examples", {"kind": "poisson", "rate": 1.01}),
+        ("privacy.examples", {"kind": "poisson"}),
+        ("privacy.examples", {"kind": "shuffled", "rate": 0.1}),
+        ("privacy.cohort", {"kind": "volunteers"}),
+        ("privacy.divisor", 0),
+        ("privacy.delta", 1.0),
+        ("privacy.epsilon", -1.0),
+        ("privacy.clip_norm", float("inf")),
+        ("privacy.trust", "secret"),
+        ("training.optimizer", "adagrad"),
+        ("training.momentum", 1.0),
+        ("training.local_steps", 0),
+        ("quorum.min_updates", 0),
+        ("round_deadline_s", 0),
+        ("surprise", 1),
+    ],
+)
+def test_a_value_outside_its_limits_is_refused(path: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(changed(path, value))
+
+
+def tensors(*rows: tuple[str, list[int], bool]) -> list[dict[str, Any]]:
+    return [{"name": name, "shape": shape, "trained": trained} for name, shape, trained in rows]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        tensors(("b", [1], True), ("a", [1], True)),
+        tensors(("a", [1], True), ("a", [1], True)),
+        tensors(("a", [], True)),
+        tensors(("a", [0], True)),
+        tensors(("a", [1, 1, 1, 1, 1], True)),
+        tensors(("../a", [1], True)),
+        [{"name": "a", "shape": [1], "trained": 1}],
+    ],
+)
+def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[str, Any]]) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(changed("tensors", listed))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        ("privacy.trust", "central", "trust_not_available"),
+        ("privacy.trust", "distributed", "trust_not_available"),
+        (
+            "privacy.cohort",
+            {"kind": "poisson", "rate": 0.25, "cap": 80, "n_max": 202},
+            "sampling_not_available",
+        ),
+        (
+            "privacy.cohort",
+            {"kind": "optimized", "participation_cap": 3, "separation": 1},
+            "sampling_not_available",
+        ),
+        ("privacy.unit", "person", "unit_not_available"),
+        ("privacy.unit", "client", "unit_not_available"),
+        ("privacy.relation", "add_remove", "relation_unsound"),
+        ("privacy.clip_norm", None, "privacy_incomplete"),
+        ("privacy.delta", None, "privacy_incomplete"),
+        ("privacy.epsilon", None, "privacy_incomplete"),
+        ("aggregation.mode", "secagg", "aggregation_not_available"),
+        ("aggregation.rule", "krum", "aggregation_not_available"),
+        ("aggregation.weights", "sizes", "weights_refused"),
+        ("quorum.max_updates", 9, "quorum_impossible"),
+        ("lora.method", "fedit", "tensors_incoherent"),
+        ("lora.rank", 4, "tensors_incoherent"),
+        ("lora.target_modules", ["query", "classifier"], "tensors_incoherent"),
+        ("lora.modules_to_save", [], "tensors_incoherent"),
+    ],
+)
+def test_an_unsound_plan_is_refused_with_its_code(path: str, value: object, code: str) -> None:
+    assert refusal(changed(path, value)) == code
+
+
+def test_a_trust_mode_that_the_policy_does_not_name_is_refused() -> None:
+    assert refusal(EXAMPLE, trusts=("none",)) == "trust_not_allowed"
+
+
+def test_without_a_privacy_mechanism_no_privacy_number_may_be_given() -> None:
+    open_plan = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None}
+    plan.check_plan(
+        Manifest.model_validate(tiny_manifest(privacy=open_plan)),
+        clients=2,
+        trusts=("none",),
+        max_update_bytes=2**20,
+    )
+    for name, value in (("epsilon", 8.0), ("delta", 1e-5), ("clip_norm", 1.0), ("noise_multiplier", 1.0)):
+        assert refusal(tiny_manifest(privacy=open_plan | {name: value}), clients=2) == "privacy_incomplete"
+
+
+def test_noise_may_be_given_instead_of_epsilon_or_beside_it() -> None:
+    for numbers in ({"epsilon": None, "noise_multiplier": 1.0}, {"noise_multiplier": 1.0}):
+        manifest = Manifest.model_validate(tiny_manifest(privacy=numbers))
+        plan.check_plan(manifest, clients=2, trusts=("local",), max_update_bytes=2**20)
+
+
+def test_size_weights_under_replace_one_are_refused_because_sizes_are_secret_there() -> None:
+    document = tiny_manifest(privacy={"relation": "replace_one"}, aggregation={"weights": "sizes"})
+    assert refusal(document, clients=2) == "weights_refused"
+
+
+def test_a_quorum_above_the_number_of_clients_is_refused() -> None:
+    assert refusal(tiny_manifest(), clients=1) == "quorum_impossible"
+    assert (
+        refusal(tiny_manifest(quorum={"min_updates": 2, "max_updates": 1}), clients=2) == "quorum_impossible"
+    )
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        tensors((f"{QUERY}.lora_A.weight", [2, 4], True), (f"{QUERY}.lora_B.weight", [4, 2], True)),
+        tensors((f"{QUERY}.lora_A.weight", [2, 4], False), (f"{QUERY}.lora_B.weight", [4, 2], False)),
+        tensors((f"{QUERY}.lora_B.weight", [4, 2], True)),
+        tensors((f"{QUERY}.lora_A.weight", [2, 4], False)),
+        tensors((f"{QUERY}.lora_A.weight", [4, 2], False), (f"{QUERY}.lora_B.weight", [4, 2], True)),
+        tensors(("base_model.model.classifier.weight", [2, 4], True)),
+        tensors(("base_model.model.pooler.weight", [2, 4], True)),
+    ],
+)
+def test_tensors_that_are_not_those_of_the_method_are_refused(broken: list[dict[str, Any]]) -> None:
+    assert refusal(tiny_manifest() | {"tensors": broken}, clients=2) == "tensors_incoherent"
+
+
+def test_an_update_over_the_servers_ceiling_is_refused_before_anybody_trains() -> None:
+    big = tensors(
+        (f"{QUERY}.lora_A.weight", [2, 4], False),
+        (f"{QUERY}.lora_B.weight", [2**18, 2], True),
+    )
+    assert refusal(tiny_manifest() | {"tensors": big}, clients=2) == "update_too_large"
+
+
+def test_more_trained_names_than_a_header_holds_are_refused() -> None:
+    rows = []
+    for layer in range(600):
+        stem = f"base_model.model.encoder.layer.{layer:04d}.attention.self.query"
+        rows += [(f"{stem}.lora_A.weight", [2, 4], False), (f"{stem}.lora_B.weight", [4, 2], True)]
+    assert refusal(tiny_manifest() | {"tensors": tensors(*rows)}, clients=2) == "update_too_large"
+
+
+def test_the_stored_form_survives_json_with_the_same_hash() -> None:
+    manifest = Manifest.model_validate(tiny_manifest())
+    stored = json.loads(json.dumps(manifest.as_json()))
+    assert canonical_sha256(stored) == canonical_sha256(Manifest.model_validate(stored).as_json())
+    assert stored["privacy"]["noise_multiplier"] is None
+
+
+@pytest.mark.parametrize("error", [cls for cls in vars(plan).values() if isinstance(cls, type)])
+def test_every_refusal_of_a_plan_names_a_remedy(error: type) -> None:
+    if issubclass(error, Invalid) and error is not Invalid:
+        assert error.remedy
+        assert error.remedy != Invalid.remedy
