@@ -2,78 +2,58 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
-from app.http.deps import SessionDep, requires, short_tx
+from app.http.deps import SessionDep, requires
+from app.http.downloads import UNCHANGED, is_known, unchanged
 from app.http.idempotency import IdempotentRoute
+from app.http.longpoll import Since, WaitS, read_when
 from app.identity.roles import Principal
 from app.rounds import lifecycle, queries
 from app.rounds.schemas import RoundHistory, RoundOut, RoundStep
 
 router = APIRouter(prefix="/rounds", tags=["rounds"], route_class=IdempotentRoute)
 
-LONGEST_WAIT_S = 30.0
 CanReadRounds = Annotated[Principal, requires("rounds:read")]
 CanSealRounds = Annotated[Principal, requires("rounds:seal")]
 
 
-@router.get(
-    "/{round_id}",
-    response_model=RoundOut,
-    responses={304: {"description": "The round is as the caller knows it."}},
-)
+@router.get("/{round_id}", response_model=RoundOut, responses=UNCHANGED)
 async def get_round(
     *,
     round_id: UUID,
     request: Request,
     response: Response,
     principal: CanReadRounds,
-    wait: Annotated[
-        float, Query(ge=0, le=LONGEST_WAIT_S, description="Seconds to wait for a change of state.")
-    ] = 0,
-    since: Annotated[
-        int | None, Query(ge=0, description="The version that you know; wait until it is another.")
-    ] = None,
-    if_none_match: Annotated[str | None, Header(max_length=200)] = None,
+    wait: WaitS = 0,
+    since: Since = None,
 ) -> RoundOut | Response:
-    """Show a round; with `wait`, hold the answer until its state changes or the time is over.
+    """Show a round; with `wait`, hold the answer until its version is another than `since`.
 
-    Without `since`, what you know is told by `If-None-Match`; with neither, the answer comes at once.
+    Without `since`, what you know is told by If-None-Match; with neither, the version of now counts.
     """
+    seen: list[int] = []
 
     def read(session: Session) -> RoundOut:
         return queries.show(session, queries.round_for(session, principal, round_id))
 
-    def is_known(shown: RoundOut) -> bool:
-        return shown.version == since or shown.etag == if_none_match
+    def is_awaited(shown: RoundOut) -> bool:
+        seen.append(shown.version)
+        if since is None and "if-none-match" in request.headers:
+            return not is_known(request, shown.tag)
+        return shown.version != (seen[0] if since is None else since)
 
-    shown = await short_tx(request, "read_round", read)
-    if wait and is_known(shown):
-        loop = asyncio.get_running_loop()
-        until = loop.time() + wait
-        with request.app.state.hub.waiter(lifecycle.CHANNEL, str(round_id)) as changed:
-            shown = await short_tx(request, "read_round", read)  # again: a change may lie between
-            while is_known(shown) and await _woken(changed, until - loop.time()):
-                changed.clear()
-                shown = await short_tx(request, "read_round", read)
-    if shown.etag == if_none_match:
-        return Response(status_code=304, headers={"ETag": shown.etag})
-    response.headers["ETag"] = shown.etag
+    shown = await read_when(
+        request, read, is_awaited, channel=lifecycle.CHANNEL, payload=str(round_id), wait_s=wait
+    )
+    if is_known(request, shown.tag):
+        return unchanged(shown.tag)
+    response.headers["ETag"] = f'"{shown.tag}"'
     return shown
-
-
-async def _woken(event: asyncio.Event, seconds: float) -> bool:
-    """Wait for the event; False when the time is over first."""
-    try:
-        await asyncio.wait_for(event.wait(), timeout=max(seconds, 0))
-    except TimeoutError:
-        return False
-    return True
 
 
 @router.get("/{round_id}/log")

@@ -112,10 +112,10 @@ class RoundOut(BaseModel):
         )
 
     @property
-    def etag(self) -> str:
+    def tag(self) -> str:
         """Changes with everything that is shown, except how often a job was tried."""
         counts = self.updates
-        return f'"{self.version}.{counts.receiving}.{counts.received}.{counts.rejected}"'
+        return f"{self.version}.{counts.receiving}.{counts.received}.{counts.rejected}"
 
 
 class RoundStep(BaseModel):
