@@ -79,15 +79,30 @@ def spawn(
     )
 
 
-def stop_process(process: "subprocess.Popen[bytes]", *signals: signal.Signals, patience_s: float) -> int:
-    """Send each signal in turn, waiting `patience_s` after each; end with SIGKILL to the whole group."""
+def ask(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    """Send a signal; a process that is gone needs none."""
+    with suppress(ProcessLookupError):
+        process.send_signal(number)
+
+
+def stop_process(
+    process: "subprocess.Popen[bytes]", *signals: signal.Signals, patience_s: float, asked: bool = False
+) -> int:
+    """Send each signal in turn, waiting `patience_s` after each; end with SIGKILL to the whole group.
+
+    Args:
+        process: the child.
+        signals: from the politest on.
+        patience_s: how long each may take.
+        asked: the first signal was sent already; some programs hurry at a second one.
+    """
     for number in signals:
         if process.poll() is not None:
             break
-        with suppress(ProcessLookupError):
-            process.send_signal(number)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=patience_s)
+        if not asked:
+            ask(process, number)
+        asked = False
+        ended_within(process, patience_s)
     end_group(process)
     return process.wait()
 

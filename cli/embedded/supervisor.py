@@ -18,7 +18,7 @@ from typing import Protocol
 from cli.embedded.console import Console
 from cli.embedded.errors import EmbeddedError, ServiceFailed
 from cli.embedded.orphans import RunRecord
-from cli.embedded.processes import OnSpawn, end_group, spawn, stop_process
+from cli.embedded.processes import OnSpawn, ask, end_group, spawn, stop_process
 from cli.i18n import _
 
 NAME = "dpfl"
@@ -229,11 +229,16 @@ class Supervisor:
                 return
 
     def stop(self) -> None:
-        """End every child, the last started first."""
+        """End every child: our own processes at the same time, then the servers, the last started first."""
+        ours = {name: one for name, one in self._launchers.items() if isinstance(one, Command)}
+        for name, command in ours.items():
+            if name in self._processes:
+                ask(self._processes[name], command.stop[0])
         for name in reversed(list(self._processes)):
-            launcher = self._launchers.get(name)
-            stop = launcher.stop if launcher else (signal.SIGTERM,)
-            stop_process(self._processes[name], *stop, patience_s=launcher.patience_s if launcher else 5.0)
+            launcher = self._launchers[name]
+            stop_process(
+                self._processes[name], *launcher.stop, patience_s=launcher.patience_s, asked=name in ours
+            )
             self._forget(name)
 
     def _forget(self, name: str) -> None:

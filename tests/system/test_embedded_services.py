@@ -210,10 +210,19 @@ def test_a_killed_initdb_leaves_nothing_that_stops_the_next_start(tmp_path: Path
     assert not half_made.exists()
 
 
-def test_a_stale_lock_with_a_recycled_pid_does_not_stop_the_next_start(tmp_path: Path) -> None:
+@pytest.fixture
+def stranger() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_stale_lock_with_a_recycled_pid_does_not_stop_the_next_start(
+    tmp_path: Path, stranger: "subprocess.Popen[bytes]"
+) -> None:
     Postgres.start(tmp_path, password=PASSWORD, durable=False).stop()
     lock = tmp_path / "data" / "postmaster.pid"
-    lock.write_text(f"{os.getppid()}\n{tmp_path / 'data'}\n1700000000\n5432\n\n127.0.0.1\n")
+    lock.write_text(f"{stranger.pid}\n{tmp_path / 'data'}\n1700000000\n5432\n\n127.0.0.1\n")
     with Postgres.start(tmp_path, password=PASSWORD, durable=False) as server, connect(server) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
