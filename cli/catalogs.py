@@ -17,8 +17,8 @@ from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parents[1]
-SPOKEN_ROOMS = ("app", "client", "cli", "demo")
-"""The rooms whose texts people read; engines, modelling and workers raise codes, not texts."""
+SPOKEN_ROOMS = ("app", "workers", "client", "cli", "demo")
+"""The rooms whose texts people read; engines and modelling raise errors for the rooms that use them."""
 KEYWORDS = {"_": None, "ngettext": (1, 2)}
 PLACE = re.compile(r"(?<!\{)\{([a-zA-Z_][a-zA-Z0-9_]*)[^{}]*\}(?!\})")
 

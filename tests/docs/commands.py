@@ -68,3 +68,16 @@ def commands() -> list[Command]:
         if path.is_file()
         for command in commands_in(path.read_text("utf-8"), document=path.relative_to(ROOT).as_posix())
     ]
+
+
+PATH = re.compile(
+    r"`((?:[A-Za-z0-9_.-]+/)+[A-Za-z0-9_.-]+\.(?:py|md|toml|csv|json|yaml|txt|po|pot|Dockerfile)|(?:[a-z_]+/)+)`"
+)
+
+
+def named_paths() -> Iterator[tuple[str, str]]:
+    """Every file or folder that a document names in backticks, with the document."""
+    for path in documents():
+        if path.is_file():
+            for name in PATH.findall(path.read_text("utf-8")):
+                yield path.relative_to(ROOT).as_posix(), name

@@ -10,7 +10,7 @@ import typer.main
 
 from cli.main import app as dpfl
 from tests.contracts.sources import ROOT
-from tests.docs.commands import Command, commands, commands_in
+from tests.docs.commands import Command, commands, commands_in, named_paths
 
 TARGET = re.compile(r"^([a-z][a-z%-]*):", re.MULTILINE)
 VARIABLE = re.compile(r"^(?:export )?([A-Z_]+) *[?:]?=", re.MULTILINE)
@@ -118,3 +118,14 @@ def test_commands_that_exist_pass(fine: str) -> None:
     told = list(commands_in(f"```sh\n{fine}\n```", document="x.md"))
     assert told
     assert not any(fault(command) for command in told)
+
+
+def test_documents_name_files_that_exist() -> None:
+    missing = {
+        f"{document}: {name}"
+        for document, name in named_paths()
+        if "NNNN" not in name
+        and not name.startswith("out/")
+        and not any((root / name).exists() for root in (ROOT, (ROOT / document).parent))
+    }
+    assert missing == set()
