@@ -1,5 +1,6 @@
 """What `dpfl up` runs: the processes, their command lines and their environment, as plain data."""
 
+import ipaddress
 import os
 import shutil
 import signal
@@ -9,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cli.embedded.processes import LOOPBACK
 from cli.embedded.supervisor import Command
 
 CUDA_PROBE = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
 CUDA_PROBE_LIMIT_S = 120
-LOOPBACK_HOSTS = {"127.0.0.1", "::1", "localhost"}
+LOOPBACK_HOSTS = {LOOPBACK, "::1", "localhost"}
 # Two OpenMP threads on a busy 2-core machine were measured 35 times slower than one.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -34,8 +36,15 @@ class Addresses:
     @property
     def gateway_url(self) -> str:
         """Where the gateway answers, seen from this machine."""
-        host = "127.0.0.1" if self.host in {"0.0.0.0", "::"} else self.host  # noqa: S104 compared, not bound
+        host = LOOPBACK if _means_every_address(self.host) else self.host
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def _means_every_address(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def process_environment(

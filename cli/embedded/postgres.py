@@ -58,7 +58,6 @@ SETTINGS = {
     "unix_socket_directories": "",  # a data folder's path may be longer than a socket's may be
     "max_parallel_workers_per_gather": "0",  # parallel queries need more /dev/shm than containers have
     "max_connections": str(MAX_CONNECTIONS),
-    "password_encryption": "scram-sha-256",
     "log_timezone": "UTC",
     "timezone": "UTC",
 }

@@ -1,16 +1,17 @@
 """A whole stack as a child of another program: the demo and the system tests run `dpfl up` with this."""
 
+import http
+import http.client
 import os
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from cli.embedded.errors import ServiceFailed
 from cli.embedded.folder import DataFolder, data_folder, make_folder
@@ -20,6 +21,7 @@ from cli.i18n import _
 
 READY_LIMIT_S = 180
 READY_PAUSE_S = 0.1
+ANSWER_LIMIT_S = 5
 STOP_PATIENCE_S = 60.0
 
 
@@ -56,11 +58,15 @@ class Stack:
 
 def answers(url: str) -> bool:
     """Say whether the gateway at `url` is ready to serve."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_LIMIT_S)
     try:
-        with urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:  # noqa: S310 our own http address
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def start_stack(
