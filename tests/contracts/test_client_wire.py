@@ -118,7 +118,7 @@ def is_served(asked: str, description: Json) -> bool:
     for path in description["paths"]:
         theirs = path.split("/")
         if len(parts) == len(theirs) and all(
-            one == other or one == "{}" for one, other in zip(parts, theirs, strict=True)
+            one in {other, "{}"} for one, other in zip(parts, theirs, strict=True)
         ):
             return True
     return False

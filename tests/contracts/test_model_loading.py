@@ -1,4 +1,4 @@
-"""Base models come from safetensors files, and never bring code along."""
+"""Base models come from safetensors files on this machine, and never bring code along."""
 
 import ast
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ import pytest
 
 from tests.contracts.sources import calls, constant_keywords, offences
 
-REQUIRED = {"trust_remote_code": False}
-REQUIRED_FOR_WEIGHTS = {"trust_remote_code": False, "use_safetensors": True}
+REQUIRED = {"trust_remote_code": False, "local_files_only": True}
+REQUIRED_FOR_WEIGHTS = REQUIRED | {"use_safetensors": True}
 WITHOUT_WEIGHTS = ("Config", "Tokenizer", "TokenizerFast")
 OWN_FORMAT = (
     "PeftModel",
@@ -36,12 +36,16 @@ def test_every_base_model_is_loaded_from_safetensors_without_remote_code() -> No
     ("planted", "count"),
     [
         ("AutoModel.from_pretrained(p)", 1),
-        ("transformers.AutoModel.from_pretrained(p, use_safetensors=True)", 1),
-        ("AutoModel.from_pretrained(p, use_safetensors=True, trust_remote_code=True)", 1),
-        ("AutoModel.from_pretrained(p, use_safetensors=flag, trust_remote_code=False)", 1),
+        ("AutoModel.from_pretrained(p, use_safetensors=True, local_files_only=True)", 1),
+        ("AutoModel.from_pretrained(p, use_safetensors=True, trust_remote_code=False)", 1),
+        ("x().from_pretrained(p, trust_remote_code=False, local_files_only=True)", 1),
+        (
+            "AutoModel.from_pretrained(p, use_safetensors=y, trust_remote_code=False, local_files_only=True)",
+            1,
+        ),
         ("AutoTokenizer.from_pretrained(p)", 1),
-        ("AutoTokenizer.from_pretrained(p, trust_remote_code=False)", 0),
-        ("AutoModel.from_pretrained(p, use_safetensors=True, trust_remote_code=False)", 0),
+        ("AutoTokenizer.from_pretrained(p, trust_remote_code=False, local_files_only=True)", 0),
+        ("A.from_pretrained(p, use_safetensors=True, trust_remote_code=False, local_files_only=True)", 0),
     ],
 )
 def test_a_planted_loose_load_is_found(planted: str, count: int) -> None:
