@@ -59,6 +59,10 @@ class Commitment:
     void: bool = False
     contributions: dict[int, Contribution] = field(default_factory=dict)
 
+    def is_the_same(self, *, manifest_sha256: str, client_id: str) -> bool:
+        """Say whether a run that asks now is this one, and may go on."""
+        return (self.manifest_sha256, self.client_id, self.void) == (manifest_sha256, client_id, False)
+
     @property
     def rounds_sent(self) -> int:
         """The highest round of which a byte may have left."""

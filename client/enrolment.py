@@ -91,6 +91,7 @@ def enrol(wish: Wish) -> Profile:
 def keep_policy(home: Path, policy: Policy) -> None:
     """Write a data set's policy when it has none; an existing one is the holder's and must agree."""
     path = policy_path(home, policy.dataset)
+    private_folder(path.parent)
     if not path.exists():
         policy.save(path)
     elif Policy.load(path) != policy:

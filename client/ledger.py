@@ -107,7 +107,7 @@ class Ledger:
                 _("run {run} was accepted under another manifest: nothing is trained or sent"),
                 run=terms.run_id,
             )
-        if known.client_id != terms.client_id or known.void:
+        if not known.is_the_same(manifest_sha256=terms.manifest_sha256, client_id=terms.client_id):
             raise _refused("run_disclaimed" if known.void else "run_taken")
         return known
 

@@ -79,12 +79,11 @@ def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> 
     judge(frozen.manifest, policy)
     if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
         raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
-    terms = terms_of(
-        frozen,
-        run_id=str(assignment.run_id),
-        client_id=profile.config.client_id,
-        server=profile.config.server,
-    )
+    run_id, config = str(assignment.run_id), profile.config
+    known = profile.ledger.book().commitments.get(run_id)
+    if known is not None and known.is_the_same(manifest_sha256=frozen.sha256, client_id=config.client_id):
+        return known  # priced when it was committed
+    terms = terms_of(frozen, run_id=run_id, client_id=config.client_id, server=config.server)
     return profile.ledger.commit(terms, ceiling=policy.ceiling)
 
 
