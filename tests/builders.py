@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app.budget import ledger
 from app.core import clock
 from app.core.ids import new_id
+from app.identity.capability import AssessedCapability, Capability, assess
 from app.identity.models import Client, Organisation
 from app.identity.roles import Principal, Role
 from app.rounds.models import Assignment, Round
@@ -98,12 +99,15 @@ def build_client(
 ) -> Client:
     """A training client; without `public_key` nobody holds the private half of its key."""
     organisation = organisation or build_organisation(session)
+    machine = Capability(memory_bytes=2**33, cpu_count=2)
     row = Client(
         organisation_id=organisation.id,
         region=organisation.region,
         name=f"client {new_id()}",
         public_key=public_key or os.urandom(32),
-        capability={"memory_bytes": 2**33, "cpu_count": 2, "assessment": {"max_rank": 64}},
+        capability=AssessedCapability(**machine.model_dump(), assessment=assess(machine)).model_dump(
+            mode="json"
+        ),
     )
     session.add(row)
     session.flush()

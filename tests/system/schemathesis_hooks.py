@@ -1,0 +1,31 @@
+"""Loaded by schemathesis: no long-polls, and ids that exist in most of the places where an id fits."""
+
+import hashlib
+import json
+import os
+from typing import Any
+from uuid import UUID
+
+import schemathesis
+
+KNOWN: dict[str, list[str]] = json.loads(os.environ["DPFL_TEST_IDS"])
+
+
+def known_instead_of(name: str, value: object) -> object:
+    """Three times in four an id of the seeded objects; the choice depends on the drawn value alone."""
+    try:
+        drawn = UUID(str(value))
+    except ValueError:
+        return value  # a malformed id is a case of its own
+    digest = hashlib.sha256(drawn.bytes).digest()
+    known = KNOWN.get(name, [])
+    return known[digest[1] % len(known)] if known and digest[0] % 4 else value
+
+
+@schemathesis.hook
+def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
+    """Change a case just before it is sent."""
+    for name, value in (case.path_parameters or {}).items():
+        case.path_parameters[name] = known_instead_of(name, value)
+    if case.query and "wait" in case.query:
+        case.query["wait"] = 0
