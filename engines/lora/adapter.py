@@ -17,6 +17,8 @@ PEFT_VERSION = "0.21.2"
 """The release whose file format this is."""
 
 _TASK_TYPES = {"sequence_classification": "SEQ_CLS"}
+_POOLED_TASK_TYPES = _TASK_TYPES | {"sequence_classification": "TOKEN_CLS"}
+"""With pooling `mean` the model is a token classifier whose logits are averaged."""
 _PREFIX = "base_model.model."
 
 
@@ -126,7 +128,8 @@ def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
         KeyError: the manifest lacks a member.
     """
     lora, kind = manifest["lora"], manifest["task"]["kind"]
-    if kind not in _TASK_TYPES:
+    task_types = _POOLED_TASK_TYPES if manifest["task"].get("pooling") == "mean" else _TASK_TYPES
+    if kind not in task_types:
         raise ValueError(f"there is no adapter configuration for tasks of kind {kind!r}")
     return {
         "base_model_name_or_path": manifest["base_model"]["name"],
@@ -142,7 +145,7 @@ def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "peft_version": PEFT_VERSION,
         "r": lora["rank"],
         "target_modules": list(lora["target_modules"]),
-        "task_type": _TASK_TYPES[kind],
+        "task_type": task_types[kind],
         "use_dora": False,
         "use_rslora": False,
     }
