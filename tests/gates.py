@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tests import maintainability
@@ -65,18 +66,20 @@ def coverage_row(report: dict[str, Any]) -> dict[str, Any]:
 
 
 def maintainability_rows() -> list[dict[str, Any]]:
-    """Both readings of the index with their worst piece."""
-    readings = {"functions": maintainability.of_functions(), "modules": maintainability.of_modules()}
-    return [
-        {
-            "metric": f"maintainability of {unit}",
-            "formula": f"mean over {unit} of {maintainability.FORMULA}",
-            "count": len(scores),
-            "mean": maintainability.mean(scores),
-            "worst": {"name": scores[0].name, "index": round(scores[0].points, 2)},
-        }
-        for unit, scores in readings.items()
-    ]
+    """Both readings of the index with their worst modules."""
+    rows = []
+    for formula, reading in maintainability.READINGS.items():
+        scores = maintainability.scores(reading)
+        rows.append(
+            {
+                "metric": "maintainability index, mean over modules",
+                "formula": formula,
+                "modules": len(scores),
+                "mean": round(fmean(score.points for score in scores), 2),
+                "worst": {score.name: round(score.points, 2) for score in scores[:5]},
+            }
+        )
+    return rows
 
 
 def critical_findings(folder: Path) -> list[str]:
