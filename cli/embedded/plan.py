@@ -15,6 +15,7 @@ from cli.embedded.supervisor import Command
 
 CUDA_PROBE = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
 CUDA_PROBE_LIMIT_S = 120
+DEVICE = Path("/dev/nvidiactl")
 LOOPBACK_HOSTS = {LOOPBACK, "::1", "localhost"}
 # Two OpenMP threads on a busy 2-core machine were measured 35 times slower than one.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
@@ -116,7 +117,7 @@ def lasting_commands(environment: dict[str, str], *, workers: int, cuda: bool) -
 def cuda_is_there() -> bool:
     """Say whether torch could use a GPU; torch is asked, in a process of its own, only where a device is."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
-    if hidden or not (Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")):
+    if hidden or not (DEVICE.exists() or shutil.which("nvidia-smi")):
         return False
     try:
         probe = subprocess.run(

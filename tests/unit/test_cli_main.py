@@ -1,16 +1,20 @@
 """The command line: what goes wrong is one line on standard error and exit code 1."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 from typer.testing import CliRunner
 
+from cli.embedded.console import Console
 from cli.embedded.folder import DataFolder
-from cli.embedded.plan import Addresses, lasting_commands, process_environment
+from cli.embedded.plan import Addresses, cuda_is_there, lasting_commands, process_environment
 from cli.main import app
 
 runner = CliRunner()
@@ -66,6 +70,25 @@ def test_migrating_without_a_database_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_migrating_an_unreachable_database_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://dpfl:x@127.0.0.1:1/dpfl")
     assert "could not be migrated" in refused("migrate")
+
+
+def test_migrating_brings_an_empty_database_to_the_newest_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = make_url(os.environ["DPFL_TEST_DATABASE_URL"])
+    name = f"migrated_{secrets.token_hex(6)}"
+    plain = server.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        try:
+            named = server.set(database=name).render_as_string(hide_password=False)
+            monkeypatch.setenv("DATABASE_URL", named)
+            for _again in range(2):
+                result = runner.invoke(app, ["migrate"])
+                assert result.exit_code == 0, result.output
+            migrated = make_url(named).set(drivername="postgresql").render_as_string(hide_password=False)
+            with psycopg.connect(migrated) as inside:
+                assert inside.execute("SELECT count(*) FROM alembic_version").fetchone() == (1,)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def test_the_doctor_finds_nothing_wrong_with_a_sound_installation(
@@ -154,3 +177,41 @@ def test_a_worker_computes_with_one_thread_and_the_gpu_queue_exists_only_with_cu
     for command in commands:
         assert "x@127" not in " ".join(command.argv)
         assert "x@127" not in repr(command)
+
+
+def test_without_a_device_there_is_no_gpu_and_torch_is_not_even_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("cli.embedded.plan.DEVICE", tmp_path / "nvidiactl")
+    assert cuda_is_there() is False
+
+
+def test_hidden_devices_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nonexistent")
+    monkeypatch.setattr("cli.embedded.plan.DEVICE", Path("/dev/null"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert cuda_is_there() is False
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(0, True), (1, False)])
+def test_where_a_device_is_torch_decides_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int, expected: bool
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexit {answer}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setattr("cli.embedded.plan.DEVICE", Path("/dev/null"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert cuda_is_there() is expected
+
+
+def test_a_log_that_grew_large_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.embedded.console.KEPT_LOG_BYTES", 10)
+    log = tmp_path / "gateway.log"
+    log.write_text("x" * 11)
+    assert Console(tmp_path).log_path("gateway") == log
+    assert not log.exists()
+    assert (tmp_path / "gateway.log.1").read_text() == "x" * 11
