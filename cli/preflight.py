@@ -57,7 +57,8 @@ def main() -> int:
     if expects_cuda(os.environ.get("TORCH_ARGS", "")):
         sys.stdout.write(
             "setup: on x86 Linux pip may choose the CUDA build of torch, several GB more; README.md tells\n"
-            f"setup: how to get the CPU build with TORCH_ARGS. The CUDA build needs {CUDA_BYTES / 1e9:.0f} GB.\n"
+            "setup: how to get the CPU build with TORCH_ARGS. "
+            f"The CUDA build needs {CUDA_BYTES / 1e9:.0f} GB.\n"
         )
     return 0
 
