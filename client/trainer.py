@@ -47,7 +47,7 @@ def train_round(
         cache: the client's examples.
         adapter: the round's adapter as downloaded: the trained tensors, absolute values.
         manifest: the run's frozen manifest.
-        order_seed: repeats the order of examples; allowed under trust `none` alone.
+        order_seed: with the adapter, fixes which examples are in which step; under trust `none` alone.
         on_step: called after each step with its number and the number of steps.
 
     Returns:
@@ -62,7 +62,7 @@ def train_round(
     _require_trainable(model)
     start = _start_from(model, adapter)
     keep_freed_memory()
-    sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed)
+    sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed, start)
     steps = _private_steps if plan.private else _plain_steps
     steps(model, cache, plan, sampler, on_step)
     trained = adapter_state(model.model, trained_only=True)
@@ -179,8 +179,11 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _seeded_stream(order_seed: int) -> NoiseStream:
-    return NoiseStream.from_key(hashlib.sha256(f"order of examples {order_seed}".encode()).digest())
+def _seeded_stream(order_seed: int, start: Mapping[str, Tensor]) -> NoiseStream:
+    """Give every round another order from one seed: the round's adapter tells the rounds apart."""
+    digest = hashlib.sha256(f"order of examples {order_seed}\n".encode())
+    digest.update(save({name: tensor.contiguous() for name, tensor in start.items()}))
+    return NoiseStream.from_key(digest.digest())
 
 
 def _unusable(rule: str) -> ClientError:

@@ -142,6 +142,23 @@ def test_an_unprivate_round_repeats_under_an_order_seed(tiny: Path) -> None:
     assert not torch.equal(flat(runs[0]), flat(runs[2]))
 
 
+def test_one_order_seed_gives_every_round_another_order(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, part, cache, adapter = ready(tiny, trust="none", count=200)
+    taken: list[list[int]] = []
+    take = CachedExamples.take
+
+    def recording(self: CachedExamples, positions: Tensor) -> CachedExamples:
+        if self is cache:
+            taken.append(positions.tolist())
+        return take(self, positions)
+
+    monkeypatch.setattr(CachedExamples, "take", recording)
+    for start in (adapter, shaken(adapter), adapter):
+        train_round(part, cache, start, manifest=manifest, order_seed=5)
+    assert taken[:4] != taken[4:8]
+    assert taken[:4] == taken[8:]
+
+
 def test_a_private_round_refuses_an_order_seed(tiny: Path) -> None:
     manifest, part, cache, adapter = ready(tiny)
     with pytest.raises(ClientError) as refusal:
