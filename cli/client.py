@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.access import client_session
 from cli.i18n import _
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
     from client.profile import Profile
-    from client.session import Session
 
 app = typer.Typer(
     name="client", help=_("Train on a private data set; only noised updates leave."), no_args_is_help=True
@@ -124,7 +123,7 @@ def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
 
         profile = Profile.open(folder)
         with profile.locked():
-            session = _session(profile)
+            session = client_session(profile)
             waiting = list_assignments(session, wait_s=0.0)
             if not waiting:
                 raise ClientError("no_open_round", _("no open round waits for this client"))
@@ -168,7 +167,7 @@ def submit(folder: FolderOption, at: RoundFolder = None) -> None:
 
         profile = Profile.open(folder)
         with profile.locked():
-            receipt = submit_round(profile, _session(profile), RoundFiles(at or newest_round(profile)))
+            receipt = submit_round(profile, client_session(profile), RoundFiles(at or newest_round(profile)))
             print(
                 _(
                     "received: update {update}, sha256 {digest}",
@@ -211,7 +210,7 @@ def run(
             for path in folder:
                 profile = Profile.open(path)
                 held.enter_context(profile.locked())
-                session = _session(profile)
+                session = client_session(profile)
                 held.callback(session.close)
                 seats.append(Seat(profile, session, run_id=run_id))
             bench = Workbench(order_seed=order_seed)
@@ -242,7 +241,7 @@ def disclaim(
 
         profile = Profile.open(folder)
         with profile.locked():
-            disclaim_run(profile, _session(profile), run_id)
+            disclaim_run(profile, client_session(profile), run_id)
             print(_("run {run}: its budget is given back, and nothing will ever be sent for it", run=run_id))
 
 
@@ -256,19 +255,6 @@ def newest_round(profile: Profile) -> Path:
     if not found:
         raise ClientError("no_round", _("{path} holds no fetched round"), path=str(profile.folder))
     return found[-1].parent
-
-
-def _session(profile: Profile) -> Session:
-    from client.session import Identity, Session
-
-    config = profile.config
-    return Session(
-        config.server,
-        identity=Identity(config.client_id, profile.key()),
-        ca_file=config.ca_file,
-        proxy=config.proxy,
-        patience_s=float(os.environ.get("DPFL_PATIENCE_S", "300")),
-    )
 
 
 def _secret(text: str) -> str:

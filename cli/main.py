@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import client
+from cli import client, release, run
 from cli.i18n import _
 
 app = typer.Typer(
@@ -17,7 +17,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(client.app)
+for group in (client.app, run.app, release.app):
+    app.add_typer(group)
+app.command("price", help=_("Price a plan, without any server."))(run.price_plan)
 
 DataOption = Annotated[
     Path | None,

@@ -199,7 +199,13 @@ def next_assignments(seat: Seat) -> tuple[Assignment, ...]:
 
 
 def _is_over(seat: Seat, *, wait_s: float = 0.0) -> bool:
-    return seat.run_id is not None and run_state(seat.session, seat.run_id, wait_s=wait_s) in _OVER
+    """Say whether the seat's run has ended; wait for a change of it first, if it has not."""
+    if seat.run_id is None:
+        return False
+    run = run_state(seat.session, seat.run_id)
+    if run.state not in _OVER and wait_s:
+        run = run_state(seat.session, seat.run_id, since=run.version, wait_s=wait_s)
+    return run.state in _OVER
 
 
 def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:
@@ -210,11 +216,11 @@ def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:
     return [parse(Assignment, item, what="assignment") for item in items]
 
 
-def run_state(session: Session, run_id: str, *, wait_s: float = 0.0) -> str:
-    """Ask how a run is doing; the server may hold the answer back until something changes."""
-    query = {"wait": f"{wait_s:g}"} if wait_s else None
+def run_state(session: Session, run_id: str, *, since: int | None = None, wait_s: float = 0.0) -> RunState:
+    """Ask how a run is doing; with `since`, the server holds the answer back until its version is another."""
+    query = None if since is None else {"wait": f"{wait_s:g}", "since": str(since)}
     reply = session.get(f"/v1/runs/{run_id}", query=query, wait_s=wait_s)
-    return parse(RunState, reply.json("run"), what="run").state
+    return parse(RunState, reply.json("run"), what="run")
 
 
 def _save(files: RoundFiles, to: Path) -> None:

@@ -237,13 +237,21 @@ class RunState(Answer):
 
     id: UUID
     state: str
+    version: int
+    reason_code: str | None = None
 
 
 class Release(Answer):
     """A published adapter."""
 
     id: UUID
-    run_id: UUID | None = None
+    run_id: UUID
+    number: int
+    adapter_sha256: Sha256
+    size_bytes: int
+    privacy_claimed: bool
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 class Problem(Answer):

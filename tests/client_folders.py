@@ -1,12 +1,14 @@
 """Profiles, manifests and a trainer for tests of the client that need no model."""
 
+from __future__ import annotations
+
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import save
+import numpy as np
+from safetensors.numpy import save
 
 from client.durable import private_folder
 from client.enrolment import keep_policy
@@ -14,6 +16,9 @@ from client.policy import Policy
 from client.profile import Config, Profile, file_sha256, make_key
 from client.rounds import OnStep
 from client.wire import FrozenManifest
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = {"base_model.model.classifier.weight": [2, 8], "base_model.model.layer.0.query.lora_B.weight": [8, 4]}
 MAILS = [
@@ -75,7 +80,7 @@ def manifest(**changed: Any) -> dict[str, Any]:
 
 def adapter() -> bytes:
     """The adapter of a round: zeros."""
-    content: bytes = save({name: torch.zeros(shape) for name, shape in NAMES.items()})
+    content: bytes = save({name: np.zeros(shape, dtype=np.float32) for name, shape in NAMES.items()})
     return content
 
 
@@ -113,6 +118,8 @@ class RandomTrainer:
     def train(
         self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: OnStep
     ) -> dict[str, torch.Tensor]:
+        import torch  # noqa: PLC0415  (seconds to load; a process that only sends again needs none)
+
         self.trained += 1
         generator = torch.Generator().manual_seed(int.from_bytes(os.urandom(7)))
         for step in range(frozen.manifest.training.local_steps):

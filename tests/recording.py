@@ -74,6 +74,9 @@ class PlayedRun:
             "adapter_sha256": hashlib.sha256(self.adapter).hexdigest(),
         }
 
+    def shown(self) -> dict[str, Any]:
+        return {"id": self.run_id, "state": self.state, "version": 1}
+
     def open_again(self, *, number: int | None = None, adapter: bytes | None = None) -> None:
         """Open another round, for instance with a number that was sent before."""
         self.round_id, self.number = str(uuid4()), number or self.number
@@ -157,7 +160,7 @@ class RecordingServer:
             "/v1/tokens": Answer(payload={"access_token": "t", "token_type": "Bearer", "expires_in": 600}),
             "/v1/clients": Answer(201, {"client_id": self.client_id, "region": "eu-west-1"}),
             "/v1/assignments": Answer(payload=[self.run.assignment()] if is_open else []),
-            f"/v1/runs/{self.run.run_id}": Answer(payload={"id": self.run.run_id, "state": self.run.state}),
+            f"/v1/runs/{self.run.run_id}": Answer(payload=self.run.shown()),
             f"/v1/runs/{self.run.run_id}/manifest": Answer(content=self.run.manifest_bytes),
         }
         return known.get(path) or problem(404, "not_found")

@@ -1,0 +1,72 @@
+"""How a command reaches a server: with an API key from a file, or as a training client."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.i18n import _
+
+if TYPE_CHECKING:
+    from client.profile import Profile
+    from client.session import Session
+
+ServerOption = Annotated[
+    str | None, typer.Option("--server", help=_("Address of the server; else the one in the key file."))
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option("--key-file", help=_("File with an API key: the key alone, or admin.json of `dpfl up`.")),
+]
+ProfileOption = Annotated[
+    Path | None, typer.Option("--folder", "--profile", help=_("A client's own folder, instead of a key."))
+]
+
+
+def open_session(server: str | None, key_file: Path | None, profile: Path | None = None) -> Session:
+    """Open a session as whom the options name."""
+    from client.errors import ClientError
+    from client.profile import Profile
+    from client.session import Session, server_address
+
+    if profile is not None:
+        return client_session(Profile.open(profile))
+    if key_file is None:
+        raise ClientError("no_credentials", _("name a file with an API key: --key-file"))
+    url, key = _read_key(key_file)
+    address = server or url
+    if address is None:
+        raise ClientError("no_server", _("name the server: --server"))
+    return Session(server_address(address, allow_http=True), bearer=key, patience_s=30.0)
+
+
+def client_session(profile: Profile) -> Session:
+    """Open a session as a training client."""
+    from client.session import Identity, Session
+
+    config = profile.config
+    return Session(
+        config.server,
+        identity=Identity(config.client_id, profile.key()),
+        ca_file=config.ca_file,
+        proxy=config.proxy,
+        patience_s=float(os.environ.get("DPFL_PATIENCE_S", "300")),
+    )
+
+
+def _read_key(path: Path) -> tuple[str | None, str]:
+    from client.durable import read_text
+    from client.errors import ClientError
+
+    text = read_text(path).strip()
+    if not text.startswith("{"):
+        return None, text
+    try:
+        values = json.loads(text)
+        return values.get("url"), values["api_key"]
+    except (ValueError, KeyError) as error:
+        raise ClientError("bad_key_file", _("{path} holds no API key"), path=str(path)) from error

@@ -1,0 +1,220 @@
+"""`dpfl run`: plan, price, start and follow a run; `dpfl price` prices a plan without any server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+from uuid import UUID
+
+import typer
+
+from cli.access import KeyFileOption, ServerOption, open_session
+from cli.i18n import _
+from cli.reporting import one_line_errors, quiet_libraries
+
+if TYPE_CHECKING:
+    from client.session import Session
+
+app = typer.Typer(name="run", help=_("Plan, price, start and follow runs."), no_args_is_help=True)
+
+RunArgument = Annotated[UUID, typer.Argument(help=_("The run."))]
+Relation = Literal["zero_out", "replace_one", "add_remove"]
+_HELD_S = 20.0
+
+
+@app.command(help=_("Write a manifest for a base model, to be edited: its tensors and digest are filled in."))
+def template(
+    *,
+    locator: Annotated[str, typer.Option("--base-model", help=_("package:NAME/FOLDER, or a folder."))],
+    layers: Annotated[str, typer.Option(help=_("Numbers of the layers that get an adapter, e.g. 4,5."))],
+    clients: Annotated[int, typer.Option(min=1, help=_("How many clients take part."))],
+    labels: Annotated[str, typer.Option(help=_("The labels, in order."))] = "ham,spam",
+    text_fields: Annotated[
+        str, typer.Option(help=_("Fields of a record that hold its text."))
+    ] = "subject,body",
+    rank: Annotated[int, typer.Option(min=1, help=_("Rank of the adapter."))] = 8,
+    rounds: Annotated[int, typer.Option(min=1, help=_("Rounds."))] = 8,
+    local_steps: Annotated[int, typer.Option(min=1, help=_("Steps of each client a round."))] = 8,
+    epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))] = 8.0,
+    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
+    rate: Annotated[float, typer.Option(help=_("Probability of a record to be in a step."))] = 0.1,
+    divisor: Annotated[float, typer.Option(help=_("Constant by which a step's sum is divided."))] = 64.0,
+    method: Annotated[str, typer.Option(help=_("ffa or fedit."))] = "ffa",
+    seed: Annotated[int, typer.Option(min=0, help=_("Public seed of the adapter's start."))] = 1,
+) -> None:
+    """Print a manifest whose model part is complete."""
+    quiet_libraries()
+    with one_line_errors():
+        from cli.templates import Shape, manifest_for
+
+        shape = Shape(
+            labels=labels.split(","),
+            text_fields=text_fields.split(","),
+            layers=[int(layer) for layer in layers.split(",")],
+            rank=rank,
+            method=method,
+            seed=seed,
+        )
+        plan = manifest_for(locator, shape)
+        plan["training"]["local_steps"], plan["rounds"] = local_steps, rounds
+        plan["quorum"] = {"min_updates": clients, "max_updates": clients}
+        plan["privacy"] |= {"epsilon": epsilon, "delta": delta, "divisor": divisor}
+        plan["privacy"]["examples"] = {"kind": "poisson", "rate": rate}
+        print(json.dumps(plan, indent=2, ensure_ascii=False))
+
+
+@app.command(help=_("Create a run, as a draft, from a manifest."))
+def create(
+    *,
+    manifest: Annotated[Path, typer.Argument(help=_("The manifest, a JSON file."))],
+    client: Annotated[list[UUID], typer.Option("--client", help=_("A client that takes part; repeat it."))],
+    name: Annotated[str | None, typer.Option(help=_("What people call the run."))] = None,
+    from_release: Annotated[UUID | None, typer.Option(help=_("Start from this release."))] = None,
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Send the plan; a plan that cannot be sound is refused with its reason."""
+    with one_line_errors():
+        from client.durable import read_text
+        from client.wire import read_json
+
+        body: dict[str, Any] = {
+            "manifest": read_json(read_text(manifest).encode(), what="manifest"),
+            "client_ids": [str(one) for one in client],
+        }
+        if name is not None:
+            body["name"] = name
+        if from_release is not None:
+            body["from_release_id"] = str(from_release)
+        print(open_session(server, key_file).post("/v1/runs", body).json("run")["id"])
+
+
+@app.command(help=_("Have a run priced, and wait for the price."))
+def price(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOption = None) -> None:
+    """Ask for the price job and show what it found."""
+    with one_line_errors():
+        session = open_session(server, key_file)
+        session.post(f"/v1/runs/{run_id}/price", None)
+        run = _wait(session, run_id, leave="pricing")
+        _show(run)
+        if run["state"] == "refused":
+            from client.errors import ClientError
+
+            raise ClientError(
+                run["reason_code"] or "refused", _("the plan was refused: {why}"), why=run["reason"]
+            )
+
+
+@app.command(help=_("Start a priced run: its manifest is fixed from now on."))
+def start(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOption = None) -> None:
+    """Start the run."""
+    _act(run_id, "start", server, key_file)
+
+
+@app.command(help=_("Open no further round until the run is resumed."))
+def pause(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOption = None) -> None:
+    """Pause the run."""
+    _act(run_id, "pause", server, key_file)
+
+
+@app.command(help=_("Go on with a paused run."))
+def resume(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOption = None) -> None:
+    """Resume the run."""
+    _act(run_id, "resume", server, key_file)
+
+
+@app.command(help=_("End a run for good."))
+def stop(
+    run_id: RunArgument,
+    reason: Annotated[str, typer.Option(help=_("Why; the run shows it."))],
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Stop the run."""
+    _act(run_id, "stop", server, key_file, body={"reason": reason})
+
+
+@app.command(help=_("Show a run; with --follow, until it ends."))
+def show(
+    run_id: RunArgument,
+    follow: Annotated[bool, typer.Option("--follow", help=_("Go on until the run ends."))] = False,
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Print the run's state, and each change of it."""
+    with one_line_errors():
+        session = open_session(server, key_file)
+        run = _read(session, run_id)
+        _show(run)
+        while follow and run["state"] not in {"finished", "aborted", "refused"}:
+            version = run["version"]
+            run = _read(session, run_id, since=version)
+            if run["version"] != version:
+                _show(run)
+
+
+def price_plan(
+    *,
+    epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))],
+    rate: Annotated[float, typer.Option(help=_("Probability of a record to be in a step."))],
+    steps: Annotated[int, typer.Option(min=1, help=_("Steps of the whole run: rounds times local steps."))],
+    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
+    relation: Annotated[Relation, typer.Option(help=_("Which data sets count as neighbours."))] = "zero_out",
+) -> None:
+    """Print the noise multiplier of a plan and the epsilon that it gives."""
+    quiet_libraries()
+    with one_line_errors():
+        from client.errors import ClientError
+        from engines.privacy import accounting
+
+        neighbours = accounting.Relation(relation)
+        try:
+            z = accounting.calibrate_noise_multiplier(
+                epsilon=epsilon, delta=delta, sampling_rate=rate, steps=steps, relation=neighbours
+            )
+            run = accounting.GaussianRun(
+                noise_multiplier=z, sampling_rate=rate, steps=steps, relation=neighbours
+            )
+            reached = accounting.epsilon_pld([run], delta=delta)
+        except (accounting.ImpossiblePlan, accounting.AccountingFailed, ValueError) as error:
+            raise ClientError("cannot_price", _("this plan has no price: {why}"), why=str(error)) from error
+        print(_("noise multiplier {z}", z=f"{z:.4f}"))
+        print(_("epsilon {epsilon} at delta {delta}", epsilon=f"{reached:.4f}", delta=f"{delta:g}"))
+        print(_("by {accountant}, relation {relation}", accountant=accounting.ACCOUNTANT, relation=relation))
+
+
+def _act(
+    run_id: UUID, verb: str, server: str | None, key_file: Path | None, *, body: dict[str, Any] | None = None
+) -> None:
+    with one_line_errors():
+        _show(open_session(server, key_file).post(f"/v1/runs/{run_id}/{verb}", body).json("run"))
+
+
+def _read(session: Session, run_id: UUID, *, since: int | None = None) -> dict[str, Any]:
+    query = None if since is None else {"wait": f"{_HELD_S:g}", "since": str(since)}
+    run: dict[str, Any] = session.get(f"/v1/runs/{run_id}", query=query, wait_s=_HELD_S).json("run")
+    return run
+
+
+def _wait(session: Session, run_id: UUID, *, leave: str) -> dict[str, Any]:
+    run = _read(session, run_id)
+    while run["state"] == leave:
+        run = _read(session, run_id, since=run["version"])
+    return run
+
+
+def _show(run: dict[str, Any]) -> None:
+    print(_("run {id} ({name}): {state}", id=run["id"], name=run["name"], state=run["state"]))
+    if run["reason"]:
+        print(_("because: {reason}", reason=run["reason"]))
+    cost = run["price"]
+    if cost and cost["epsilon"] is not None:
+        print(
+            _(
+                "noise multiplier {z}, epsilon {epsilon} at delta {delta}",
+                z=cost["noise_multiplier"],
+                epsilon=cost["epsilon"],
+                delta=cost["delta"],
+            )
+        )

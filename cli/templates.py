@@ -1,0 +1,108 @@
+"""A manifest to start from: what only the base model's files tell is filled in, the rest is a proposal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from cli.i18n import _
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a person chooses of the model."""
+
+    labels: list[str]
+    text_fields: list[str]
+    layers: list[int]
+    rank: int
+    method: str
+    seed: int
+
+
+def manifest_for(locator: str, shape: Shape) -> dict[str, Any]:
+    """Return a whole manifest, with the model's digest and every tensor of its adapter.
+
+    Raises:
+        ClientError: the base model is missing, or the shape does not fit it.
+    """
+    from client.errors import ClientError
+    from modelling.adapters import adapter_tensors
+    from modelling.base import locate_base_model
+    from modelling.errors import ModelRefused
+    from modelling.spec import ModelSpec
+
+    try:
+        folder = locate_base_model(locator)
+        plan = _proposal() | _model_part(locator, shape)
+        plan["tensors"] = adapter_tensors(ModelSpec.from_manifest(plan), folder)
+    except ModelRefused as error:
+        raise ClientError(error.code, _("the model cannot be used: {why}"), why=str(error)) from error
+    return plan
+
+
+def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
+    from modelling.base import locate_base_model, weights_digest
+
+    folder = locate_base_model(locator)
+    return {
+        "task": {
+            "kind": "sequence_classification",
+            "labels": shape.labels,
+            "text_fields": shape.text_fields,
+            "label_field": "label",
+            "max_tokens": 64,
+            "pooling": "mean",
+        },
+        "base_model": {
+            "name": locator.partition(":")[2].partition("/")[0] or folder.name,
+            "locator": locator,
+            "weights_sha256": weights_digest(folder),
+            "architecture": _architecture(locator),
+        },
+        "lora": {
+            "method": shape.method,
+            "rank": shape.rank,
+            "alpha": float(2 * shape.rank),
+            "target_modules": ["query", "value"],
+            "layers": shape.layers,
+            "modules_to_save": ["classifier"],
+            "seed": shape.seed,
+        },
+    }
+
+
+def _architecture(locator: str) -> str:
+    from client.errors import ClientError
+    from modelling.base import locate_base_model
+
+    try:
+        config = json.loads((locate_base_model(locator) / "config.json").read_text(encoding="utf-8"))
+        return str(config["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClientError(
+            "base_model_missing", _("{folder} has no readable config.json"), folder=locator
+        ) from error
+
+
+def _proposal() -> dict[str, Any]:
+    return {
+        "version": 1,
+        "training": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "local_steps": 8},
+        "privacy": {
+            "trust": "local",
+            "unit": "example",
+            "relation": "zero_out",
+            "cohort": {"kind": "everyone"},
+            "examples": {"kind": "poisson", "rate": 0.1},
+            "clip_norm": 1.0,
+            "noise_multiplier": None,
+            "epsilon": 8.0,
+            "delta": 1e-5,
+            "divisor": 64.0,
+        },
+        "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
+        "rounds": 8,
+        "round_deadline_s": 3600.0,
+    }
