@@ -25,30 +25,25 @@ COVERAGE_GOAL = 90.0
 MAINTAINABILITY_GOAL = 85.0
 
 
-def run(arguments: Sequence[str], *, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a tool of this environment in the root; what it says goes to standard error."""
-    environment = os.environ | {"COVERAGE_FILE": str(folder / ".coverage")}
+def run(arguments: Sequence[str], *, folder: Path, shown: bool = False) -> str:
+    """Run a tool of this environment in the root and return what it prints, or show it on standard error."""
     ended = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
+        env=os.environ | {"COVERAGE_FILE": str(folder / ".coverage")},
+        stdout=sys.stderr if shown else subprocess.PIPE,
         text=True,
         check=False,
     )
-    sys.stderr.write(ended.stdout[-4000:])
-    return ended
+    return ended.stdout or ""
 
 
 def measure_suite(folder: Path) -> dict[str, Any]:
     """Run every test under coverage, processes that tests start included."""
-    junit = folder / "junit.xml"
-    run(
-        ["coverage", "run", "-m", "pytest", "-n", "2", "--dist=worksteal", f"--junitxml={junit}"],
-        folder=folder,
-    )
-    run(["coverage", "combine", "-q"], folder=folder)
-    run(["coverage", "json", "-q", "-o", str(folder / "coverage.json")], folder=folder)
+    suite = ["pytest", "-n", "2", "--dist=worksteal", f"--junitxml={folder / 'junit.xml'}"]
+    run(["coverage", "run", "-m", *suite], folder=folder, shown=True)
+    run(["coverage", "combine", "-q"], folder=folder, shown=True)
+    run(["coverage", "json", "-q", "-o", str(folder / "coverage.json")], folder=folder, shown=True)
     report: dict[str, Any] = json.loads((folder / "coverage.json").read_text("utf-8"))
     return report
 
@@ -87,8 +82,8 @@ def critical_findings(folder: Path) -> list[str]:
     bandit = run(["bandit", "-q", "-r", "-lll", "-f", "json", "-c", "pyproject.toml", *ROOMS], folder=folder)
     ruff = run(["ruff", "check", "--select", "S", "--output-format", "json", *ROOMS], folder=folder)
     return [
-        *(f"bandit {row['test_id']} {row['filename']}" for row in json.loads(bandit.stdout)["results"]),
-        *(f"ruff {row['code']} {row['filename']}" for row in json.loads(ruff.stdout)),
+        *(f"bandit {row['test_id']} {row['filename']}" for row in json.loads(bandit)["results"]),
+        *(f"ruff {row['code']} {row['filename']}" for row in json.loads(ruff)),
     ]
 
 
