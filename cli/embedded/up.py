@@ -20,6 +20,8 @@ MIGRATION_LIMIT_S = 300.0
 BOOTSTRAP_LIMIT_S = 60.0
 READY_LIMIT_S = 120
 READY_PAUSE_S = 0.1
+# To PostgreSQL SIGTERM means: wait for every session to leave by itself.
+POLITE_STOP = {PostgresLauncher.name: PostgresLauncher.stop[0]}
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def run_stack(folder: DataFolder, choices: Choices) -> None:
     """
     with folder.held():
         console = Console(folder.logs, quiet=choices.quiet)
-        stopped = stop_orphans(folder.running)
+        stopped = stop_orphans(folder.running, stop=POLITE_STOP)
         if stopped:
             console.say(NAME, _("stopped what a killed run had left: {names}", names=", ".join(stopped)))
         port = choices.port or free_port()
