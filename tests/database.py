@@ -11,6 +11,7 @@ import base64
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
@@ -98,12 +99,19 @@ def session(rolled_back: Database) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def clone_of(template: str) -> Iterator[str]:
+    """The address of a fresh clone, for as long as the block lasts."""
+    name = _clone(template)
+    yield _with_name(os.environ[DATABASE_VARIABLE], name)
+    _admin(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def database_url(template_name: str) -> Iterator[str]:
     """A fresh clone, for true commits."""
-    name = _clone(template_name)
-    yield _with_name(os.environ[DATABASE_VARIABLE], name)
-    _admin(f"DROP DATABASE {name} WITH (FORCE)")
+    with clone_of(template_name) as url:
+        yield url
 
 
 @pytest.fixture

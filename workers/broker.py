@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
+import ssl
+from typing import Any
+
 from celery import Celery
+from kombu.transport import redis
+from kombu.transport.virtual import QoS
 
 SOCKET_TIMEOUT_S = 2.0
 PROCESS_START_S = 120.0
 """Importing torch takes seconds; Celery's own limit of 4 s would respawn a slow process for ever."""
+
+
+class HintQoS(redis.QoS):
+    """Counts the hints in hand in this process's memory, and keeps no copy of them in the broker.
+
+    The outbox sends a lost hint again, so a second book of what is unfinished is of no use. It does harm:
+    the stock class, when the broker goes away in the middle of an acknowledgement, counts that message as
+    in hand for ever, and a worker that takes one at a time then waits for ever.
+    """
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Note a hint."""
+        QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Forget a hint."""
+        QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  kombu's own
+        """Forget a hint; whoever wants it again finds it in the outbox."""
+        QoS.ack(self, delivery_tag)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Forget all hints, at the end of the process or of the connection."""
+        if self._delivered is not None:
+            self._delivered.clear()
+
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """Nothing is invisible."""
+
+
+class HintChannel(redis.Channel):
+    """kombu's channel with the QoS above."""
+
+    QoS = HintQoS
+
+
+class HintTransport(redis.Transport):
+    """kombu's transport with the channel above."""
+
+    Channel = HintChannel
 
 
 def build_celery(redis_url: str) -> Celery:
@@ -32,6 +78,9 @@ def build_celery(redis_url: str) -> Celery:
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
+        broker_transport="workers.broker:HintTransport",
         broker_transport_options=sockets,
     )
+    if redis_url.startswith("rediss:"):
+        celery.conf.broker_use_ssl = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu's default checks nothing
     return celery
