@@ -54,7 +54,8 @@ def make_first_administrator() -> None:
     try:
         is_new = bootstrap(settings, database, Vault(settings.master_key_bytes), admin_file=Path(name))
     except (OSError, DomainError, SQLAlchemyError) as error:
-        sys.exit(f"bootstrap failed: {type(error).__name__}: {error}")
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"bootstrap failed: {type(error).__name__}: {reason}")
     finally:
         database.dispose()
     sys.stdout.write(f"administrator's API key {'written to' if is_new else 'is in'} {name}\n")

@@ -11,12 +11,13 @@ from app.budget.enrolment import Enrolled, enrol
 from app.core.strict import StrictModel
 from app.http.deps import SessionDep, public
 from app.http.limits import limited
+from app.http.routes import ThreadedRoute
 from app.http.state import VaultDep
 from app.identity.capability import AssessedCapability
 from app.identity.enrolments import Application
 from app.identity.schemas import ClientIn, decode
 
-router = APIRouter(tags=["clients"])
+router = APIRouter(tags=["clients"], route_class=ThreadedRoute)
 
 
 class GrantedBudget(StrictModel):

@@ -34,7 +34,7 @@ def request_session(request: Request) -> Iterator[Session]:
 SessionDep = Annotated[Session, Depends(request_session, scope="function")]
 
 
-def request_settings(request: Request) -> Settings:
+async def request_settings(request: Request) -> Settings:
     """The settings that the application was built with."""
     settings: Settings = request.app.state.settings
     return settings
@@ -78,7 +78,7 @@ class Public:
     def __init__(self, why: str) -> None:
         self.why = why
 
-    def __call__(self) -> None:
+    async def __call__(self) -> None:
         """Nothing to check."""
 
 

@@ -17,12 +17,12 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import anyio
+import anyio.to_thread
 import psycopg.errors
 import sqlalchemy as sa
 import sqlalchemy.exc
 from fastapi import Request, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.routing import APIRoute
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -31,6 +31,7 @@ from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid
 from app.core.i18n import _
 from app.http.models import StoredAnswer
+from app.http.routes import ThreadedRoute
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotency-Replayed"
@@ -86,7 +87,7 @@ class _Asked:
 _asked: ContextVar[_Asked | None] = ContextVar("idempotent_request", default=None)
 
 
-class IdempotentRoute(APIRoute):
+class IdempotentRoute(ThreadedRoute):
     """Use it as `APIRouter(route_class=IdempotentRoute)`; its POST endpoints take `session` by that name."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -110,7 +111,9 @@ class IdempotentRoute(APIRoute):
             try:
                 response = await handle(request)
                 if asked.session is not None:
-                    await run_in_threadpool(_store, asked, response)
+                    # A thread of its own: this request holds a connection, and every thread of the pool
+                    # may be waiting for one.
+                    await anyio.to_thread.run_sync(_store, asked, response, limiter=anyio.CapacityLimiter(1))
                 return response
             finally:
                 _asked.reset(token)

@@ -10,13 +10,13 @@ from app.core.crypto import Vault
 from app.identity.keys import KeyRing
 
 
-def request_vault(request: Request) -> Vault:
+async def request_vault(request: Request) -> Vault:
     """The vault that the application was built with."""
     vault: Vault = request.app.state.vault
     return vault
 
 
-def request_keys(request: Request) -> KeyRing:
+async def request_keys(request: Request) -> KeyRing:
     """The signing keys of this process."""
     keys: KeyRing = request.app.state.keys
     return keys

@@ -106,19 +106,30 @@ def _verified(session: Session, settings: Settings, assertion: str) -> tuple[Cli
                 server_time=clock.now().isoformat(),
                 leeway_s=settings.clock_leeway_s,
             ) from error
-        raise AssertionInvalid(_("the client assertion does not hold")) from error
+        raise _invalid(settings) from error
     except ValueError as error:  # a subject that is no id, a key that is no point
-        raise AssertionInvalid(_("the client assertion does not hold")) from error
+        raise _invalid(settings) from error
     if client is None or not _JTI.fullmatch(claims["jti"]):
-        raise AssertionInvalid(_("the client assertion does not hold"))
+        raise _invalid(settings)
     return client, claims
+
+
+def _invalid(settings: Settings) -> AssertionInvalid:
+    """One text for every fault, so that it tells nothing of which clients there are."""
+    return AssertionInvalid(
+        _("the client assertion does not hold; its audience must be {audience}"), audience=_audience(settings)
+    )
+
+
+def _audience(settings: Settings) -> str:
+    return f"{settings.public_url.rstrip('/')}/v1/tokens"
 
 
 def _expected(settings: Settings, subject: str) -> Expected:
     return Expected(
         typ=None,
         issuer=subject,
-        audience=f"{settings.public_url.rstrip('/')}/v1/tokens",
+        audience=_audience(settings),
         max_lifetime_s=ASSERTION_LIFETIME_S,
         leeway_s=settings.clock_leeway_s,
         required=("exp", "iat", "aud", "iss", "sub", "jti"),

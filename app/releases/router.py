@@ -11,12 +11,13 @@ from app.core.canonical import canonical_bytes, canonical_sha256
 from app.http.deps import SessionDep, requires
 from app.http.downloads import OCTETS, UNCHANGED, Responses, blob_response, is_known, unchanged
 from app.http.pagination import Page, PageDep, page
+from app.http.routes import ThreadedRoute
 from app.identity.roles import Principal
 from app.releases import queries
 from app.releases.models import Release
 from app.releases.schemas import ReleaseOut
 
-router = APIRouter(prefix="/releases", tags=["releases"])
+router = APIRouter(prefix="/releases", tags=["releases"], route_class=ThreadedRoute)
 
 CanReadReleases = Annotated[Principal, requires("releases:read")]
 _JSON: Responses = {

@@ -11,13 +11,14 @@ from sqlalchemy.orm import Session
 from app.http.deps import SessionDep, requires
 from app.http.downloads import OCTETS, UNCHANGED, blob_response
 from app.http.longpoll import WaitS, read_when
+from app.http.routes import ThreadedRoute
 from app.identity.roles import Principal
 from app.rounds import lifecycle
 from app.rounds.queries import round_for
 from app.runs import queries
 from app.runs.schemas import AssignmentOut, Assignments
 
-router = APIRouter(tags=["rounds"])
+router = APIRouter(tags=["rounds"], route_class=ThreadedRoute)
 
 
 @router.get("/assignments")

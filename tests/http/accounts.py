@@ -57,6 +57,8 @@ def add_caller(session: Session, role: Role = Role.ADMIN, organisation_id: UUID 
 
 def client_headers(app: FastAPI, principal: Principal) -> dict[str, str]:
     """An access token for a training client, signed by the application's own key."""
+    with app.state.database.run_tx("test") as session:
+        ensure_signing_keys(session, VAULT)
     kid, key = app.state.keys.current()
     url = app.state.settings.public_url
     token = sign_token(

@@ -15,6 +15,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 
+from app.__main__ import main
 from app.core.db import Database
 from app.identity.bootstrap import bootstrap
 from app.identity.keys import KeyRing, rotate_signing_keys
@@ -31,26 +32,21 @@ def counts(database: Database) -> list[int]:
         ]
 
 
-def environment(database_url: str, folder: Path, **values: str) -> dict[str, str]:
-    return {
-        "PATH": os.environ["PATH"],
+def set_environment(patch: pytest.MonkeyPatch, database_url: str, folder: Path) -> None:
+    for name, value in {
         "DATABASE_URL": database_url,
         "BLOB_URL": f"file://{folder}/blobs",
         "DPFL_MASTER_KEY": TEST_MASTER_KEY,
         "DPFL_ADMIN_FILE": str(folder / "admin.json"),
         "DPFL_ENVIRONMENT": "development",
-    } | values
+    }.items():
+        patch.setenv(name, value)
 
 
-def run_app(arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "app", *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def run_app(patch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """What `python -m app ...` does, in this process."""
+    patch.setattr(sys, "argv", ["app", *arguments])
+    main()
 
 
 def test_bootstrapping_twice_makes_one_of_everything(database: Database, tmp_path: Path) -> None:
@@ -131,55 +127,67 @@ def test_private_keys_lie_sealed_in_the_database(database: Database, tmp_path: P
             assert key.private_bytes_raw() not in row.sealed_private_key
 
 
-def test_the_command_says_where_the_key_is_and_never_what_it_is(database_url: str, tmp_path: Path) -> None:
-    variables = environment(database_url, tmp_path)
-    first, again = run_app(["bootstrap"], variables), run_app(["bootstrap"], variables)
-    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
-    key = json.loads((tmp_path / "admin.json").read_text())["api_key"]
-    for text in (first.stdout, first.stderr, again.stdout, again.stderr):
-        assert key not in text
-        assert key[-20:] not in text
-    assert "written to" in first.stdout
-    assert "is in" in again.stdout
-
-
-@pytest.mark.parametrize(
-    ("missing", "named"),
-    [
-        ("DATABASE_URL", "DATABASE_URL"),
-        ("DPFL_MASTER_KEY", "DPFL_MASTER_KEY"),
-        ("DPFL_ADMIN_FILE", "DPFL_ADMIN_FILE"),
-    ],
-)
-def test_a_missing_setting_is_named_in_one_line(
-    database_url: str, tmp_path: Path, missing: str, named: str
+def test_the_command_says_where_the_key_is_and_never_what_it_is(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    variables = environment(database_url, tmp_path)
-    del variables[missing]
-    answer = run_app(["bootstrap"], variables)
-    assert answer.returncode == 1
-    assert named in answer.stderr
-    assert len(answer.stderr.strip().splitlines()) == 1
+    set_environment(monkeypatch, database_url, tmp_path)
+    run_app(monkeypatch, "bootstrap")
+    first = capfd.readouterr()
+    run_app(monkeypatch, "bootstrap")
+    again = capfd.readouterr()
+    key = json.loads((tmp_path / "admin.json").read_text())["api_key"]
+    for text in (*first, *again):
+        assert key[-20:] not in text
+    assert "written to" in first.out
+    assert "is in" in again.out
 
 
-def test_a_short_master_key_is_refused_without_being_shown(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "DPFL_MASTER_KEY", "BLOB_URL", "DPFL_ADMIN_FILE"])
+def test_a_missing_setting_is_named_in_one_line(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    set_environment(monkeypatch, database_url, tmp_path)
+    monkeypatch.delenv(missing)
+    with pytest.raises(SystemExit, match=missing) as stopped:
+        run_app(monkeypatch, "bootstrap")
+    assert len(str(stopped.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["", "bootstrap"])
+def test_a_short_master_key_is_refused_without_being_shown(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    set_environment(monkeypatch, database_url, tmp_path)
     short = base64.b64encode(b"only a few bytes").decode()
-    answer = run_app([], environment(database_url, tmp_path, DPFL_MASTER_KEY=short))
-    assert answer.returncode == 1
-    assert "DPFL_MASTER_KEY" in answer.stderr
-    assert short not in answer.stderr
+    monkeypatch.setenv("DPFL_MASTER_KEY", short)
+    with pytest.raises(SystemExit, match="DPFL_MASTER_KEY") as stopped:
+        run_app(monkeypatch, *verb.split())
+    assert short not in str(stopped.value)
+
+
+def test_a_database_that_is_not_there_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_environment(monkeypatch, "postgresql+psycopg://nobody@127.0.0.1:1/none", tmp_path)
+    with pytest.raises(SystemExit, match="bootstrap failed: OperationalError"):
+        run_app(monkeypatch, "bootstrap")
+
+
+def test_an_unknown_verb_is_answered_with_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="usage"):
+        run_app(monkeypatch, "bootsrap")
 
 
 def test_the_served_gateway_takes_the_bootstrapped_key_and_stops_on_a_signal(
-    database_url: str, tmp_path: Path
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    set_environment(monkeypatch, database_url, tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    variables = environment(database_url, tmp_path, DPFL_PORT=str(port))
-    assert run_app(["bootstrap"], variables).returncode == 0
+    run_app(monkeypatch, "bootstrap")
     key = json.loads((tmp_path / "admin.json").read_text())["api_key"]
-    process = subprocess.Popen([sys.executable, "-m", "app"], env=variables)
+    process = subprocess.Popen([sys.executable, "-m", "app"], env=os.environ | {"DPFL_PORT": str(port)})
     try:
         answer = _first_answer(f"http://127.0.0.1:{port}/readyz", process)
         assert answer.json()["status"] == "ready"
@@ -195,7 +203,7 @@ def test_the_served_gateway_takes_the_bootstrapped_key_and_stops_on_a_signal(
 
 
 def _first_answer(url: str, process: subprocess.Popen[bytes]) -> httpx2.Response:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         try:
             return httpx2.get(url)
