@@ -47,7 +47,9 @@ NOTHING = {"noise_multiplier": None, "epsilon": None, "delta": None, "epsilon_by
 class Federation:
     """An organisation with two enrolled clients and a coordinator."""
 
-    def __init__(self, session: Session, settings: Settings, *, epsilon: float = 8.0) -> None:
+    def __init__(
+        self, session: Session, settings: Settings, *, epsilon: float = 8.0, delta: float = 1e-5
+    ) -> None:
         self.session, self.settings = session, settings
         self.organisation: Organisation = build_organisation(session)
         self.keys = [Ed25519PrivateKey.generate() for _ in range(2)]
@@ -56,7 +58,7 @@ class Federation:
             for key in self.keys
         ]
         for client in self.clients:
-            build_account(session, client, epsilon=epsilon)
+            build_account(session, client, epsilon=epsilon, delta=delta)
         self.coordinator = Principal(id=new_id(), organisation_id=self.organisation.id, role=Role.COORDINATOR)
 
     def draft(self, *, client_ids: list[UUID] | None = None, **changes: Any) -> Run:

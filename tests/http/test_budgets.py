@@ -1,0 +1,131 @@
+"""Accounts over HTTP: whose they are, how they are shown, who may grant."""
+
+import pytest
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.budget import ledger
+from app.budget.queries import account_of_client
+from app.core.settings import Settings
+from app.identity.roles import Role
+from tests.builders import build_account, build_client
+from tests.federation import Federation
+from tests.http.accounts import add_caller, client_headers
+
+
+@pytest.fixture
+def federation(session: Session, settings: Settings) -> Federation:
+    return Federation(session, settings)
+
+
+def test_an_account_shows_what_is_spent_rounded_up_and_what_is_left_rounded_down(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    common = {"delta_amount": 10, "event": {}, "actor": "test"}
+    ledger.reserve(session, account.id, ref="run:1", amount=2_000_000_001, **common)
+    ledger.spend(
+        session,
+        account.id,
+        ref="round:1",
+        reserve_ref="run:1",
+        amount=1_000_000_001,
+        **common,
+    )
+    shown = api.get(f"/v1/budgets/{account.id}", headers=officer.headers).json()
+    assert shown["amounts"] == {"ceiling": 8.0, "reserved": 1.0, "spent": 1.0001, "left": 5.9999}
+    assert shown["epsilon_claimed"] == 2.0001
+    for beside in ("delta", "unit", "relation", "basis", "adds_up", "kind"):
+        assert shown[beside] is not None
+
+
+def test_a_renyi_account_is_shown_in_its_own_unit_with_the_epsilon_that_it_implies(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    client = build_client(session, federation.organisation)
+    account_id = build_account(session, client, order=8.0)
+    ledger.reserve(session, account_id, ref="run:1", amount=10**9, delta_amount=0, event={}, actor="test")
+    shown = api.get(f"/v1/budgets/{account_id}", headers=officer.headers).json()
+    assert (shown["amounts_in"], shown["order"], shown["delta_amounts"]) == ("renyi_divergence", 8.0, None)
+    # By hand: 1 + log1p(-1/8) - log(8e-5)/7 = 1 - 0.1335314 + 1.3476410 = 2.2141096, shown rounded up.
+    assert shown["epsilon_claimed"] == 2.2142
+
+
+def test_another_organisations_account_does_not_exist(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    stranger = add_caller(session, Role.PRIVACY_OFFICER)
+    account = account_of_client(session, federation.clients[0].id)
+    assert api.get("/v1/budgets", headers=stranger.headers).json()["items"] == []
+    for path in ("", "/entries", "/chain"):
+        assert api.get(f"/v1/budgets/{account.id}{path}", headers=stranger.headers).status_code == 404
+    body = {"epsilon": 1.0, "delta": 0.0, "reason": "mine now"}
+    refused = api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=stranger.headers)
+    assert refused.status_code == 404
+
+
+def test_a_training_client_sees_its_own_account_and_grants_nothing(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    add_caller(session)
+    own = client_headers(api.app, federation.principal())
+    (shown,) = api.get("/v1/budgets", headers=own).json()["items"]
+    assert shown["client_id"] == str(federation.clients[0].id)
+    other = account_of_client(session, federation.clients[1].id)
+    assert api.get(f"/v1/budgets/{other.id}", headers=own).status_code == 404
+    body = {"epsilon": 1.0, "delta": 0.0, "reason": "more for me"}
+    assert api.post(f"/v1/budgets/{shown['id']}/grants", json=body, headers=own).status_code == 403
+
+
+def test_a_privacy_officer_lifts_the_ceiling_and_the_entry_says_why(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    body = {"epsilon": 2.0, "delta": 1e-6, "reason": "second study"}
+    granted = api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=officer.headers)
+    assert (granted.status_code, granted.json()["amounts"]["ceiling"]) == (201, 10.0)
+    entries = api.get(f"/v1/budgets/{account.id}/entries", headers=officer.headers).json()["items"]
+    assert [entry["kind"] for entry in entries] == ["grant", "grant"]
+    assert entries[1]["event"]["reason"] == "second study"
+    assert entries[1]["prev_hash"] == entries[0]["hash"]
+    chain = api.get(f"/v1/budgets/{account.id}/chain", headers=officer.headers).json()
+    assert chain == {"holds": True, "entries": 2, "broken_seq": None, "fault": None}
+
+
+@pytest.mark.parametrize("role", [Role.COORDINATOR, Role.AUDITOR, Role.VIEWER])
+def test_only_privacy_officers_and_administrators_grant(
+    api: TestClient, session: Session, federation: Federation, role: Role
+) -> None:
+    caller = add_caller(session, role, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    body = {"epsilon": 1.0, "delta": 0.0, "reason": "please"}
+    assert api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=caller.headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"epsilon": -1.0}, {"epsilon": 0.0}, {"epsilon": 1e9}, {"delta": 1.0}, {"epsilon": "1"}, {"reason": ""}],
+)
+def test_a_grant_of_nothing_or_of_nonsense_is_refused(
+    api: TestClient, session: Session, federation: Federation, change: dict[str, object]
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    body = {"epsilon": 1.0, "delta": 0.0, "reason": "more"} | change
+    answer = api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=officer.headers)
+    assert answer.status_code == 422
+
+
+def test_a_grant_with_the_same_idempotency_key_is_granted_once(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    body = {"epsilon": 1.0, "delta": 0.0, "reason": "once"}
+    headers = officer.headers | {"Idempotency-Key": "grant-1"}
+    for _attempt in range(2):
+        api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=headers)
+    assert account_of_client(session, federation.clients[0].id).ceiling == 9 * 10**9
