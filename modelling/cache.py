@@ -150,6 +150,7 @@ def _read_kept(path: Path, encoded: Encoded) -> Tensor | None:
 
 
 def _write_kept(path: Path, hidden: Tensor) -> None:
+    """Keep these hidden states and drop older ones: a text that was taken out must not live on in them."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.unlink(missing_ok=True)
@@ -157,3 +158,6 @@ def _write_kept(path: Path, hidden: Tensor) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(save({"hidden": hidden.contiguous()}))
     partial.replace(path)
+    for other in path.parent.glob("hidden-*.safetensors"):
+        if other != path:
+            other.unlink(missing_ok=True)

@@ -94,12 +94,14 @@ def test_a_kept_cache_is_private_to_its_owner_and_is_read_back(tiny: Path, tmp_p
     assert calls == []
 
 
-def test_other_texts_do_not_get_the_kept_cache(tiny: Path, tmp_path: Path) -> None:
+def test_other_texts_replace_the_kept_cache(tiny: Path, tmp_path: Path) -> None:
     model, spec = built(tiny)
+    caches = []
     for seed in (0, 1):
         texts, labels = texts_and_labels(9, seed=seed)
-        build_cache(model, spec, tiny, texts=texts, labels=labels, keep_in=tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+        caches.append(build_cache(model, spec, tiny, texts=texts, labels=labels, keep_in=tmp_path))
+    assert not torch.equal(caches[0].hidden, caches[1].hidden)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_kept_cache_that_is_broken_is_computed_again(tiny: Path, tmp_path: Path) -> None:
