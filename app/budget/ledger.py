@@ -59,38 +59,34 @@ def open_account(
     if (kind is AccountKind.RENYI) != (order is not None):
         raise Invalid(_("a renyi account names its order, a basic one has none"))
     amount, delta_amount = _granted(kind, epsilon, delta, order)
-    account_id = new_id()
-    created: UUID | None = session.scalar(
-        insert(Account)
-        .values(
-            id=account_id,
-            organisation_id=organisation_id,
-            client_id=client_id,
-            population=population,
-            kind=kind,
-            order=order,
-            epsilon=0.0,
-            delta=delta,
-            head_hash=chain.genesis(account_id, kind=kind, order=order, population=population),
-        )
-        .on_conflict_do_nothing(index_elements=["organisation_id", "population"])
-        .returning(Account.id)
-    )
+    owner = {"organisation_id": organisation_id, "client_id": client_id, "population": population}
+    created = _insert_account(session, owner, kind=kind, order=order, delta=delta)
     if created is None:
         account = _of_population(session, organisation_id, population)
         return _take_over(session, account, client_id=client_id, adds_up=(kind, order), actor=actor)
-    grant_event = {"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"}
-    _append(
-        session,
-        created,
-        _Booking(
-            kind=EntryKind.GRANT,
-            ref="opening",
-            amount=amount,
-            delta_amount=delta_amount,
-            event=grant_event,
-            actor=actor,
-        ),
+    opening = _Booking(
+        kind=EntryKind.GRANT,
+        ref="opening",
+        amount=amount,
+        delta_amount=delta_amount,
+        event={"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"},
+        actor=actor,
+    )
+    _append(session, created, opening)
+    return created
+
+
+def _insert_account(
+    session: Session, owner: dict[str, Any], *, kind: AccountKind, order: float | None, delta: float
+) -> UUID | None:
+    """Make an empty account, or None when the population has one."""
+    account_id = new_id()
+    head = chain.genesis(account_id, kind=kind, order=order, population=owner["population"])
+    created: UUID | None = session.scalar(
+        insert(Account)
+        .values(id=account_id, kind=kind, order=order, epsilon=0.0, delta=delta, head_hash=head, **owner)
+        .on_conflict_do_nothing(index_elements=["organisation_id", "population"])
+        .returning(Account.id)
     )
     return created
 

@@ -18,6 +18,7 @@ from app.releases import service as releases
 from app.releases.certificate import Ancestor, Facts, Sign
 from app.releases.models import Release
 from app.releases.queries import latest_of_run, release_of_round
+from app.rounds.models import Round
 from app.rounds.queries import get_round, rounds_of
 from app.rounds.states import RoundState
 from app.runs.charges import run_ref
@@ -47,14 +48,27 @@ def release_round(
         return known
     round_ = get_round(session, round_id)
     run = session.get_one(Run, round_.run_id)
+    parent = latest_of_run(session, run.id)
+    return releases.record(
+        session,
+        facts=_facts(session, run, round_, adapter_sha256=adapter_sha256, issuer=issuer),
+        organisation_id=run.organisation_id,
+        size_bytes=size_bytes,
+        adapter_config=adapter_config,
+        parent_id=parent.id if parent is not None else run.from_release_id,
+        sign=sign,
+    )
+
+
+def _facts(session: Session, run: Run, round_: Round, *, adapter_sha256: str, issuer: str) -> Facts:
+    """Collect what the certificate of a round's release rests on."""
     if run.manifest_sha256 is None:
         raise Conflict(_("the run was never started"))
     client_ids = client_ids_of(session, run.id)
-    parent = latest_of_run(session, run.id)
-    facts = Facts(
+    return Facts(
         release_id=new_id(),
         run_id=run.id,
-        round_id=round_id,
+        round_id=round_.id,
         number=round_.number,
         adapter_sha256=adapter_sha256,
         manifest=run.manifest,
@@ -67,15 +81,6 @@ def release_round(
         open_runs=_open_runs(session, client_ids),
         issuer=issuer,
         issued_at=now(),
-    )
-    return releases.record(
-        session,
-        facts=facts,
-        organisation_id=run.organisation_id,
-        size_bytes=size_bytes,
-        adapter_config=adapter_config,
-        parent_id=parent.id if parent is not None else run.from_release_id,
-        sign=sign,
     )
 
 

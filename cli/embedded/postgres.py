@@ -30,9 +30,8 @@ from cli.embedded.processes import (
     OnSpawn,
     ended_within,
     forget,
-    free_port,
-    require_free_port,
     spawn,
+    start_on_port,
     stop_process,
 )
 from cli.i18n import _
@@ -41,7 +40,6 @@ USER = DATABASE = "dpfl"
 START_TIMEOUT_S = 60  # recovery after a crash replays the log first
 STOP_PATIENCE_S = 10.0
 ANSWER_PAUSE_S = 0.03
-PORT_ATTEMPTS = 3
 MAX_CONNECTIONS = 200
 
 INITDB = (
@@ -98,32 +96,21 @@ class Postgres:
             EmbeddedError: with one line that says why it does not run.
         """
         make_folder(folder)
-        runner = server_account(postgres_install(), folder)
-        data = folder / "data"
-        if not data.is_dir():
-            _make_cluster(data, password=password, runner=runner, durable=durable)
-        hand_over(data, runner.account)
-        _forget_stale_lock(data)
-        if port is not None:
-            require_free_port(port, wanted_by="PostgreSQL")
+        runner, data = server_account(postgres_install(), folder), folder / "data"
+        _ready_cluster(data, password=password, runner=runner, durable=durable)
         settings = SETTINGS if durable else SETTINGS | EPHEMERAL
-        log = log or folder / "postgres.log"
-        attempts = PORT_ATTEMPTS if port is None else 1
-        while True:
-            attempts -= 1
-            chosen = free_port() if port is None else port
-            try:
-                return cls._start_once(
-                    data,
-                    password=password,
-                    runner=runner,
-                    settings=settings | {"port": str(chosen)},
-                    log=log,
-                    on_spawn=on_spawn,
-                )
-            except PortOccupied:  # somebody took the free port before the server did
-                if attempts == 0:
-                    raise
+        return start_on_port(
+            lambda chosen: cls._start_once(
+                data,
+                password=password,
+                runner=runner,
+                settings=settings | {"port": str(chosen)},
+                log=log or folder / "postgres.log",
+                on_spawn=on_spawn,
+            ),
+            port=port,
+            wanted_by="PostgreSQL",
+        )
 
     @classmethod
     def _start_once(
@@ -179,6 +166,14 @@ def _password_file(folder: Path, password: str, runner: ServerAccount) -> Iterat
         yield path
     finally:
         path.unlink()
+
+
+def _ready_cluster(data: Path, *, password: str, runner: ServerAccount, durable: bool) -> None:
+    """Make the cluster if there is none, give it to the account, and drop a dead server's lock."""
+    if not data.is_dir():
+        _make_cluster(data, password=password, runner=runner, durable=durable)
+    hand_over(data, runner.account)
+    _forget_stale_lock(data)
 
 
 def _make_cluster(data: Path, *, password: str, runner: ServerAccount, durable: bool) -> None:

@@ -16,12 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from cli.embedded.errors import PortOccupied
 from cli.i18n import _
 
 LOOPBACK = "127.0.0.1"
+PORT_ATTEMPTS = 3
+Server = TypeVar("Server")
 OnSpawn = Callable[["subprocess.Popen[bytes]"], None]
 """Told of a child right after it was started."""
 
@@ -128,6 +130,21 @@ def free_port() -> int:
         probe.bind((LOOPBACK, 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def start_on_port(start: Callable[[int], Server], *, port: int | None, wanted_by: str) -> Server:
+    """Call `start` with `port`, or with any free one: again if another program takes that first.
+
+    Raises:
+        PortOccupied: `port` is taken, or every free one was.
+    """
+    if port is not None:
+        require_free_port(port, wanted_by=wanted_by)
+        return start(port)
+    for _attempt in range(PORT_ATTEMPTS - 1):
+        with suppress(PortOccupied):
+            return start(free_port())
+    return start(free_port())
 
 
 def require_free_port(port: int, *, host: str = LOOPBACK, wanted_by: str) -> None:

@@ -25,9 +25,8 @@ from cli.embedded.processes import (
     OnSpawn,
     ended_within,
     forget,
-    free_port,
-    require_free_port,
     spawn,
+    start_on_port,
     stop_process,
 )
 from cli.i18n import _
@@ -35,7 +34,6 @@ from cli.i18n import _
 START_TIMEOUT_S = 30
 STOP_PATIENCE_S = 10.0
 ANSWER_PAUSE_S = 0.02
-PORT_ATTEMPTS = 3
 
 
 class Valkey:
@@ -71,21 +69,20 @@ class Valkey:
         """
         binary = valkey_server()
         make_folder(folder)
-        if port is not None:
-            require_free_port(port, wanted_by="Valkey")
-        log = log or folder / "valkey.log"
-        attempts = PORT_ATTEMPTS if port is None else 1
-        while True:
-            attempts -= 1
-            chosen = free_port() if port is None else port
-            configuration = _write_configuration(folder, port=chosen, password=password, durable=durable)
-            try:
-                return cls._start_once(
-                    [str(binary), str(configuration)], chosen, password=password, log=log, on_spawn=on_spawn
-                )
-            except PortOccupied:  # somebody took the free port before the server did
-                if attempts == 0:
-                    raise
+        return start_on_port(
+            lambda chosen: cls._start_once(
+                [
+                    str(binary),
+                    str(_write_configuration(folder, port=chosen, password=password, durable=durable)),
+                ],
+                chosen,
+                password=password,
+                log=log or folder / "valkey.log",
+                on_spawn=on_spawn,
+            ),
+            port=port,
+            wanted_by="Valkey",
+        )
 
     @classmethod
     def _start_once(
