@@ -48,6 +48,7 @@ _SMALLEST_DELTA, _LARGEST_DELTA = 1e-10, 0.1  # below, float64 transforms are no
 _LARGEST_STEPS = 10_000_000
 _SAMPLER_RESERVE = 2.0**-20
 """Share of delta kept back for the noise sampler's distance from the ideal: docs/privacy-proof.md."""
+_PRICED_ROUNDS = 64
 _SMALLEST_CALIBRATED, _LARGEST_CALIBRATED = 500, 10_000_000  # in steps of 0.0001
 
 
@@ -164,6 +165,7 @@ def epsilon_by_round(run: GaussianRun, *, rounds: int, delta: float) -> tuple[fl
         delta: 1e-10 to 0.1; each value holds at this delta, not at a share of it.
     Returns:
         The cumulative PLD epsilon after each round, never falling; the last is `epsilon_pld` of the run.
+        Over 64 rounds only 64 of them are computed, and each other one states the next computed price.
     Raises:
         ValueError: `rounds` does not divide the steps, or delta is out of range.
         AccountingFailed: no bound up to 200 could be computed.
@@ -173,11 +175,13 @@ def epsilon_by_round(run: GaussianRun, *, rounds: int, delta: float) -> tuple[fl
     _require_delta(delta)
     _require_hope([run], delta=delta)
     per_round = run.steps // rounds
+    computed = sorted({-(-rounds * part // _PRICED_ROUNDS) for part in range(1, _PRICED_ROUNDS + 1)})
     prices: list[float] = []
-    for done in range(1, rounds + 1):
-        parts = {(run.noise_multiplier, run.sampling_rate): done * per_round}
+    for last in computed:
+        parts = {(run.noise_multiplier, run.sampling_rate): last * per_round}
         price = _price(parts, relation=run.relation, delta=delta, interval=CLAIM_INTERVAL)
-        prices.append(max([price, *prices[-1:]]))  # numerical dust never makes a later round cheaper
+        price = max([price, *prices[-1:]])  # numerical dust never makes a later round cheaper
+        prices += [price] * (last - len(prices))
     return tuple(prices)
 
 

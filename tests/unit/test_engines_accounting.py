@@ -189,6 +189,17 @@ def test_epsilon_by_round_never_falls_and_ends_at_the_price_of_the_whole_run() -
     assert prices[0] == epsilon_pld([run(0.9345, 0.1231, 8)], delta=1e-5)
 
 
+def test_many_rounds_are_priced_at_64_of_them_and_never_below_their_own_price() -> None:
+    whole = run(100.0, 1.0, 130)
+    prices = epsilon_by_round(whole, rounds=130, delta=1e-5)
+    assert len(prices) == 130
+    assert len(set(prices)) == 64
+    assert list(prices) == sorted(prices)
+    assert prices[-1] == epsilon_pld([whole], delta=1e-5)
+    for done in (1, 3, 64, 127):
+        assert prices[done - 1] >= epsilon_pld([run(100.0, 1.0, done)], delta=1e-5)
+
+
 @pytest.mark.parametrize("rounds", [0, -1, 7, 65])
 def test_rounds_that_do_not_divide_the_steps_are_refused(rounds: int) -> None:
     with pytest.raises(ValueError, match="divide"):
