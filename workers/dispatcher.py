@@ -16,7 +16,6 @@ import structlog
 from celery import Celery
 from sqlalchemy.engine import make_url
 
-from app import schema as schema  # noqa: PLC0414  every table is known before the first query
 from app.core.db import Database
 from app.core.logs import configure_logs
 from app.core.settings import Settings

@@ -50,6 +50,7 @@ class Relay:
             sa.select(Job)
             .where(
                 Job.state == JobState.QUEUED,
+                Job.kind.in_(KINDS),  # a newer release may have asked for kinds that are not known here
                 Job.run_at <= now,
                 sa.or_(Job.lease_until.is_(None), Job.lease_until < now),
                 sa.or_(Job.sent_at.is_(None), Job.sent_at < now - self._resend),

@@ -119,10 +119,9 @@ def settle(database: Database, claim: Claim) -> Iterator[None]:
     except LeaseLost:
         log.warning("lease_lost", job=str(claim.job_id), kind=claim.kind)
     except Exception as error:  # noqa: BLE001  whatever a handler raises must end in the job's row
-        log.error(
-            "job_failed", job=str(claim.job_id), kind=claim.kind, attempt=claim.attempt, error=_brief(error)
-        )
-        _record_failure(database, claim, _brief(error))
+        brief, stack = _brief(error), "".join(traceback.format_tb(error.__traceback__)[-8:])
+        log.error("job_failed", attempt=claim.attempt, error=brief, stack=stack, job=str(claim.job_id))
+        _record_failure(database, claim, brief)
 
 
 def _finish_if_mine(database: Database, claim: Claim) -> None:

@@ -25,7 +25,7 @@ from app.jobs import leases, queue
 from app.jobs.models import Job, JobState
 from cli.embedded.valkey import Valkey
 from tests.database import settings_for
-from workers import relay
+from workers import dispatcher, relay
 from workers.broker import build_celery
 from workers.context import Context
 from workers.dispatcher import Dispatcher, StopSwitch
@@ -200,3 +200,39 @@ def test_several_dispatchers_share_the_work(settings: Settings, database: Databa
             slots = session.scalars(sa.select(Job.key).where(Job.kind == "sweep")).all()
     assert len(slots) == len(set(slots)) >= 1
     assert effects(database) == sorted(f"job {number}" for number in range(JOBS))
+
+
+def test_a_database_that_was_gone_is_logged_once_and_found_again(
+    settings: Settings, database: Database, valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = structlog.testing.LogCapture()
+    monkeypatch.setattr(dispatcher, "log", structlog.wrap_logger(None, processors=[said]))
+
+    def count(event: str) -> int:
+        return sum(entry["event"] == event for entry in said.entries)
+
+    with worker(valkey, settings), dispatching(settings, build_celery(valkey.url)):
+        wait_until(lambda: count("dispatcher_listens") == 1)
+        with database.run_tx("test") as session:
+            session.execute(
+                sa.text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+        wait_until(lambda: count("dispatcher_listens") == 2)
+        ask_for(database, JOBS)
+        wait_until(lambda: done(database) == JOBS)
+    assert count("database_unreachable") == 1
+
+
+def test_a_kind_that_a_newer_release_knows_is_left_to_it(
+    settings: Settings, database: Database, valkey: Valkey
+) -> None:
+    with database.run_tx("test") as session:
+        session.add(Job(kind="kind_of_tomorrow", key="x", payload={}))
+    with worker(valkey, settings), dispatching(settings, build_celery(valkey.url)):
+        ask_for(database, 2)
+        wait_until(lambda: done(database) == 2)
+    with database.run_tx("test") as session:
+        assert session.scalar(sa.select(Job.sent_at).where(Job.kind == "kind_of_tomorrow")) is None

@@ -191,6 +191,16 @@ def test_a_round_whose_deadline_passes_without_a_quorum_is_aborted_with_its_reas
     assert (run["state"], run["reason_code"]) == ("paused", "quorum_missing")
 
 
+def test_a_job_over_its_time_limit_is_killed_and_done_again(
+    processes: Processes, federation: Federation, updates: list[bytes], expected: str
+) -> None:
+    round_id = federation.start_run()
+    with processes.paused("aggregate.after_blob") as reached:
+        federation.send_all(round_id, updates)
+        reached()
+        assert federation.digest_of(round_id) == expected
+
+
 def test_a_paused_worker_that_wakes_after_its_lease_changes_nothing(
     processes: Processes, federation: Federation, updates: list[bytes], expected: str
 ) -> None:
