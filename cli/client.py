@@ -9,6 +9,7 @@ import typer
 
 from cli.access import client_session
 from cli.i18n import _
+from cli.invite import invite
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="client", help=_("Train on a private data set; only noised updates leave."), no_args_is_help=True
 )
+
+app.command(help=_("Invite one training client: an operator's command."))(invite)
 
 FolderOption = Annotated[
     Path, typer.Option("--folder", "--profile", help=_("The client's own folder, made by `enrol`."))
@@ -27,89 +30,87 @@ RoundFolder = Annotated[
 ]
 
 
+ServerOption = Annotated[str, typer.Option(help=_("Address of the federation's server."))]
+NameOption = Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))]
+DataOption = Annotated[Path, typer.Option(help=_("File of JSON lines to train on."))]
+DatasetOption = Annotated[
+    str, typer.Option(help=_("Name of the data set: its privacy ledger is kept under it."))
+]
+TokenOption = Annotated[
+    str,
+    typer.Option(envvar="DPFL_ENROLMENT_TOKEN", help=_("The enrolment token, or @FILE."), show_envvar=True),
+]
+EpsilonOption = Annotated[float, typer.Option(min=0, help=_("Ceiling of epsilon for all runs together."))]
+DeltaOption = Annotated[float, typer.Option(min=0, max=1, help=_("Ceiling of delta for all runs together."))]
+TrustOption = Annotated[list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))]
+CohortOption = Annotated[int, typer.Option(min=1, help=_("Refuse rounds that may have fewer clients."))]
+BaseModelOption = Annotated[
+    list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
+]
+LedgersOption = Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))]
+CertificatesOption = Annotated[
+    Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
+]
+ProxyOption = Annotated[str | None, typer.Option(help=_("Proxy; none is taken from the environment."))]
+HttpOption = Annotated[bool, typer.Option("--allow-http", help=_("Allow a server without TLS."))]
+
+
 @app.command(help=_("Become a client of a federation, under the terms given here."))
 def enrol(
     *,
-    server: Annotated[str, typer.Option(help=_("Address of the federation's server."))],
-    name: Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))],
-    data: Annotated[Path, typer.Option(help=_("File of JSON lines to train on."))],
-    dataset: Annotated[
-        str, typer.Option(help=_("Name of the data set: its privacy ledger is kept under it."))
-    ],
+    server: ServerOption,
+    name: NameOption,
+    data: DataOption,
+    dataset: DatasetOption,
     folder: FolderOption,
-    token: Annotated[
-        str,
-        typer.Option(
-            envvar="DPFL_ENROLMENT_TOKEN", help=_("The enrolment token, or @FILE."), show_envvar=True
-        ),
-    ],
-    epsilon: Annotated[float, typer.Option(min=0, help=_("Ceiling of epsilon for all runs together."))] = 8.0,
-    delta: Annotated[
-        float, typer.Option(min=0, max=1, help=_("Ceiling of delta for all runs together."))
-    ] = 1e-5,
-    trust: Annotated[
-        list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))
-    ] = None,
-    smallest_cohort: Annotated[
-        int, typer.Option(min=1, help=_("Refuse rounds that may have fewer clients."))
-    ] = 2,
-    base_model: Annotated[
-        list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
-    ] = None,
-    ledgers: Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
-    ] = None,
-    proxy: Annotated[str | None, typer.Option(help=_("Proxy; none is taken from the environment."))] = None,
-    allow_http: Annotated[bool, typer.Option("--allow-http", help=_("Allow a server without TLS."))] = False,
+    token: TokenOption,
+    epsilon: EpsilonOption = 8.0,
+    delta: DeltaOption = 1e-5,
+    trust: TrustOption = None,
+    smallest_cohort: CohortOption = 2,
+    base_model: BaseModelOption = None,
+    ledgers: LedgersOption = None,
+    ca_file: CertificatesOption = None,
+    proxy: ProxyOption = None,
+    allow_http: HttpOption = False,
 ) -> None:
     """Become a client of a federation, under the terms given here."""
     with one_line_errors():
         from client.enrolment import Wish
         from client.enrolment import enrol as enrol_client
         from client.policy import Policy
-        from client.profile import policy_path
 
-        policy = Policy.of(
-            dataset=dataset,
-            epsilon=epsilon,
-            delta=delta,
-            trusts=trust or ["local"],
-            smallest_cohort=smallest_cohort,
-            base_model_folders=_folders(base_model or []),
+        terms = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "smallest_cohort": smallest_cohort}
+        folders = _folders(base_model or [])
+        wish = Wish(
+            folder=folder,
+            server=server,
+            token=_secret(token),
+            name=name,
+            data=data,
+            policy=Policy.of(**terms, trusts=trust or ["local"], base_model_folders=folders),
+            home=ledgers,
+            ca_file=ca_file,
+            proxy=proxy,
+            allow_http=allow_http,
         )
-        profile = enrol_client(
-            Wish(
-                folder=folder,
-                server=server,
-                token=_secret(token),
-                name=name,
-                data=data,
-                policy=policy,
-                home=ledgers,
-                ca_file=ca_file,
-                proxy=proxy,
-                allow_http=allow_http,
-            )
+        _say_enrolled(enrol_client(wish), name=name)
+
+
+def _say_enrolled(profile: Profile, *, name: str) -> None:
+    from client.profile import policy_path
+
+    policy, config = profile.policy, profile.config
+    print(_("client {client} ({name}) of {server}", client=config.client_id, name=name, server=config.server))
+    print(
+        _(
+            "data set {name}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}",
+            name=policy.dataset,
+            epsilon=policy.epsilon,
+            delta=policy.delta,
+            terms=policy_path(Path(config.home), policy.dataset),
         )
-        terms = policy_path(Path(profile.config.home), dataset)
-        print(
-            _(
-                "client {client} ({name}) of {server}",
-                client=profile.config.client_id,
-                name=name,
-                server=profile.config.server,
-            )
-        )
-        print(
-            _(
-                "data set {name}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}",
-                name=dataset,
-                epsilon=epsilon,
-                delta=delta,
-                terms=terms,
-            )
-        )
+    )
 
 
 @app.command(help=_("Bring the open round here, if the policy allows its run. Needs a network, no data."))
@@ -215,6 +216,15 @@ def run(
                 seats.append(Seat(profile, session, run_id=run_id))
             bench = Workbench(order_seed=order_seed)
             Service(seats, trainer=bench, watcher=watcher, once=once, save_updates=save_updates).run()
+
+
+@app.command("id", help=_("Print the client's identifier, by which runs name it."))
+def print_id(folder: FolderOption) -> None:
+    """Print it alone, for scripts."""
+    with one_line_errors():
+        from client.profile import Profile
+
+        print(Profile.open(folder).config.client_id)
 
 
 @app.command(
