@@ -118,7 +118,13 @@ def _take_over(
         raise PopulationTaken(_("another active client uses this data set"))
     account.client_id = client_id
     session.flush()
-    event = {"epsilon": 0.0, "delta": 0.0, "reason": "taken over", "former": str(former and former.id)}
+    event = {
+        "epsilon": 0.0,
+        "delta": 0.0,
+        "reason": "taken over",
+        "client_id": None if client_id is None else str(client_id),
+        "former": None if former is None else str(former.id),
+    }
     booking = _Booking(
         kind=EntryKind.GRANT,
         ref=f"takeover:{client_id}",

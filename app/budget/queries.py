@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -112,6 +113,27 @@ def accounts_reserving(session: Session, ref: str) -> list[AccountView]:
         .execution_options(populate_existing=True)
     )
     return [view_of(row) for row in rows]
+
+
+def clients_on_same_data(session: Session, client_ids: Iterable[UUID]) -> set[UUID]:
+    """These clients, and every client that ever used the account of one of them.
+
+    A data set that was enrolled again has another client and the same account: what was done with it before
+    counts for whoever holds it now.
+    """
+    known = set(client_ids)
+    takeovers = session.execute(
+        sa.select(Entry.account_id, Entry.event["client_id"].as_string(), Entry.event["former"].as_string())
+        .where(Entry.kind == EntryKind.GRANT, Entry.ref.startswith("takeover:"))
+        .order_by(Entry.account_id, Entry.seq)
+    ).all()
+    users: dict[UUID, set[UUID]] = {}
+    for account_id, heir, former in takeovers:
+        users.setdefault(account_id, set()).update(UUID(text) for text in (heir, former) if text)
+    for of_one_account in users.values():
+        if not known.isdisjoint(of_one_account):
+            known |= of_one_account
+    return known
 
 
 def claimed_epsilon(view: AccountView) -> Decimal:

@@ -61,7 +61,7 @@ class Ancestor:
     epsilon: float | None
     delta: float | None
     shares_clients: bool
-    """Whether a client of this run took part in that one."""
+    """Whether data of this run took part in that one, under whichever client."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class Facts:
     accounts: Sequence[AccountView]
     ancestors: Sequence[Ancestor]
     open_runs: int
-    """Started runs with trust `none` in which a client of this run took part: no sum can cover them."""
+    """Started runs with trust `none` in which data of this run took part: no sum can cover them."""
     issuer: str
     issued_at: datetime
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.budget.queries import accounts_reserving
+from app.budget.queries import accounts_reserving, clients_on_same_data
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
@@ -65,6 +65,7 @@ def _facts(session: Session, run: Run, round_: Round, *, adapter_sha256: str, is
     if run.manifest_sha256 is None:
         raise Conflict(_("the run was never started"))
     client_ids = client_ids_of(session, run.id)
+    same_data = clients_on_same_data(session, client_ids)
     return Facts(
         release_id=new_id(),
         run_id=run.id,
@@ -77,8 +78,8 @@ def _facts(session: Session, run: Run, round_: Round, *, adapter_sha256: str, is
         rounds_aggregated=_aggregated(session, run.id, up_to=round_.number),
         clients=len(client_ids),
         accounts=accounts_reserving(session, run_ref(run.id)),
-        ancestors=_ancestors(session, run, client_ids),
-        open_runs=_open_runs(session, client_ids),
+        ancestors=_ancestors(session, run, same_data),
+        open_runs=_open_runs(session, same_data),
         issuer=issuer,
         issued_at=now(),
     )
@@ -93,7 +94,7 @@ def _aggregated(session: Session, run_id: UUID, *, up_to: int) -> list[int]:
     ]
 
 
-def _ancestors(session: Session, run: Run, client_ids: Sequence[UUID]) -> list[Ancestor]:
+def _ancestors(session: Session, run: Run, same_data: set[UUID]) -> list[Ancestor]:
     """The releases that this run, and the runs before it, started from; nearest first."""
     found: list[Ancestor] = []
     release_id = run.from_release_id
@@ -108,20 +109,20 @@ def _ancestors(session: Session, run: Run, client_ids: Sequence[UUID]) -> list[A
                 trust=former.manifest["privacy"]["trust"],
                 epsilon=price.get("epsilon"),
                 delta=price.get("delta"),
-                shares_clients=not set(client_ids).isdisjoint(client_ids_of(session, former.id)),
+                shares_clients=not same_data.isdisjoint(client_ids_of(session, former.id)),
             )
         )
         release_id = former.from_release_id
     return found
 
 
-def _open_runs(session: Session, client_ids: Sequence[UUID]) -> int:
-    """Started runs with trust `none` on the data of these clients."""
+def _open_runs(session: Session, same_data: set[UUID]) -> int:
+    """Started runs with trust `none` in which one of these clients took part."""
     statement = (
         sa.select(sa.func.count(sa.distinct(Run.id)))
         .join(RunClient, RunClient.run_id == Run.id)
         .where(
-            RunClient.client_id.in_(client_ids),
+            RunClient.client_id.in_(same_data),
             Run.started_at.is_not(None),
             Run.manifest["privacy"]["trust"].as_string() == "none",
         )

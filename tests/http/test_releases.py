@@ -8,9 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from app.budget import ledger
+from app.budget.queries import account_of_client
 from app.core.ids import new_id
 from app.core.settings import Settings
 from app.identity.keys import ensure_signing_keys
+from app.identity.models import ClientState
 from app.identity.roles import Role
 from app.releases.models import Release
 from app.releases.verify import CertificateInvalid, verify
@@ -224,6 +227,30 @@ def test_a_private_run_that_starts_from_an_open_one_of_the_same_clients_claims_n
     run = publisher.continuing(publisher.publish(open_run(publisher)))
     privacy = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]
     assert privacy["claimed"] is False
+
+
+def test_enrolling_a_data_set_again_does_not_hide_its_open_run_from_later_certificates(
+    publisher: Publisher, viewer: Caller
+) -> None:
+    session, federation = publisher.session, publisher.federation
+    open_run(publisher)
+    for number, former in enumerate(federation.clients):
+        population = account_of_client(session, former.id).population
+        former.state = ClientState.SUSPENDED
+        heir = build_client(session, federation.organisation)
+        ledger.open_account(
+            session,
+            organisation_id=federation.organisation.id,
+            client_id=heir.id,
+            population=population,
+            kind="basic",
+            epsilon=20.0,
+            delta=1e-4,
+            actor="test",
+        )
+        federation.clients[number] = heir
+    privacy = certificate_of(publisher, viewer, publisher.publish(federation.running()))["privacy"]
+    assert privacy["population"]["claimed"] is False
 
 
 def test_a_run_that_starts_from_a_private_release_names_it_and_its_cost(
