@@ -22,6 +22,22 @@ DELTA = 1e-5
 CLIP_NORM = 0.25
 ROUND_DEADLINE_S = 900
 FULL_LEARNING_RATE = 8.0
+TASK: dict[str, Any] = {
+    "kind": "sequence_classification",
+    "labels": ["ham", "spam"],
+    "text_fields": ["subject", "body"],
+    "label_field": "label",
+    "max_tokens": 64,
+    "pooling": "mean",
+}
+LORA: dict[str, Any] = {
+    "method": "ffa",
+    "rank": 8,
+    "alpha": 8.0,
+    "target_modules": ["query", "value"],
+    "layers": [5],
+    "modules_to_save": ["classifier"],
+}
 
 
 @dataclass(frozen=True)
@@ -53,32 +69,16 @@ def manifest(arm: Arm, *, clients: int, epsilon: float, seed: int) -> dict[str, 
         seed: initialises the adapter; public.
     """
     folder = locate_base_model(LOCATOR)
-    private = arm.epsilon is not None
     plan: dict[str, Any] = {
         "version": 1,
-        "task": {
-            "kind": "sequence_classification",
-            "labels": ["ham", "spam"],
-            "text_fields": ["subject", "body"],
-            "label_field": "label",
-            "max_tokens": 64,
-            "pooling": "mean",
-        },
+        "task": TASK,
         "base_model": {
             "name": BASE_MODEL,
             "locator": LOCATOR,
             "weights_sha256": weights_digest(folder),
             "architecture": "bert",
         },
-        "lora": {
-            "method": "ffa",
-            "rank": 8,
-            "alpha": 8.0,
-            "target_modules": ["query", "value"],
-            "layers": [5],
-            "modules_to_save": ["classifier"],
-            "seed": seed,
-        },
+        "lora": LORA | {"seed": seed},
         "tensors": [],
         "training": {
             "optimizer": "sgd",
@@ -86,18 +86,7 @@ def manifest(arm: Arm, *, clients: int, epsilon: float, seed: int) -> dict[str, 
             "momentum": 0.9,
             "local_steps": LOCAL_STEPS,
         },
-        "privacy": {
-            "trust": "local" if private else "none",
-            "unit": "example",
-            "relation": "zero_out",
-            "cohort": {"kind": "everyone"},
-            "examples": {"kind": "poisson", "rate": SAMPLING_RATE},
-            "clip_norm": CLIP_NORM if private else None,
-            "noise_multiplier": None,
-            "epsilon": arm.epsilon,
-            "delta": DELTA if private else None,
-            "divisor": DIVISOR,
-        },
+        "privacy": _privacy(arm),
         "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
         "rounds": ROUNDS,
         "quorum": {"min_updates": clients, "max_updates": clients},
@@ -105,3 +94,20 @@ def manifest(arm: Arm, *, clients: int, epsilon: float, seed: int) -> dict[str, 
     }
     plan["tensors"] = adapter_tensors(ModelSpec.from_manifest(plan), folder)
     return plan
+
+
+def _privacy(arm: Arm) -> dict[str, Any]:
+    """The same sampling and divisor in both arms; clipping and noise in the private one."""
+    private = arm.epsilon is not None
+    return {
+        "trust": "local" if private else "none",
+        "unit": "example",
+        "relation": "zero_out",
+        "cohort": {"kind": "everyone"},
+        "examples": {"kind": "poisson", "rate": SAMPLING_RATE},
+        "clip_norm": CLIP_NORM if private else None,
+        "noise_multiplier": None,
+        "epsilon": arm.epsilon,
+        "delta": DELTA if private else None,
+        "divisor": DIVISOR,
+    }
