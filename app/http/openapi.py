@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
+from pydantic import BaseModel
 
 from app.core.canonical import Json
 from app.http import idempotency
@@ -107,6 +108,8 @@ def describe(app: FastAPI) -> Json:
         for method, operation in item.items():
             _complete(path, method, operation, routes[(path, method)])
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for route in routes.values():
+        _restore_examples(schemas, route)
     schemas["Problem"] = PROBLEM
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -118,6 +121,16 @@ def _routes(app: FastAPI) -> Iterator[tuple[tuple[str, str], RouteContext]]:
         if isinstance(route.original_route, APIRoute):
             for method in route.methods or ():
                 yield (str(route.path_format), method.lower()), route
+
+
+def _restore_examples(schemas: Json, route: RouteContext) -> None:
+    """Put a body's examples back as they were written: FastAPI drops every null in them."""
+    field = getattr(route, "body_field", None)
+    model = None if field is None else field.field_info.annotation
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        extra = model.model_config.get("json_schema_extra")
+        if isinstance(extra, dict) and "examples" in extra and model.__name__ in schemas:
+            schemas[model.__name__]["examples"] = extra["examples"]
 
 
 def _complete(path: str, method: str, operation: Json, route: RouteContext) -> None:
