@@ -12,6 +12,9 @@ from tests.contracts.sources import ROOT
 
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SHELLS = {"sh", "bash", "shell", "console"}
+NESTED = re.compile(r"\$\(([^()]*)\)")
+PREFIX = re.compile(r"^([A-Za-z_]+=|do$|then$|else$)")
+REDIRECTIONS = {">", ">>", "<", "2>"}
 OPERATORS = {"|", "||", "&&", ";", "&", "(", ")", ">", ">>", "<"}
 
 
@@ -39,23 +42,33 @@ def split(line: str) -> Iterator[tuple[str, ...]]:
     lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     words: list[str] = []
+    after = ""
     for word in lexer:
-        if word in OPERATORS:
+        if word in OPERATORS and word not in REDIRECTIONS:
             if words:
                 yield tuple(words)
             words = []
-        else:
+        elif word not in REDIRECTIONS and after not in REDIRECTIONS:
             words.append(word)
+        after = word
     if words:
         yield tuple(words)
 
 
+def unnested(line: str) -> Iterator[str]:
+    """The line, and what stands in its `$(...)`, each by itself."""
+    while match := NESTED.search(line):
+        yield match[1]
+        line = NESTED.sub("X", line, count=1)
+    yield line
+
+
 def commands_in(text: str, *, document: str) -> Iterator[Command]:
-    """Every command of a Markdown text's shell blocks, without what stands before it as VARIABLE=value."""
+    """Every command of a Markdown text's shell blocks, without what stands before it as variable=value."""
     for block in blocks(text):
-        for line in block.splitlines():
+        for line in (part for whole in block.splitlines() for part in unnested(whole)):
             for words in split(line):
-                named = [i for i, word in enumerate(words) if not re.match(r"^[A-Z_]+=", word)]
+                named = [i for i, word in enumerate(words) if not PREFIX.match(word)]
                 if named:
                     yield Command(document, words[named[0] :])
 

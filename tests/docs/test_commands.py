@@ -16,7 +16,7 @@ TARGET = re.compile(r"^([a-z][a-z%-]*):", re.MULTILINE)
 VARIABLE = re.compile(r"^(?:export )?([A-Z_]+) *[?:]?=", re.MULTILINE)
 FOREIGN = {
     "git", "cd", "curl", "export", "docker", "python3", "pip", "ls", "cat", "mkdir", "cp", "echo", "kill",
-    "sleep", "jq", "source", "set", "tar",
+    "sleep", "jq", "source", "set", "tar", "head", "cut", "for", "done",
 }  # fmt: skip
 
 
@@ -99,6 +99,7 @@ def test_documents_tell_commands_that_exist() -> None:
         "cd x && dpfl doctor --loud",
         "python -m nothing.here",
         "nothing --here",
+        "run=$(dpfl fly --x)",
     ],
 )
 def test_a_planted_command_that_does_not_exist_is_found(planted: str) -> None:
@@ -112,6 +113,8 @@ def test_a_planted_command_that_does_not_exist_is_found(planted: str) -> None:
         "make demo EPSILON=3",
         "DPFL_DATA=/var/tmp/x .venv/bin/dpfl up \\\n  --port 8001  # a comment",
         "git status | cat",
+        'for name in a b; do\n  dpfl doctor --data "$name"\ndone',
+        'run=$(dpfl doctor --data "$(dpfl migrate)")',
     ],
 )
 def test_commands_that_exist_pass(fine: str) -> None:
