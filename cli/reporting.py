@@ -43,6 +43,8 @@ def one_line_errors() -> Iterator[None]:
         raise typer.Exit(130) from None
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:  # noqa: BLE001  the last place: nothing of the error's text may be shown
         _end("internal_error", f"{type(error).__name__} {_where(error)}")
 
