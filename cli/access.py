@@ -16,11 +16,18 @@ if TYPE_CHECKING:
     from client.session import Session
 
 ServerOption = Annotated[
-    str | None, typer.Option("--server", help=_("Address of the server; else the one in the key file."))
+    str | None,
+    typer.Option(
+        "--server", envvar="DPFL_SERVER", help=_("Address of the server; else the one in the key file.")
+    ),
 ]
 KeyFileOption = Annotated[
     Path | None,
-    typer.Option("--key-file", help=_("File with an API key: the key alone, or admin.json of `dpfl up`.")),
+    typer.Option(
+        "--key-file",
+        envvar="DPFL_KEY_FILE",
+        help=_("File with an API key: the key alone, or admin.json of `dpfl up`."),
+    ),
 ]
 ProfileOption = Annotated[
     Path | None, typer.Option("--folder", "--profile", help=_("A client's own folder, instead of a key."))

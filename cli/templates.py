@@ -64,7 +64,7 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
         "lora": {
             "method": shape.method,
             "rank": shape.rank,
-            "alpha": float(2 * shape.rank),
+            "alpha": float(shape.rank),
             "target_modules": ["query", "value"],
             "layers": shape.layers,
             "modules_to_save": ["classifier"],
@@ -89,14 +89,14 @@ def _architecture(locator: str) -> str:
 def _proposal() -> dict[str, Any]:
     return {
         "version": 1,
-        "training": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "local_steps": 8},
+        "training": {"optimizer": "sgd", "learning_rate": 8.0, "momentum": 0.9, "local_steps": 8},
         "privacy": {
             "trust": "local",
             "unit": "example",
             "relation": "zero_out",
             "cohort": {"kind": "everyone"},
             "examples": {"kind": "poisson", "rate": 0.1},
-            "clip_norm": 1.0,
+            "clip_norm": 0.25,
             "noise_multiplier": None,
             "epsilon": 8.0,
             "delta": 1e-5,

@@ -15,7 +15,7 @@ from rich.console import Console
 from cli.embedded.errors import ServiceFailed
 from cli.embedded.stack import running_stack
 from client.errors import ClientError
-from demo.attack import attack
+from demo.attack import AttackResult, attack
 from demo.bench import Bench, Score
 from demo.federation import Federation, FederationError
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
@@ -99,24 +99,7 @@ class Demo:
             arm.name: [bench.release(self._release(arm, number)) for number in range(1, ROUNDS + 1)]
             for arm in (private, open_arm)
         }
-        attacks = {
-            arm.name: attack(
-                [
-                    bench.canary_losses(
-                        silo.number,
-                        self._release(arm, ROUNDS - 1),
-                        self.folder
-                        / "updates"
-                        / arm.name
-                        / f"mailbox-{silo.number}"
-                        / f"round-{ROUNDS}.safetensors",
-                    )
-                    for silo in self.silos
-                ],
-                seed=self.seed,
-            )
-            for arm in (private, open_arm)
-        }
+        attacks = {arm.name: self._attack(arm, bench) for arm in (private, open_arm)}
         price = self.runs[private.name]["price"]
         final = self._release(private, ROUNDS)
         certificate = json.loads((final / "certificate.json").read_text())
@@ -135,9 +118,21 @@ class Demo:
             attack_non_private=attacks[open_arm.name],
             train_s=train_s,
             total_s=time.monotonic() - began,
-            adapter_sha256=certificate["payload"]["adapter_sha256"],
+            adapter_sha256=certificate["release"]["adapter_sha256"],
         )
         self._keep(findings, final, price["epsilon_by_round"])
+
+    def _attack(self, arm: Arm, bench: Bench) -> AttackResult:
+        """Tell the canaries that were trained on from those that were not, by each client's last update."""
+        updates = self.folder / "updates" / arm.name
+        before = self._release(arm, ROUNDS - 1)
+        losses = [
+            bench.canary_losses(
+                silo.number, before, updates / f"mailbox-{silo.number}" / f"round-{ROUNDS}.safetensors"
+            )
+            for silo in self.silos
+        ]
+        return attack(losses, seed=self.seed)
 
     def _keep(self, findings: Findings, final: Path, epsilon_by_round: list[float]) -> None:
         shutil.copytree(final, self.folder / "adapter")

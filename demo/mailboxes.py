@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from client.enrolment import Wish, enrol
 from client.policy import Policy
 from demo.federation import Invitation
-from demo.mails import Silo
+from demo.mails import Silo, write_mails
 
 PROCESSES = 2
 _SENT = re.compile(r"^(?P<name>mailbox-\d+): round (?P<round>\d+) of \d+ sent, (?P<privacy>.*)$")
@@ -42,7 +42,7 @@ def open_mailbox(
     name = f"mailbox-{silo.number}"
     home.mkdir(mode=0o700, parents=True)
     data = home / "mails.jsonl"
-    silo.write(data)
+    write_mails(silo.training, data)
     policy = Policy.of(
         dataset=name,
         epsilon=epsilon,
@@ -80,14 +80,7 @@ def serve(
         updates: where each client keeps copies of its own updates, for the attack.
         order_seed: repeats the order of examples in the run without privacy; a private run takes none.
     """
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("round {task.completed:.0f} of {task.total:.0f}"),
-        TextColumn("{task.fields[privacy]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns) as progress:
+    with Progress(*_columns()) as progress:
         bars = {
             box.name: progress.add_task(f"{title}  {box.name}", total=rounds, privacy="") for box in mailboxes
         }
@@ -100,20 +93,35 @@ def serve(
             threading.Thread(target=_follow, args=(child, progress, bars, tails, number))
             for number, child in enumerate(children)
         ]
-        try:
-            for reader in readers:
-                reader.start()
-            for reader in readers:
-                reader.join()
-            codes = [child.wait() for child in children]
-        finally:
-            for child in children:
-                if child.poll() is None:
-                    child.terminate()
-                    child.wait()
+        codes = _wait_for(children, readers)
     for code, tail in zip(codes, tails, strict=True):
         if code != 0:
             raise MailboxFailed(f"a client process ended with {code}: {tail}")
+
+
+def _columns() -> list[ProgressColumn]:
+    return [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("round {task.completed:.0f} of {task.total:.0f}"),
+        TextColumn("{task.fields[privacy]}"),
+        TimeElapsedColumn(),
+    ]
+
+
+def _wait_for(children: Sequence[subprocess.Popen[str]], readers: Sequence[threading.Thread]) -> list[int]:
+    """Read every child to its end; what is left of them when something fails here is ended."""
+    try:
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        return [child.wait() for child in children]
+    finally:
+        for child in children:
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
 
 
 def _start(

@@ -31,13 +31,6 @@ class Silo:
     canaries_in: list[Mail]
     canaries_out: list[Mail]
 
-    def write(self, path: Path) -> None:
-        """Write the training mails as JSON lines, readable by their owner alone."""
-        path.touch(mode=0o600)
-        with path.open("w", encoding="utf-8") as file:
-            for mail in self.training:
-                file.write(json.dumps(mail, ensure_ascii=False) + "\n")
-
 
 def _plain(row: dict[str, object], *, label: str | None = None) -> Mail:
     return {
@@ -55,6 +48,19 @@ def _rows() -> list[dict[str, object]]:
 def load_test() -> list[Mail]:
     """The 1,066 mails that no silo trains on."""
     return [_plain(row) for row in _rows() if row["split"] == "test"]
+
+
+def write_mails(mails: list[Mail], path: Path) -> None:
+    """Write mails as JSON lines, readable by their owner alone."""
+    path.touch(mode=0o600)
+    with path.open("w", encoding="utf-8") as file:
+        for mail in mails:
+            file.write(json.dumps(mail, ensure_ascii=False) + "\n")
+
+
+def mails_of(number: int) -> list[Mail]:
+    """A silo's training mails as they are, without canaries."""
+    return [_plain(row) for row in _rows() if row["split"] == "train" and row["silo"] == number]
 
 
 def load_silos(seed: int) -> list[Silo]:

@@ -1,0 +1,63 @@
+"""`dpfl client invite`: an operator makes the one-use token with which one training client may enrol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.access import KeyFileOption, ServerOption, open_session
+from cli.i18n import _
+from cli.reporting import one_line_errors
+
+if TYPE_CHECKING:
+    from client.session import Session
+
+
+def invite(
+    *,
+    organisation: Annotated[
+        str, typer.Option(help=_("Its organisation; made if there is none of the name."))
+    ],
+    to: Annotated[Path, typer.Option("--to", help=_("File for the token; only you may read it."))],
+    region: Annotated[str, typer.Option(help=_("Where the data are."))] = "eu-west-1",
+    epsilon: Annotated[float, typer.Option(help=_("What the data may spend in all runs together."))] = 8.0,
+    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Write the token of a new invitation to a file."""
+    with one_line_errors():
+        from client.durable import write_whole
+
+        session = open_session(server, key_file)
+        body = {
+            "organisation_id": _organisation(session, organisation, region),
+            "region": region,
+            "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta},
+        }
+        made = session.post("/v1/enrolments", body).json("enrolment")
+        write_whole(to, f"{made['token']}\n".encode(), mode=0o600)
+        print(
+            _(
+                "{path}: for one client of {organisation}, until {time}",
+                path=to,
+                organisation=organisation,
+                time=made["expires_at"],
+            )
+        )
+
+
+def _organisation(session: Session, name: str, region: str) -> str:
+    cursor: str | None = None
+    while True:
+        query = {"limit": "200"} | ({"cursor": cursor} if cursor else {})
+        page = session.get("/v1/organisations", query=query).json("list of organisations")
+        for one in page["items"]:
+            if one["name"] == name:
+                return str(one["id"])
+        cursor = page["next_cursor"]
+        if cursor is None:
+            made = session.post("/v1/organisations", {"name": name, "region": region})
+            return str(made.json("organisation")["id"])
