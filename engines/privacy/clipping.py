@@ -71,15 +71,24 @@ def clip_per_sample(per_sample: list[Tensor], max_norm: float) -> Tensor:
     return rows.mul_(scales.unsqueeze(1))
 
 
-def _flat_rows(per_sample: list[Tensor]) -> Tensor:
-    """Lay the tensors side by side as float64 rows that share no memory with them, shape (n, d)."""
+def samples_in(per_sample: list[Tensor]) -> int:
+    """Return the number of samples that the tensors of a batch agree on.
+
+    Raises:
+        ValueError: no tensor, a tensor without a sample dimension or not floating, or different numbers.
+    """
     if not per_sample:
         raise ValueError("there is no gradient to clip")
     if any(tensor.dim() < 1 or not tensor.is_floating_point() for tensor in per_sample):
         raise ValueError("per-sample gradients are floating tensors whose first dimension is the sample")
-    samples = per_sample[0].shape[0]
-    if any(tensor.shape[0] != samples for tensor in per_sample):
+    if any(tensor.shape[0] != per_sample[0].shape[0] for tensor in per_sample):
         raise ValueError("the tensors hold different numbers of samples")
+    return per_sample[0].shape[0]
+
+
+def _flat_rows(per_sample: list[Tensor]) -> Tensor:
+    """Lay the tensors side by side as float64 rows that share no memory with them, shape (n, d)."""
+    samples = samples_in(per_sample)
     widths = [math.prod(tensor.shape[1:]) for tensor in per_sample]
     device = per_sample[0].device if per_sample[0].device.type != "mps" else torch.device("cpu")
     rows = torch.empty((samples, sum(widths)), dtype=torch.float64, device=device)

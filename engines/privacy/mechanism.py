@@ -3,13 +3,17 @@
 The only function of a training step that may touch per-sample gradients and let something out.
 """
 
+import functools
 import math
 
 import torch
 from torch import Tensor
 
-from engines.privacy.clipping import clip_per_sample
+from engines.privacy.clipping import clip_per_sample, samples_in
 from engines.privacy.noise import NoiseStream, grid_for, integer_gaussian, largest_noise, truncate_to_grid
+
+_BLOCK_ELEMENTS = 1 << 17
+"""Gradient entries worked on together: their wide copies, 1 MiB each, stay in a core's cache."""
 
 
 def noised_sum(
@@ -34,14 +38,26 @@ def noised_sum(
     """
     noise_std = noise_std_of(clip_norm=clip_norm, noise_multiplier=noise_multiplier)
     grid = grid_for(noise_std)
-    rows = truncate_to_grid(clip_per_sample(per_sample, clip_norm), grid)
-    require_exact_sum(
-        contributions=rows.shape[0], clip_norm=clip_norm, grid=grid, std_over_grid=noise_std / grid
-    )
-    noise = integer_gaussian(stream, rows.shape[1], std_over_grid=noise_std / grid)
-    noised = rows.sum(dim=0) + noise.to(rows.device)
+    samples = samples_in(per_sample)
+    require_exact_sum(contributions=samples, clip_norm=clip_norm, grid=grid, std_over_grid=noise_std / grid)
+    summed = _gridded_sum(per_sample, clip_norm=clip_norm, grid=grid)
+    noise = integer_gaussian(stream, summed.numel(), std_over_grid=noise_std / grid)
+    noised = summed + noise.to(summed.device)
     values = (noised.to(torch.float64) * grid).to(torch.float32)
     return _split_like(values, per_sample)
+
+
+def _gridded_sum(per_sample: list[Tensor], *, clip_norm: float, grid: float) -> Tensor:
+    """Clip, truncate and sum, a few samples at a time.
+
+    Returns:
+        int64, shape (d,), in grid units: exact, so the same for any number at a time.
+    """
+    width = sum(math.prod(tensor.shape[1:]) for tensor in per_sample)
+    at_a_time = max(1, _BLOCK_ELEMENTS // max(1, width))
+    parts = zip(*(torch.split(tensor, at_a_time) for tensor in per_sample), strict=True)
+    sums = (truncate_to_grid(clip_per_sample(list(part), clip_norm), grid).sum(dim=0) for part in parts)
+    return functools.reduce(torch.add, sums)
 
 
 def noise_std_of(*, clip_norm: float, noise_multiplier: float) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engines.privacy import mechanism
 from engines.privacy.mechanism import noise_std_of, noised_sum, require_exact_sum
 from engines.privacy.noise import NoiseStream, grid_for, integer_gaussian
 from engines.privacy.sampling import poisson_subset
@@ -59,6 +60,19 @@ def test_a_sample_that_is_not_finite_releases_the_same_bits_as_a_zero_sample() -
 def test_the_order_of_samples_changes_no_bit() -> None:
     rows = torch.randn(64, 300, generator=torch.Generator().manual_seed(6))
     assert torch.equal(release([rows])[0], release([rows.flip(0)])[0])
+
+
+def test_samples_worked_on_a_few_at_a_time_release_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(8)
+    gradients = [torch.randn(11, 3, 7, generator=generator), torch.randn(11, 5, generator=generator)]
+    whole = release(gradients)
+    monkeypatch.setattr(mechanism, "_BLOCK_ELEMENTS", 80)  # three rows of 26 at a time, then two
+    assert all(torch.equal(one, other) for one, other in zip(whole, release(gradients), strict=True))
+
+
+def test_tensors_with_different_numbers_of_samples_release_nothing() -> None:
+    with pytest.raises(ValueError, match="different numbers"):
+        release([torch.zeros(3, 2), torch.zeros(4, 2)])
 
 
 def test_one_sample_of_enormous_norm_moves_the_sum_by_at_most_the_clip_norm() -> None:

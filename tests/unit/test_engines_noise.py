@@ -170,6 +170,7 @@ def test_a_stream_is_neither_copied_nor_pickled() -> None:
             duplicate(stream)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # what is tested here
 def test_a_stream_refuses_to_work_in_a_forked_child() -> None:
     stream = NoiseStream.fresh()
     child = os.fork()
