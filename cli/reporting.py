@@ -36,6 +36,7 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
+        sys.stdout.flush()  # here, where a reader that has gone is still an error of ours
     except ClientError as error:
         _end(error.code, translate(error.message, **error.members))
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ SERVICES = pytest.StashKey[TestServices]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start PostgreSQL and Valkey in the main process; workers of pytest-xdist inherit their addresses."""
+    os.environ["LANGUAGE"] = "C"  # tests read our texts as they stand in the sources
     is_worker = hasattr(config, "workerinput")
     if is_worker or config.option.collectonly or DATABASE_VARIABLE in os.environ:
         return
