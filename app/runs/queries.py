@@ -129,17 +129,3 @@ def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> li
         .limit(limit)
     )
     return [OpenAssignment(round=round_, run=run) for round_, run in rows]
-
-
-def round_for(session: Session, principal: Principal, round_id: UUID, permission: str) -> tuple[Round, Run]:
-    """A round of a run that the caller may see, with its run; raises NotFound."""
-    row = session.execute(
-        runs(principal, permission)
-        .join(Round, Round.run_id == Run.id)
-        .add_columns(Round)
-        .where(Round.id == round_id)
-    ).first()
-    if row is None:
-        raise NotFound(_("there is no such round"))
-    run, round_ = row
-    return round_, run

@@ -110,6 +110,20 @@ def test_spending_the_same_round_twice_charges_once(session: Session, account_id
     assert account_view(session, account_id).spent == 10**8
 
 
+def test_parts_are_spent_in_their_order_whatever_they_are_for_and_not_beyond_the_last(
+    session: Session, account_id: UUID
+) -> None:
+    reserve(session, account_id, 10, delta=4)
+    common = {"reserve_ref": "run:1", "parts": [(7, 4), (3, 0)], "event": {}, "actor": "test"}
+    amounts = [
+        ledger.spend_next(session, account_id, ref=ref, **common).amount
+        for ref in ("round:5", "round:5", "round:9")
+    ]
+    assert amounts == [7, 7, 3]
+    with pytest.raises(NotReserved):
+        ledger.spend_next(session, account_id, ref="round:10", **common)
+
+
 def void(session: Session, account_id: UUID, *, ref: str = "disclaimer:1") -> Entry:
     return ledger.void(session, account_id, ref=ref, reserve_ref="run:1", event={}, actor="test")
 

@@ -66,6 +66,14 @@ def test_another_organisations_account_does_not_exist(
     assert refused.status_code == 404
 
 
+def test_an_administrator_sees_every_account(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    admin = add_caller(session, Role.ADMIN)
+    listed = api.get("/v1/budgets?limit=200", headers=admin.headers).json()["items"]
+    assert {str(client.id) for client in federation.clients} <= {item["client_id"] for item in listed}
+
+
 def test_a_training_client_sees_its_own_account_and_grants_nothing(
     api: TestClient, session: Session, federation: Federation
 ) -> None:

@@ -134,6 +134,13 @@ def test_a_plan_becomes_a_draft_that_can_be_changed_priced_and_stopped(
     assert code(api.post(f"{path}/start", headers=coordinator.headers)) == (409, "illegal_transition")
 
 
+def test_a_clone_names_the_run_that_it_was_copied_from_if_the_caller_may_see_it(planner: Planner) -> None:
+    first = planner.plan().json()["id"]
+    assert planner.plan(clone_of_id=first).json()["clone_of_id"] == first
+    assert code(planner.plan(clone_of_id=str(uuid4()))) == (404, "not_found")
+    assert code(planner.plan(from_release_id=str(uuid4()))) == (404, "not_found")
+
+
 def test_the_same_idempotency_key_makes_one_run(
     api: TestClient, federation: Federation, coordinator: Caller
 ) -> None:

@@ -18,6 +18,7 @@ from app.core.ids import new_id
 from app.core.settings import Settings
 from app.identity.keys import ensure_signing_keys
 from app.identity.models import ClientState
+from app.identity.roles import Role
 from app.jobs.models import Job
 from app.rounds import lifecycle
 from app.rounds.models import Round
@@ -25,9 +26,9 @@ from app.rounds.states import RoundState
 from app.runs import service as runs
 from app.updates.disclaimers import statement_of
 from app.updates.models import Update, UpdateState
-from tests.builders import build_client, principal_of
+from tests.builders import build_account, build_client, principal_of
 from tests.federation import NOTHING, OPEN_PRIVACY, Federation, sha256_of, update_file
-from tests.http.accounts import VAULT, client_headers
+from tests.http.accounts import VAULT, add_caller, client_headers
 
 
 class Seat:
@@ -286,6 +287,39 @@ def test_a_client_sees_its_own_update_and_nobody_elses(seat: Seat) -> None:
     own = seat.api.get(path, headers=seat.headers())
     assert (own.status_code, own.json()["state"]) == (200, "received")
     assert code(seat.api.get(path, headers=seat.headers(1))) == (404, "not_found")
+
+
+def test_a_coordinator_sees_where_an_update_is_and_another_organisations_does_not(seat: Seat) -> None:
+    seat.put()
+    session = seat.federation.session
+    path = f"/v1/rounds/{seat.round.id}/updates/{seat.update_id}"
+    own = add_caller(session, Role.COORDINATOR, seat.federation.organisation.id)
+    assert seat.api.get(path, headers=own.headers).json()["id"] == str(seat.update_id)
+    assert code(seat.api.get(path, headers=add_caller(session, Role.COORDINATOR).headers)) == (
+        404,
+        "not_found",
+    )
+
+
+def test_a_renyi_account_spends_an_equal_share_of_the_divergence_with_each_update(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    federation = Federation(session, settings)
+    client = build_client(session, federation.organisation)
+    build_account(session, client, order=8.0)
+    federation.clients[0] = client
+    seat = Seat(api, federation)
+    assert seat.put().status_code == 201
+    account = account_of_client(session, client.id)
+    assert (account.spent, account.reserved, account.delta_spent) == (625_000_000, 625_000_000, 0)
+
+
+def test_a_disclaimer_for_a_run_that_reserved_nothing_is_refused(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings), price=NOTHING, privacy=OPEN_PRIVACY)
+    stop(seat)
+    assert code(disclaim(seat)) == (409, "conflict")
 
 
 def test_a_member_cannot_send_an_update(seat: Seat) -> None:
