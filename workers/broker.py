@@ -74,6 +74,7 @@ def build_celery(redis_url: str) -> Celery:
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_proc_alive_timeout=PROCESS_START_S,
+        worker_cancel_long_running_tasks_on_connection_loss=True,  # concerns late acknowledgement: not ours
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,

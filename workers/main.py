@@ -5,9 +5,11 @@ The parent process imports neither torch nor opens the database: each child does
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from uuid import UUID
 
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_process_init
 
 from app.core.logs import configure_logs
@@ -20,6 +22,8 @@ from workers.shell import run_job
 settings = Settings.load()
 if settings.redis_url is None:
     raise SystemExit("REDIS_URL is not set")
+# As root Celery warns of pickled messages; only JSON is accepted here.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 celery = build_celery(settings.redis_url.get_secret_value())
 
 

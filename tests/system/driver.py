@@ -45,7 +45,7 @@ NO_DP: dict[str, Any] = {
 T = TypeVar("T")
 
 
-def eventually(look: Callable[[], T | None], *, what: str, patience_s: float = PATIENCE_S) -> T:
+def eventually(look: Callable[[], T], *, what: str, patience_s: float = PATIENCE_S) -> T:
     """Look again and again until there is something, within bounds."""
     until = time.monotonic() + patience_s
     while time.monotonic() < until:
@@ -128,11 +128,6 @@ class Processes:
         """A running process; its pid is its group's."""
         return self._running[name]
 
-    def owner_of(self, pid: int) -> str:
-        """Which of ours a process belongs to, by its group."""
-        group = os.getpgid(pid)
-        return next(name for name, process in self._running.items() if process.pid == group)
-
     def stop(self) -> None:
         """Kill everything."""
         for name in list(self._running):
@@ -142,17 +137,20 @@ class Processes:
     @contextmanager
     def paused(self, point: str) -> Iterator[Callable[[], str]]:
         """The next worker that comes to `point` stops there; call the result to learn which one did."""
-        (self.pauses / point).touch()
-        reached = self.pauses / f"{point}.reached"
+        marker, reached = self.pauses / point, self.pauses / f"{point}.reached"
+        marker.touch()
 
         def wait() -> str:
-            text = eventually(
-                lambda: reached.read_text() if reached.exists() else None, what=f"a worker reaches {point}"
+            group = int(
+                eventually(lambda: reached.exists() and reached.read_text(), what=f"{point} is reached") or 0
             )
-            return self.owner_of(int(text))
+            return next(name for name, process in self._running.items() if process.pid == group)
 
-        yield wait
-        reached.unlink(missing_ok=True)
+        try:
+            yield wait
+        finally:
+            for file in (marker, reached):
+                file.unlink(missing_ok=True)
 
 
 def _module(name: str) -> Sequence[str]:
