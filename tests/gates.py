@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.report import machine
 from tests import maintainability
 from tests.contracts.sources import ROOT
 from tests.requirements import Requirement, outcomes, read_requirements, unproved
@@ -112,8 +112,7 @@ def report(folder: Path) -> dict[str, Any]:
         {"metric": "critical findings", "found": findings},
         {"metric": "requirements", "count": len(requirements), "unproved": missing},
     ]
-    machine = {"system": platform.platform(), "python": platform.python_version(), "cpus": os.cpu_count()}
-    return {"bench": "gates", "machine": machine, "rows": rows, "goals": goals}
+    return {"bench": "gates", "machine": machine(), "rows": rows, "goals": goals}
 
 
 def main() -> int:
