@@ -48,7 +48,8 @@ def open_session(server: str | None, key_file: Path | None, profile: Path | None
     address = server or url
     if address is None:
         raise ClientError("no_server", _("name the server: --server"))
-    return Session(server_address(address, allow_http=True), bearer=key, patience_s=30.0)
+    allow_http = os.environ.get("DPFL_ALLOW_HTTP") == "1"
+    return Session(server_address(address, allow_http=allow_http), bearer=key, patience_s=30.0)
 
 
 def client_session(profile: Profile) -> Session:

@@ -123,8 +123,7 @@ def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
         from client.serving import list_assignments
 
         profile = Profile.open(folder)
-        with profile.locked():
-            session = client_session(profile)
+        with profile.locked(), client_session(profile) as session:
             waiting = list_assignments(session, wait_s=0.0)
             if not waiting:
                 raise ClientError("no_open_round", _("no open round waits for this client"))
@@ -167,8 +166,8 @@ def submit(folder: FolderOption, at: RoundFolder = None) -> None:
         from client.rounds import submit as submit_round
 
         profile = Profile.open(folder)
-        with profile.locked():
-            receipt = submit_round(profile, client_session(profile), RoundFiles(at or newest_round(profile)))
+        with profile.locked(), client_session(profile) as session:
+            receipt = submit_round(profile, session, RoundFiles(at or newest_round(profile)))
             print(
                 _(
                     "received: update {update}, sha256 {digest}",
@@ -211,8 +210,7 @@ def run(
             for path in folder:
                 profile = Profile.open(path)
                 held.enter_context(profile.locked())
-                session = client_session(profile)
-                held.callback(session.close)
+                session = held.enter_context(client_session(profile))
                 seats.append(Seat(profile, session, run_id=run_id))
             bench = Workbench(order_seed=order_seed)
             Service(seats, trainer=bench, watcher=watcher, once=once, save_updates=save_updates).run()
@@ -250,8 +248,8 @@ def disclaim(
         from client.profile import Profile
 
         profile = Profile.open(folder)
-        with profile.locked():
-            disclaim_run(profile, client_session(profile), run_id)
+        with profile.locked(), client_session(profile) as session:
+            disclaim_run(profile, session, run_id)
             print(_("run {run}: its budget is given back, and nothing will ever be sent for it", run=run_id))
 
 

@@ -34,9 +34,10 @@ def list_releases(
     with one_line_errors():
         from client.wire import Release, parse
 
-        session = open_session(server, key_file, profile)
         query = {"limit": "100"} | ({"run_id": run_id} if run_id else {})
-        for item in session.get("/v1/releases", query=query).json("list of releases")["items"]:
+        with open_session(server, key_file, profile) as session:
+            items = session.get("/v1/releases", query=query).json("list of releases")["items"]
+        for item in items:
             one = parse(Release, item, what="release")
             claim = _("no privacy claim")
             if one.privacy_claimed:
@@ -62,7 +63,8 @@ def pull(
 ) -> None:
     """Write the adapter, its configuration and its certificate, each checked and whole."""
     with one_line_errors():
-        pull_release(open_session(server, key_file, profile), release_id, to)
+        with open_session(server, key_file, profile) as session:
+            pull_release(session, release_id, to)
         print(_("{folder}: adapter and certificate", folder=to))
 
 
@@ -169,13 +171,9 @@ def _keys(where: str) -> dict[str, Any]:
 
     parts = urlsplit(where)
     if parts.scheme in {"http", "https"}:
-        session = Session(
-            server_address(f"{parts.scheme}://{parts.netloc}", allow_http=False), patience_s=10.0
-        )
-        try:
+        address = server_address(f"{parts.scheme}://{parts.netloc}", allow_http=False)
+        with Session(address, patience_s=10.0) as session:
             found = session.public("GET", parts.path).json("key set")
-        finally:
-            session.close()
     else:
         found = read_json(read_text(Path(where)).encode(), what="key set")
     if not isinstance(found, dict):

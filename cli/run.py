@@ -87,16 +87,17 @@ def create(
             body["name"] = name
         if from_release is not None:
             body["from_release_id"] = str(from_release)
-        print(open_session(server, key_file).post("/v1/runs", body).json("run")["id"])
+        with open_session(server, key_file) as session:
+            print(session.post("/v1/runs", body).json("run")["id"])
 
 
 @app.command(help=_("Have a run priced, and wait for the price."))
 def price(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOption = None) -> None:
     """Ask for the price job and show what it found."""
     with one_line_errors():
-        session = open_session(server, key_file)
-        session.post(f"/v1/runs/{run_id}/price", None)
-        run = _wait(session, run_id, leave="pricing")
+        with open_session(server, key_file) as session:
+            session.post(f"/v1/runs/{run_id}/price", None)
+            run = _wait(session, run_id, leave="pricing")
         _show(run)
         if run["state"] == "refused":
             from client.errors import ClientError
@@ -143,8 +144,7 @@ def show(
     key_file: KeyFileOption = None,
 ) -> None:
     """Print the run's state, and each change of it."""
-    with one_line_errors():
-        session = open_session(server, key_file)
+    with one_line_errors(), open_session(server, key_file) as session:
         run = _read(session, run_id)
         _show(run)
         while follow and run["state"] not in {"finished", "aborted", "refused"}:
@@ -187,8 +187,8 @@ def price_plan(
 def _act(
     run_id: UUID, verb: str, server: str | None, key_file: Path | None, *, body: dict[str, Any] | None = None
 ) -> None:
-    with one_line_errors():
-        _show(open_session(server, key_file).post(f"/v1/runs/{run_id}/{verb}", body).json("run"))
+    with one_line_errors(), open_session(server, key_file) as session:
+        _show(session.post(f"/v1/runs/{run_id}/{verb}", body).json("run"))
 
 
 def _read(session: Session, run_id: UUID, *, since: int | None = None) -> dict[str, Any]:

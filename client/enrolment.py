@@ -67,11 +67,8 @@ def enrol(wish: Wish) -> Profile:
         keep_policy(home, wish.policy)
         key = make_key(wish.folder)
         ca_file = str(wish.ca_file.resolve()) if wish.ca_file else None
-        session = Session(server, ca_file=ca_file, proxy=wish.proxy, patience_s=30.0)
-        try:
+        with Session(server, ca_file=ca_file, proxy=wish.proxy, patience_s=30.0) as session:
             enrolled = _ask(session, wish, key)
-        finally:
-            session.close()
         config = Config(
             server=server,
             client_id=str(enrolled.client_id),

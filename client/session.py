@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx2
@@ -117,6 +117,12 @@ class Session:
     def close(self) -> None:
         """Drop the connections."""
         self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        self.close()
 
     def get(self, path: str, *, query: Mapping[str, str] | None = None, wait_s: float = 0.0) -> Reply:
         """Read something; `wait_s` is how long the server may hold the answer back."""
