@@ -5,10 +5,13 @@ The parent process imports neither torch nor opens the database: each child does
 
 from __future__ import annotations
 
+import os
+import signal
 import warnings
 from collections.abc import Mapping
 from uuid import UUID
 
+import structlog
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_process_init
 
@@ -25,6 +28,9 @@ if settings.redis_url is None:
 # As root Celery warns of pickled messages; only JSON is accepted here.
 warnings.filterwarnings("ignore", category=SecurityWarning)
 celery = build_celery(settings.redis_url.get_secret_value())
+log = structlog.get_logger()
+PARENT = os.getpid()
+"""Who imported this before the fork; a child's parent unless it died meanwhile."""
 
 
 class Process:
@@ -40,7 +46,18 @@ def _set_up_logging(**_kwargs: object) -> None:
 
 
 @worker_process_init.connect
-def _prepare(**_kwargs: object) -> None:
+def _start(**_kwargs: object) -> None:
+    """Prepare this child, or end the whole worker: Celery would log the error and let every job fail."""
+    try:
+        _prepare()
+    except Exception as error:  # whatever it is: without its tools no child of this worker can do a job
+        log.critical("worker_cannot_start", error=type(error).__name__, reason=str(error)[:300])
+        if os.getppid() == PARENT:
+            os.kill(PARENT, signal.SIGTERM)
+        raise SystemExit(1) from error
+
+
+def _prepare() -> None:
     import torch  # noqa: PLC0415  after the fork, and not in the parent
 
     from workers.registry import HANDLERS  # noqa: PLC0415  imports torch as well

@@ -49,6 +49,19 @@ def test_without_a_broker_address_it_says_so(module: str, tmp_path: Path) -> Non
     assert (ended.returncode, ended.stderr.strip()) == (1, "REDIS_URL is not set")
 
 
+def test_a_worker_that_cannot_prepare_ends_and_says_why(tmp_path: Path) -> None:
+    (tmp_path / "blobs").write_text("a file where the folder should be")
+    ended = subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "workers.main", "worker", "-Q", "cpu"],
+        env=environment(tmp_path, REDIS_URL="redis://127.0.0.1:1/0"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "worker_cannot_start" in ended.stderr
+
+
 @pytest.mark.parametrize("where", ["production", ""])
 def test_outside_development_a_checkpoint_passes(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
