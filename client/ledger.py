@@ -146,7 +146,8 @@ class Ledger:
 
     @contextmanager
     def _held(self) -> Iterator[tuple[Book, OpenJournal]]:
-        private_folder(self.folder)
+        if not self.folder.is_dir():
+            private_folder(self.folder)
         with self._journal.open() as journal:
             book = _replay(self._journal.path, journal)
             if not journal.records:

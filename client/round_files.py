@@ -72,6 +72,14 @@ class RoundFiles:
             )
         return content
 
+    def holds_adapter(self) -> bool:
+        """Say whether the adapter on the disk is the round's."""
+        try:
+            self.adapter()
+        except ClientError:
+            return False
+        return True
+
     def write_update(self, content: bytes, *, update_id: UUID) -> Written:
         """Put a finished update and then its digest on the disk; both are there on return."""
         written = Written(

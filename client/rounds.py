@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Commitment, Contribution, Stage
 from client.pauses import pause_at
+from client.plan import TrainingPlan
 from client.policy import judge, terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles, Written, body_blocks
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _HEADER_BYTES = 1 << 16
+_MAX_ADAPTER_BYTES = 1 << 32
+"""More than any adapter; a manifest of absurd shapes does not fill the disk."""
 OnStep = Callable[[int, int], None]
 """Called with local steps done and the number of all: constants of the manifest, nothing of the data."""
 
@@ -57,9 +61,9 @@ def fetch(
     frozen.require(assignment.manifest_sha256)
     accept(profile, assignment, frozen)
     files.write_assignment(assignment, raw)
-    if not is_unsent(profile, assignment):
-        return files  # only the same bytes may answer this round: the adapter is not needed
-    limit = _HEADER_BYTES + sum(_size_bytes(frozen.manifest).values())
+    if not is_unsent(profile, assignment) or files.holds_adapter():
+        return files  # what is sent again is an update; what is here already is not brought again
+    limit = min(_HEADER_BYTES + _trained_bytes(frozen.manifest), _MAX_ADAPTER_BYTES)
     content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
     if hashlib.sha256(content).hexdigest() != assignment.adapter_sha256:
         raise ClientError("adapter_mismatch", _("the downloaded adapter is not the one that was announced"))
@@ -77,10 +81,18 @@ def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> 
     """Judge a run by the data holder's policy and commit its whole schedule; once per run, then free."""
     policy = profile.policy
     judge(frozen.manifest, policy)
+    TrainingPlan.from_manifest(frozen.values)  # what cannot be trained sets nothing aside
     if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
         raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
     run_id, config = str(assignment.run_id), profile.config
-    known = profile.ledger.book().commitments.get(run_id)
+    book = profile.ledger.book()
+    if config.data_sha256 not in book.digests:
+        raise ClientError(
+            "ledger_lost",
+            _("the ledger in {path} was begun anew after this client enrolled: put the old one back"),
+            path=str(profile.ledger.folder),
+        )
+    known = book.commitments.get(run_id)
     if known is not None and known.is_the_same(manifest_sha256=frozen.sha256, client_id=config.client_id):
         return known  # priced when it was committed
     terms = terms_of(frozen, run_id=run_id, client_id=config.client_id, server=config.server)
@@ -190,15 +202,9 @@ def _prepared(assignment: Assignment, written: Written) -> Contribution:
     )
 
 
-def _size_bytes(manifest: Manifest) -> dict[str, int]:
-    """Bytes of each trained tensor, float32."""
-    sizes: dict[str, int] = {}
-    for tensor in manifest.tensors:
-        if tensor.trained:
-            sizes[tensor.name] = 4
-            for length in tensor.shape:
-                sizes[tensor.name] *= length
-    return sizes
+def _trained_bytes(manifest: Manifest) -> int:
+    """Bytes of all trained tensors, float32."""
+    return 4 * sum(math.prod(tensor.shape) for tensor in manifest.tensors if tensor.trained)
 
 
 def _serialized(update: dict[str, Tensor]) -> bytes:

@@ -6,7 +6,6 @@ Profiles are served in turn on one model. A refusal ends its own profile only; t
 from __future__ import annotations
 
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from client.durable import private_folder
+from client.durable import private_folder, write_whole
 from client.errors import ClientError
 from client.i18n import _, translate
 from client.profile import Profile
@@ -166,9 +165,9 @@ class Service:
             self._trainer,
             on_step=lambda done, steps: self._watcher.step(standing, done, steps),
         )
+        submit(seat.profile, seat.session, files)
         if self._save_updates is not None:
             _save(files, self._save_updates / seat.profile.name / f"round-{assignment.number}.safetensors")
-        submit(seat.profile, seat.session, files)
         self._watcher.sent(standing)
         seat.sent_last = assignment.number == assignment.rounds
         if self._once:
@@ -226,4 +225,4 @@ def run_state(session: Session, run_id: str, *, since: int | None = None, wait_s
 def _save(files: RoundFiles, to: Path) -> None:
     """Keep a copy of an update for its owner, who asked for it."""
     private_folder(to.parent)
-    shutil.copyfile(files.update_path, to)
+    write_whole(to, files.update_path.read_bytes())

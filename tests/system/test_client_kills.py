@@ -51,8 +51,9 @@ def kill_at(profile: Profile, server: RecordingServer, point: str) -> None:
     """Let a client run to a point and kill it there; the server then asks for the round again."""
     with start(profile, server.run.run_id, pause_at=point) as process:
         assert process.stderr is not None
-        assert process.stderr.readline() == f"paused at {point}\n"
+        said = process.stderr.readline()
         process.kill()
+        assert said == f"paused at {point}\n", said + process.stderr.read()
         process.wait(BOUND_S)
     server.run.received.clear()
 

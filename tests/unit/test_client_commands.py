@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -360,6 +362,24 @@ def test_the_issuers_keys_may_be_fetched(release: Path, server: RecordingServer)
     keys = {"keys": [public_jwk("k1", raw_public(KEY))]}
     server.script = lambda heard: Answer(payload=keys) if heard.path == "/keys.json" else None
     dpfl("release", "verify", str(release), "--jwks", f"{server.url}/keys.json")
+
+
+def test_a_folder_that_another_process_works_with_is_left_alone(folder: str, server: RecordingServer) -> None:
+    holder = (
+        "import sys; from pathlib import Path; from client.profile import Profile\n"
+        "with Profile.open(Path(sys.argv[1])).locked():\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", holder, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        done = dpfl("client", "run", "--folder", folder, "--once", code=1)
+        process.communicate("")
+    assert "[profile_busy]" in done.stderr
+    assert server.heard == []
+    dpfl("client", "run", "--folder", folder, "--once")
 
 
 def test_an_unknown_run_serves_nobody(server: RecordingServer, folder: str) -> None:
