@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from client.durable import private_folder
 from client.enrolment import keep_policy
+from client.ledger import Ledger
 from client.policy import Policy
 from client.profile import Config, Profile, file_sha256, make_key
 from client.rounds import OnStep
@@ -92,6 +93,7 @@ def profile_in(folder: Path, *, server: str, client_id: str, **terms: Any) -> Pr
         data.write_text("".join(json.dumps(mail) + "\n" for mail in MAILS), encoding="utf-8")
     make_key(folder)
     home = folder.parent / "ledgers"
+    Ledger(home, "mailbox-3").enrol_data(file_sha256(data))
     keep_policy(home, Policy.of(**({"dataset": "mailbox-3", "epsilon": 8.0, "delta": 1e-5} | terms)))
     config = Config(
         server=server,

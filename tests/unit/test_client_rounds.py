@@ -85,6 +85,8 @@ def test_a_round_is_fetched_trained_and_sent_once(
         ({"privacy": {"noise_multiplier": 0.4}}, {}, "noise_too_small"),
         ({"privacy": {"noise_multiplier": 0.0011}}, {}, "cannot_price"),
         ({"quorum": {"min_updates": 1}}, {}, "cohort_too_small"),
+        ({"training": {"optimizer": "adam"}}, {}, "unsupported_plan"),
+        ({"privacy": {"clip_norm": 1e300}}, {}, "unsupported_plan"),
         ({}, {"base_models": ["another"]}, "base_model_refused"),
         ({}, {"epsilon": 0.1}, "over_ceiling"),
         ({}, {"delta": 1e-6}, "over_ceiling"),
@@ -125,6 +127,25 @@ def test_a_manifest_that_changes_between_rounds_is_refused(
     with refused("manifest_changed"):
         fetched(profile, session)
     assert len(server.bodies()) == 1
+
+
+def test_a_ledger_that_was_lost_is_not_begun_anew(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    (profile.ledger.folder / "ledger.jsonl").unlink()
+    with refused("ledger_lost"):
+        fetched(profile, session)
+    assert profile.ledger.book().commitments == {}
+
+
+def test_names_in_a_manifest_cannot_write_to_the_terminal(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    server.run.manifest = manifest(privacy={"trust": "\x1b]0;owned\x07"})
+    with pytest.raises(ClientError) as told:
+        fetched(profile, session)
+    assert "owned" in str(told.value)
+    assert str(told.value).isprintable()
 
 
 def test_an_adapter_other_than_the_announced_is_refused(

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from client.profile import default_home
+
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -40,6 +42,14 @@ def test_an_image_installs_torch_first_and_in_the_tested_version(path: Path) -> 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
 def test_an_image_says_how_its_health_is_told(path: Path) -> None:
     assert len(re.findall(r"^HEALTHCHECK ", path.read_text(), re.MULTILINE)) == 1
+
+
+def test_the_clients_image_keeps_its_ledgers_in_the_volume(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docker" / "client.Dockerfile").read_text()
+    volumes = re.findall(r"^VOLUME (\S+)$", text, re.MULTILINE)
+    for name, value in re.findall(r"\b(HOME|XDG_DATA_HOME)=(\S+)", text):
+        monkeypatch.setenv(name, value)
+    assert [default_home().is_relative_to(volume) for volume in volumes] == [True]
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)
