@@ -48,7 +48,7 @@ class TrainingPlan:
             local_steps=training["local_steps"],
             learning_rate=_number(training["learning_rate"], "learning_rate"),
             momentum=training["momentum"],
-            clip_norm=_number(privacy["clip_norm"], "clip_norm") if private else 0.0,
+            clip_norm=_number(privacy["clip_norm"], "clip_norm", least=1e-12, most=1e12) if private else 0.0,
             noise_multiplier=_number(privacy["noise_multiplier"], "noise_multiplier") if private else 0.0,
         )
         if not 0 <= plan.momentum < 1 or type(plan.local_steps) is not int or plan.local_steps < 1:
@@ -75,10 +75,10 @@ def _require_supported(
         raise _unsupported("examples")
 
 
-def _number(value: Any, field: str, *, most: float = math.inf) -> float:
+def _number(value: Any, field: str, *, least: float = 0.0, most: float = math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _unsupported(field)
-    if not (math.isfinite(value) and 0 < value <= most):
+    if not (math.isfinite(value) and value > 0 and least <= value <= most):
         raise _unsupported(field)
     return float(value)
 

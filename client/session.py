@@ -23,7 +23,7 @@ import httpx2
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from client.errors import ClientError
+from client.errors import ClientError, printable
 from client.i18n import _
 from client.wire import Problem, TokenAnswer, parse, read_json
 
@@ -264,7 +264,7 @@ def problem_of(reply: Reply) -> ClientError:
             there=problem.server_time.isoformat(timespec="seconds"),
         )
     code = problem.code if problem.code.replace("_", "").isalnum() and len(problem.code) <= 64 else "refused"
-    text = _printable(problem.detail or problem.title) or f"HTTP {reply.status}"
+    text = printable(problem.detail or problem.title)[:300].strip() or f"HTTP {reply.status}"
     refused = ServerRefused(code, _("the server refused: {text}"), text=text)
     refused.status = reply.status
     return refused
@@ -296,7 +296,7 @@ def _retry_after_s(reply: Reply) -> float | None:
             seconds = (email.utils.parsedate_to_datetime(stated) - datetime.now(UTC)).total_seconds()
         except (ValueError, TypeError):
             return None
-    return min(max(seconds, 0.1), _LONGEST_ASKED_PAUSE_S)
+    return min(max(0.1, seconds), _LONGEST_ASKED_PAUSE_S)  # in this order "nan" becomes the shortest pause
 
 
 def _unreachable(server: str, error: httpx2.TransportError) -> ClientError:
@@ -306,10 +306,6 @@ def _unreachable(server: str, error: httpx2.TransportError) -> ClientError:
         server=server,
         reason=type(error).__name__,
     )
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else " " for char in text)[:300].strip()
 
 
 def _is_this_machine(host: str) -> bool:

@@ -117,7 +117,7 @@ def _require_listed(model: PeftModel, manifest: Manifest) -> None:
 def _tensors(adapter: bytes) -> dict[str, Any]:
     try:
         tensors: dict[str, Any] = load(adapter)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch does not have
         raise ClientError(
             "adapter_unusable", _("The round's adapter does not fit the run's model.")
         ) from error

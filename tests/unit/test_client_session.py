@@ -85,6 +85,16 @@ def test_what_may_come_out_differently_later_is_asked_again(
     assert paths(server).count("/v1/assignments") == 3
 
 
+@pytest.mark.parametrize("stated", ["nan", "-inf", "-5", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_pause_that_makes_no_sense_is_a_short_one(
+    server: RecordingServer, session: Session, stated: str
+) -> None:
+    answers = iter([problem(503, "unavailable", headers={"Retry-After": stated})])
+    server.script = lambda heard: next(answers, None) if heard.path == "/v1/assignments" else None
+    session.get("/v1/assignments")
+    assert paths(server).count("/v1/assignments") == 2
+
+
 def test_patience_ends_with_the_servers_code(server: RecordingServer, session: Session) -> None:
     server.script = lambda _heard: problem(503, "unavailable", headers={"Retry-After": "60"})
     with pytest.raises(ClientError) as refused:
