@@ -6,6 +6,7 @@ Errors name a line's number and a field, never what stands there.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from client.i18n import _
 from modelling.spec import TaskSpec
 
 _MAX_LINE_BYTES = 16 * 1024**2
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,7 +81,7 @@ def _record(line: bytes, number: int) -> dict[str, Any]:
 
 def _field(record: dict[str, Any], name: str, number: int) -> str:
     value = record.get(name)
-    if not isinstance(value, str):
+    if not isinstance(value, str) or _SURROGATE.search(value):  # half a character: no tokenizer takes it
         raise ClientError(
             "broken_line", _("Line {line} has no text in the field {field}."), line=number, field=name
         )

@@ -54,6 +54,11 @@ def test_a_field_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert (error.code, error.members) == ("broken_line", {"line": 2, "field": "body"})
 
 
+def test_half_a_character_is_refused_with_its_line_and_field(tmp_path: Path) -> None:
+    error = refusal(written(tmp_path, HAM, '{"subject": "x", "body": "\\ud83d", "label": "ham"}'))
+    assert (error.code, error.members) == ("broken_line", {"line": 2, "field": "body"})
+
+
 def test_bytes_that_are_no_utf8_are_a_broken_line(tmp_path: Path) -> None:
     path = tmp_path / "mails.jsonl"
     path.write_bytes(json.dumps(HAM).encode() + b"\n\xff\xfe\n")
