@@ -51,7 +51,8 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o600) -> None:
     """Replace a file as a whole: after a crash it holds either the old bytes or all of the new ones."""
     temporary = path.with_name(f".{path.name}.new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        temporary.unlink(missing_ok=True)  # a crash may have left one, read-only even
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             write_all(descriptor, content)
             sync_file(descriptor)

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from client.amounts import epsilon_cost
 from client.disclaiming import disclaim
+from client.durable import write_whole
 from client.enrolment import PROOF_PREFIX, Wish, enrol
 from client.errors import ClientError
 from client.ledger import Commitment, Ledger
@@ -78,6 +79,18 @@ def test_secrets_are_readable_by_their_owner_only(tmp_path: Path, server: Record
         assert (profile.folder / name).stat().st_mode & 0o777 == 0o600
     (profile.folder / "key.pem").chmod(0o640)
     assert refused_code(profile.key) == "key_exposed"
+
+
+def test_what_a_crash_left_of_a_file_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"of somebody else")
+    (tmp_path / ".update.json.new").symlink_to(other)
+    write_whole(tmp_path / "update.json", b"whole")
+    (tmp_path / ".update.json.new").write_bytes(b"half")
+    (tmp_path / ".update.json.new").chmod(0o400)
+    write_whole(tmp_path / "update.json", b"whole again", mode=0o400)
+    assert other.read_bytes() == b"of somebody else"
+    assert (tmp_path / "update.json").read_bytes() == b"whole again"
 
 
 def test_a_refused_enrolment_can_be_repeated_with_the_same_key(
