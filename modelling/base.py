@@ -125,6 +125,9 @@ def _config(spec: ModelSpec, folder: Path) -> Any:
         id2label=labels,
         label2id={label: number for number, label in labels.items()},
     )
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and spec.task.max_tokens > positions:
+        raise ModelRefused("unsupported_plan", f"task.max_tokens is over the model's {positions} positions")
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)

@@ -7,6 +7,7 @@ read inside the client's own folder.
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -150,14 +151,18 @@ def _read_kept(path: Path, encoded: Encoded) -> Tensor | None:
 
 
 def _write_kept(path: Path, hidden: Tensor) -> None:
-    """Keep these hidden states and drop older ones: a text that was taken out must not live on in them."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Keep these hidden states and drop older ones: a text that was taken out must not live on in them.
+
+    They only save time: a disk that takes none of them keeps nobody from training.
+    """
     partial = path.with_suffix(".part")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(save({"hidden": hidden.contiguous()}))
-    partial.replace(path)
-    for other in path.parent.glob("hidden-*.safetensors"):
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(save({"hidden": hidden.contiguous()}))
+        partial.replace(path)
+    for other in path.parent.glob("hidden-*"):
         if other != path:
             other.unlink(missing_ok=True)

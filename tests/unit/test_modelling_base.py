@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modelling.base import load_base_model, locate_base_model, weights_digest
+from modelling.base import empty_base_model, load_base_model, locate_base_model, weights_digest
 from modelling.errors import ModelRefused
 from modelling.spec import ModelSpec
 from tests.unit.tiny_model import manifest_of, write_tiny_bert
@@ -88,6 +88,15 @@ def test_another_architecture_is_refused(tiny: Path) -> None:
     with pytest.raises(ModelRefused) as refusal:
         load_base_model(ModelSpec.from_manifest(manifest), tiny)
     assert refusal.value.code == "base_model_mismatch"
+
+
+def test_texts_longer_than_the_model_reads_are_refused(tiny: Path) -> None:
+    manifest = manifest_of(tiny)
+    manifest["task"]["max_tokens"] = 33  # the tiny model has 32 positions
+    for build in (load_base_model, empty_base_model):
+        with pytest.raises(ModelRefused, match="32 positions") as refusal:
+            build(ModelSpec.from_manifest(manifest), tiny)
+        assert refusal.value.code == "unsupported_plan"
 
 
 def test_a_file_that_lacks_a_layer_is_refused(tiny: Path, tmp_path: Path) -> None:

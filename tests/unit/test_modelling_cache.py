@@ -104,6 +104,22 @@ def test_other_texts_replace_the_kept_cache(tiny: Path, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_what_a_crash_left_of_other_texts_is_removed(tiny: Path, tmp_path: Path) -> None:
+    model, spec = built(tiny)
+    (tmp_path / "hidden-0123.part").write_bytes(b"half of it")
+    texts, labels = texts_and_labels(9)
+    build_cache(model, spec, tiny, texts=texts, labels=labels, keep_in=tmp_path)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".safetensors"]
+
+
+def test_a_disk_that_takes_no_cache_keeps_nobody_from_training(tiny: Path, tmp_path: Path) -> None:
+    model, spec = built(tiny)
+    texts, labels = texts_and_labels(9)
+    (tmp_path / "file").touch()
+    cache = build_cache(model, spec, tiny, texts=texts, labels=labels, keep_in=tmp_path / "file" / "cache")
+    assert len(cache) == 9
+
+
 def test_a_kept_cache_that_is_broken_is_computed_again(tiny: Path, tmp_path: Path) -> None:
     model, spec = built(tiny)
     texts, labels = texts_and_labels(9)
