@@ -307,6 +307,34 @@ def test_the_sweep_ends_a_round_whose_job_has_been_dead_for_the_grace(context: C
     assert run_of(context.database, round_id).reason_code == "job_failed"
 
 
+def _sweep_dead(context: Context) -> None:
+    """Let every job be dead for longer than the grace, and end what waits for it."""
+    with context.database.run_tx("test") as session:
+        then = sa.func.now() - 2 * sweep.GRACE
+        session.execute(sa.update(Job).values(state=JobState.DEAD, finished_at=then))
+    with context.database.run_tx("test") as session:
+        dead = sweep._dead(session)
+    for kind, payload in dead:
+        with context.database.run_tx("test") as session:
+            sweep._end(session, kind, payload)
+
+
+def test_an_open_round_whose_deadline_nobody_could_close_is_ended(context: Context) -> None:
+    round_id = build_sealed(context, [trained(1.0)], state=RoundState.OPEN)
+    ask_and_claim(context.database, "deadline", round_id)
+    _sweep_dead(context)
+    row, run = round_of(context.database, round_id), run_of(context.database, round_id)
+    assert (row.state, row.abort_code) == (RoundState.ABORTED, "job_failed")
+    assert (run.state, run.reason_code) == (RunState.PAUSED, "job_failed")
+
+
+def test_a_dead_deadline_does_not_end_a_round_that_was_sealed_since(context: Context) -> None:
+    round_id = build_sealed(context, [trained(1.0), trained(2.0)], state=RoundState.SEALED)
+    ask_and_claim(context.database, "deadline", round_id)
+    _sweep_dead(context)
+    assert round_of(context.database, round_id).state is RoundState.SEALED
+
+
 def test_tensors_are_read_back_as_written_by_us_and_by_the_library(context: Context, tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(1), "c": torch.zeros(2, 0)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

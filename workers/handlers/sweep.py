@@ -19,7 +19,7 @@ from app.jobs.leases import Claim
 from app.jobs.models import Job, JobState
 from app.rounds import lifecycle
 from app.rounds.queries import get_round, lock_round
-from app.rounds.states import FINAL
+from app.rounds.states import RoundState
 from app.runs.queries import lock_run
 from app.runs.service import after_abort, refuse
 from workers.context import ACTOR, Context
@@ -29,7 +29,13 @@ INCOMING_S = 3600.0
 KEEP_PERIODIC = timedelta(hours=1)
 GRACE = timedelta(hours=1)
 """How long an operator has to retry the dead job of a round before the round is aborted."""
-OF_ROUNDS = ("aggregate", "validate", "publish")
+WAITS_FOR: dict[str, frozenset[RoundState]] = {
+    "deadline": frozenset({RoundState.OPEN}),
+    "aggregate": frozenset({RoundState.SEALED, RoundState.AGGREGATING}),
+    "validate": frozenset({RoundState.VALIDATING}),
+    "publish": frozenset({RoundState.VALIDATING}),
+}
+"""The jobs without which a round in one of these states would stay there for ever."""
 
 JOB_FAILED = (
     "job_failed",
@@ -69,7 +75,7 @@ def _dead(session: Session) -> list[tuple[str, dict[str, str]]]:
             Job.state == JobState.DEAD,
             sa.or_(
                 Job.kind == "price",
-                sa.and_(Job.kind.in_(OF_ROUNDS), Job.finished_at < sa.func.now() - GRACE),
+                sa.and_(Job.kind.in_(WAITS_FOR), Job.finished_at < sa.func.now() - GRACE),
             ),
         )
     )
@@ -85,7 +91,7 @@ def _end(session: Session, kind: str, payload: dict[str, str]) -> None:
     round_id = UUID(payload["round_id"])
     lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
     row = lock_round(session, round_id)
-    if row.state not in FINAL:
+    if row.state in WAITS_FOR[kind]:
         lifecycle.abort(session, round_id, code=code, reason=reason, actor=ACTOR)
         after_abort(session, row.run_id, code=code, reason=reason, actor=ACTOR)
 
