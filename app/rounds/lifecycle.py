@@ -175,7 +175,7 @@ def ask_for_publication(session: Session, round_id: UUID) -> None:
 def publish(session: Session, round_id: UUID, *, actor: str) -> None:
     """The round's adapter is released, in the same transaction; its updates may be purged."""
     advance(session, round_id, RoundState.PUBLISHED, actor=actor, finished_at=sa.func.now())
-    _ask_for_purge(session, round_id)
+    ask_for_purge(session, round_id)
 
 
 def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: str) -> None:
@@ -189,9 +189,10 @@ def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: st
         abort_reason=reason,
         finished_at=sa.func.now(),
     )
-    _ask_for_purge(session, round_id)
+    ask_for_purge(session, round_id)
 
 
-def _ask_for_purge(session: Session, round_id: UUID) -> None:
-    payload = {"round_id": str(round_id)}
-    enqueue(session, "purge", key=str(round_id), payload=payload, run_at=clock.now() + PURGE_AFTER)
+def ask_for_purge(session: Session, round_id: UUID, *, late: UUID | None = None) -> None:
+    """Have the bytes of the round's updates deleted soon; again for the update that came too `late`."""
+    key, payload = (str(round_id) if late is None else f"{round_id}:{late}"), {"round_id": str(round_id)}
+    enqueue(session, "purge", key=key, payload=payload, run_at=clock.now() + PURGE_AFTER)

@@ -15,6 +15,7 @@ from app.http.deps import SessionDep, requires, short_tx
 from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
 from app.identity.roles import Principal
+from app.rounds.lifecycle import RoundClosed, ask_for_purge
 from app.updates import service
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
@@ -78,7 +79,13 @@ async def put_update(
             request.stream(), writer, size_bytes=size_bytes, sha256=sha256, expected=admission.expected
         )
         await run_in_threadpool(writer.commit)
-    return await short_tx(request, "accept_update", accept)
+    try:
+        return await short_tx(request, "accept_update", accept)
+    except RoundClosed:
+        await short_tx(
+            request, "purge_late", lambda session: ask_for_purge(session, round_id, late=update_id)
+        )
+        raise
 
 
 def _receipt(session: Session, update: Update) -> Receipt:

@@ -169,7 +169,7 @@ def accept(session: Session, principal: Principal, sent: Sent) -> Update:
         return row
     lifecycle.hold_open(session, sent.round_id)
     row.state = UpdateState.RECEIVED
-    row.blob_sha256 = sent.sha256
+    row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
     row.received_at = now()
     session.flush()
     lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor)

@@ -5,6 +5,7 @@ import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -24,6 +25,7 @@ from app.rounds import lifecycle
 from app.rounds.models import Round
 from app.rounds.states import RoundState
 from app.runs import service as runs
+from app.updates import router, stream
 from app.updates.disclaimers import statement_of
 from app.updates.models import Update, UpdateState
 from tests.builders import build_account, build_client, principal_of
@@ -140,6 +142,24 @@ def test_an_upload_to_a_round_that_is_not_open_is_refused_and_costs_nothing(seat
     lifecycle.abort(seat.federation.session, seat.round.id, code="test", reason="r", actor="test")
     assert code(seat.put()) == (409, "round_closed")
     assert (seat.spent, seat.row()) == (0, None)
+
+
+def test_bytes_that_come_whole_after_the_round_was_closed_are_refused_and_deleted_soon(
+    seat: Seat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = seat.federation.session
+
+    async def receive_while_it_is_aborted(*args: Any, **options: Any) -> None:
+        await stream.receive(*args, **options)
+        lifecycle.abort(session, seat.round.id, code="test", reason="r", actor="test")
+
+    monkeypatch.setattr(router, "receive", receive_while_it_is_aborted)
+    assert code(seat.put()) == (409, "round_closed")
+    row = seat.row()
+    assert row is not None
+    assert (row.state, seat.spent) == (UpdateState.RECEIVING, 2_500_000_000)
+    purges = session.scalars(sa.select(Job.key).where(Job.kind == "purge").order_by(Job.id)).all()
+    assert purges == [str(seat.round.id), f"{seat.round.id}:{seat.update_id}"]
 
 
 def test_other_bytes_than_announced_are_refused_and_stay_spent(seat: Seat) -> None:

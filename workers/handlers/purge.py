@@ -43,11 +43,14 @@ def run(context: Context, claim: Claim) -> None:
 
 
 def _only_of(session: Session, round_id: UUID) -> list[str]:
-    """Blobs of a round's updates to which no adapter and no update of an unfinished round points."""
+    """Blobs of a round's updates to which no adapter and no update of an unfinished round points.
+
+    By the announced digest: bytes that arrived whole and came too late for the round are there as well.
+    """
     elsewhere = (
-        sa.select(Update.blob_sha256)
+        sa.select(Update.declared_sha256)
         .join(Round, Round.id == Update.round_id)
-        .where(Update.blob_sha256.is_not(None), Round.state.not_in(FINAL))
+        .where(Round.state.not_in(FINAL))
     )
     adapters: sa.CompoundSelect[str | None] = sa.union_all(
         sa.select(Round.adapter_sha256),
@@ -58,12 +61,11 @@ def _only_of(session: Session, round_id: UUID) -> list[str]:
     return [
         str(digest)
         for digest in session.scalars(
-            sa.select(Update.blob_sha256)
+            sa.select(Update.declared_sha256)
             .where(
                 Update.round_id == round_id,
-                Update.blob_sha256.is_not(None),
-                Update.blob_sha256.not_in(elsewhere),
-                Update.blob_sha256.not_in(adapters),
+                Update.declared_sha256.not_in(elsewhere),
+                Update.declared_sha256.not_in(adapters),
             )
             .distinct()
         )
