@@ -12,8 +12,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cli.embedded.errors import ServiceFailed
+from cli.embedded.errors import EmbeddedError, FolderUnusable
+from cli.embedded.folder import data_folder
+from cli.embedded.orphans import stop_orphans
 from cli.embedded.stack import running_stack
+from cli.embedded.up import POLITE_STOP
 from client.errors import ClientError
 from demo.attack import AttackResult, attack
 from demo.bench import Bench, Score
@@ -24,6 +27,9 @@ from demo.picture import Curve, Results, draw
 from demo.plan import DELTA, ROUNDS, Arm, arms, manifest
 from demo.reference import bag_of_words, majority
 from demo.report import Findings, show, write
+
+RESULTS = frozenset({"adapter", "certificate.json", "learning.png", "report.json"})
+WORK = frozenset({"server", "mailboxes", "updates", "releases"})
 
 
 class Demo:
@@ -161,6 +167,23 @@ class Demo:
         self.console.print(f"picture, adapter, certificate and report: {self.folder}/")
 
 
+def make_anew(folder: Path) -> None:
+    """Empty the folder of an earlier demo, and end what a killed one left running in it.
+
+    Raises:
+        FolderUnusable: it holds something that no demo wrote; nothing of it is touched.
+        FolderInUse: another demo is running there.
+    """
+    if folder.exists():
+        if not folder.is_dir() or {path.name for path in folder.iterdir()} - RESULTS - WORK:
+            raise FolderUnusable(f"{folder} holds something else; name another folder with --out")
+        server = data_folder(folder / "server")
+        with server.held():
+            stop_orphans(server.running, stop=POLITE_STOP)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
     parser.add_argument("--epsilon", type=float, default=8.0, help="budget of the private run (delta 1e-5)")
@@ -178,20 +201,11 @@ def main() -> int:
     console = Console()
     began = time.monotonic()
     folder: Path = options.out.resolve()
-    if folder.exists():
-        if (
-            any(folder.iterdir())
-            and not (folder / "report.json").exists()
-            and not (folder / "server").exists()
-        ):
-            console.print(f"{folder} holds something else; name another folder with --out", highlight=False)
-            return 1
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
     try:
+        make_anew(folder)
         demo = Demo(folder, epsilon=options.epsilon, seed=options.seed, console=console)
         demo.evaluate(demo.train(), began)
-    except (FederationError, MailboxFailed, ClientError, ServiceFailed) as error:
+    except (FederationError, MailboxFailed, ClientError, EmbeddedError) as error:
         console.print(f"the demo stopped: {error}", style="bold red", highlight=False, markup=False)
         return 1
     return 0

@@ -104,8 +104,8 @@ def show(findings: Findings, console: Console) -> None:
     console.print(table)
     console.print(
         f"The epsilon of {findings.epsilon:.4f} at delta {DELTA:g} covers one mail in one mailbox, "
-        "not a person, against everybody who sees the updates, as declared by the clients. Tuning is not "
-        "counted in it. "
-        "A bag of words over pooled mails does as well: the point is that nobody pooled any.",
+        "not a person, against everybody who sees the updates of that run, as declared by the clients. "
+        "Tuning is not counted in it. The run without DP is there to compare with and protects nothing. "
+        "A bag of words over pooled mails does better: the point is that nobody pooled any.",
         highlight=False,
     )
