@@ -169,7 +169,10 @@ def _claim(facts: Facts) -> dict[str, Any]:
 
 
 def _population(facts: Facts) -> dict[str, Any]:
-    """All runs on the same data, this one included: the largest sum of any account."""
+    """All runs on the same data, this one included: the largest epsilon and the largest delta of any account.
+
+    The two may be of different accounts. The larger of each holds for every one of them.
+    """
     if facts.open_runs:
         return {
             "claimed": False,
@@ -183,12 +186,18 @@ def _population(facts: Facts) -> dict[str, Any]:
     return {
         "claimed": True,
         "epsilon": shown_spent(claimed_epsilon(worst)),
-        "delta": shown_delta(worst.delta_spent + worst.delta_reserved) if basic else worst.delta,
+        "delta": max(_claimed_delta(account) for account in facts.accounts),
         "account_kind": worst.kind,
         "order": worst.order,
         "covers": "all runs on one data set so far, spent and reserved; the largest of this run's data sets",
         "adds_up": "sum of each run's PLD epsilon and delta" if basic else "sum of divergences at one order",
     }
+
+
+def _claimed_delta(account: AccountView) -> float:
+    if account.order is not None:
+        return account.delta
+    return shown_delta(account.delta_spent + account.delta_reserved)
 
 
 def _start(ancestor: Ancestor) -> dict[str, Any]:

@@ -212,6 +212,20 @@ def test_a_release_without_privacy_says_so_and_carries_no_number(
     assert (shown["privacy_claimed"], shown["epsilon"]) == (False, None)
 
 
+def test_the_populations_delta_is_the_largest_of_any_account_wherever_the_largest_epsilon_is(
+    publisher: Publisher, viewer: Caller
+) -> None:
+    run = publisher.federation.running()
+    session, other = publisher.session, publisher.federation.clients[1]
+    more = {"ref": "run:of another", "event": {}, "actor": "test"}
+    of_first = account_of_client(session, publisher.federation.clients[0].id).id
+    ledger.reserve(session, of_first, amount=1_000_000_000, delta_amount=0, **more)
+    of_other = account_of_client(session, other.id).id
+    ledger.reserve(session, of_other, amount=0, delta_amount=4 * 10**13, **more)
+    population = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]["population"]
+    assert (population["epsilon"], population["delta"]) == (4.9, 5e-5)
+
+
 def test_a_run_without_privacy_on_the_same_data_takes_the_populations_claim_away(
     publisher: Publisher, viewer: Caller
 ) -> None:
