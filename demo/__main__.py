@@ -77,7 +77,7 @@ class Demo:
         )
 
     def _run(self, arm: Arm, federation: Federation, mailboxes: list[Mailbox]) -> None:
-        plan = manifest(arm, clients=len(mailboxes), epsilon=self.epsilon, seed=self.seed)
+        plan = manifest(arm, clients=len(mailboxes), seed=self.seed)
         run_id = federation.start_run(plan, [box.client_id for box in mailboxes])
         serve(
             mailboxes,
@@ -99,7 +99,7 @@ class Demo:
         """Score every release, attack the last updates, write everything down."""
         test = load_test()
         private, open_arm = arms(self.epsilon)
-        plan = manifest(private, clients=len(self.silos), epsilon=self.epsilon, seed=self.seed)
+        plan = manifest(private, clients=len(self.silos), seed=self.seed)
         bench = Bench(plan, self.silos, test)
         scores: dict[str, list[Score]] = {
             arm.name: [bench.release(self._release(arm, number)) for number in range(1, ROUNDS + 1)]
