@@ -115,7 +115,13 @@ def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnS
         if known.adapter_sha256 == assignment.adapter_sha256 and files.holds_update(known.sha256):
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
-    update = trainer.train(profile, frozen, files.adapter(), on_step=on_step)
+    try:
+        update = trainer.train(profile, frozen, files.adapter(), on_step=on_step)
+    except ClientError as error:
+        if error.code == "update_unusable":
+            _give_up(profile, assignment)
+            raise RoundMissed(error.code, error.message, **error.members) from error
+        raise
     require_wanted(update, frozen.manifest)
     written = files.write_update(_serialized(update), update_id=uuid4())
     prepared = _prepared(assignment, written)
@@ -189,6 +195,14 @@ def _readdressed(profile: Profile, assignment: Assignment, known: Contribution) 
     moved = replace(known, round_id=str(assignment.round_id), update_id=str(uuid4()), receipt=None)
     profile.ledger.readdress(str(assignment.run_id), assignment.number, moved)
     return moved
+
+
+def _give_up(profile: Profile, assignment: Assignment) -> None:
+    """Spend a round for nothing: to train again until a check passes is to choose among noised updates."""
+    nothing = Written(update_id=uuid4(), sha256=hashlib.sha256(b"").hexdigest(), size_bytes=0)
+    run_id, number = str(assignment.run_id), assignment.number
+    profile.ledger.prepare(run_id, number, _prepared(assignment, nothing))
+    profile.ledger.spend(run_id, number, sha256=nothing.sha256)
 
 
 def _prepared(assignment: Assignment, written: Written) -> Contribution:

@@ -221,6 +221,24 @@ def test_an_unsent_update_that_was_damaged_is_trained_again(
     assert len(server.bodies()) == 1
 
 
+def test_an_update_that_fails_its_check_is_not_trained_again(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    class Failing(RandomTrainer):
+        def train(self, *_: Any, **__: Any) -> Any:
+            raise ClientError("update_unusable", "not sent: {rule}", rule="finite")
+
+    files = fetched(profile, session)
+    with pytest.raises(RoundMissed, match="finite"):
+        train(profile, files, Failing(), on_step=lambda _done, _steps: None)
+    again = RandomTrainer()
+    train(profile, files, again, on_step=lambda _done, _steps: None)
+    assert again.trained == 0
+    with refused("update_lost"):
+        submit(profile, session, files)
+    assert server.bodies() == []
+
+
 def test_nothing_is_sent_before_training(profile: Profile, session: Session) -> None:
     with refused("update_not_prepared"):
         submit(profile, session, fetched(profile, session))
