@@ -16,7 +16,8 @@ from app.core.strict import Hex64
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
 Word = Annotated[str, Field(strict=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=500, pattern=_PRINTABLE)]
-Norm = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+Norm = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False, strict=True)]
+"""A bound on an L2 norm; with a smaller one nothing could be clipped, and nobody could train or aggregate."""
 
 
 class Part(BaseModel):
@@ -203,6 +204,11 @@ class Manifest(Part):
     def update_bytes(self) -> int:
         """Bytes of the trained tensors, without the file's header."""
         return 4 * sum(tensor.elements for tensor in self.trained)
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Bytes of all tensors, which a release holds: frozen factors are made from the seed, in memory."""
+        return 4 * sum(tensor.elements for tensor in self.tensors)
 
     @property
     def steps(self) -> int:

@@ -98,7 +98,7 @@ class UpdateTooLarge(Invalid):
     """Updates of this plan would be refused one by one."""
 
     code, title = "update_too_large", _("Updates of this plan would be too large")
-    meaning = _("An update holds all trained tensors; it would be over what the server takes.")
+    meaning = _("An update holds all trained tensors, a release the frozen ones as well: too many bytes.")
     remedy = _("Use a lower rank, fewer layers or fewer target modules.")
 
 
@@ -230,6 +230,12 @@ def _check_sizes(manifest: Manifest, max_update_bytes: int) -> None:
             _("an update would have {size_bytes} bytes; at most {most_bytes} are taken"),
             size_bytes=manifest.update_bytes,
             most_bytes=most,
+        )
+    if manifest.adapter_bytes > 2 * max_update_bytes:
+        raise UpdateTooLarge(
+            _("a release would have {size_bytes} bytes with its frozen factors; at most {most_bytes} are made"),
+            size_bytes=manifest.adapter_bytes,
+            most_bytes=2 * max_update_bytes,
         )
     if header_bytes(manifest) > HEADER_BYTES:
         raise UpdateTooLarge(_("the trained tensors' names do not fit into a file's header of 64 KiB"))

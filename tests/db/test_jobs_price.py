@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from app.core.db import Database
 from app.jobs import leases
+from app.jobs.kinds import KINDS, time_limit_s
 from app.jobs.models import Job, JobState
 from app.jobs.queue import enqueue
 from app.runs.manifest import Manifest
@@ -121,6 +123,22 @@ def test_a_refused_plan_says_why(context: Context) -> None:
     run = run_row(context, run_id)
     assert (run.state, run.reason_code) == (RunState.REFUSED, "epsilon_exceeded")
     assert run.reason
+
+
+def test_a_plan_that_takes_too_long_to_price_is_refused_at_the_first_attempt(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    price.price_of(plan(epsilon=None, noise_multiplier=2.0), orders=())  # nothing is imported from here on
+    run_id, claim = ask(context, epsilon=3.3)
+    monkeypatch.setattr(price, "LONGEST_S", 0.01)
+    price.run(context, claim)
+    run = run_row(context, run_id)
+    assert (run.state, run.reason_code) == (RunState.REFUSED, "pricing_too_long")
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_a_price_may_take_as_long_as_its_job_is_not_killed_for() -> None:
+    assert time_limit_s(KINDS["price"], ceiling_s=300.0) > price.LONGEST_S
 
 
 def test_a_run_that_has_moved_on_is_left_alone(context: Context) -> None:

@@ -74,6 +74,7 @@ def test_the_example_is_a_plan_that_can_be_run() -> None:
         ("privacy.delta", 1.0),
         ("privacy.epsilon", -1.0),
         ("privacy.clip_norm", float("inf")),
+        ("aggregation.clip_norm", 1e-13),
         ("privacy.trust", "secret"),
         ("training.optimizer", "adagrad"),
         ("training.momentum", 1.0),
@@ -198,6 +199,15 @@ def test_an_update_over_the_servers_ceiling_is_refused_before_anybody_trains() -
     big = tensors(
         (f"{QUERY}.lora_A.weight", [2, 4], False),
         (f"{QUERY}.lora_B.weight", [2**18, 2], True),
+    )
+    assert refusal(tiny_manifest() | {"tensors": big}, clients=2) == "update_too_large"
+
+
+def test_frozen_factors_that_no_worker_could_hold_are_refused() -> None:
+    """They are in no update, and are made in memory when a round is published."""
+    big = tensors(
+        (f"{QUERY}.lora_A.weight", [2, 2**31 - 1], False),
+        (f"{QUERY}.lora_B.weight", [4, 2], True),
     )
     assert refusal(tiny_manifest() | {"tensors": big}, clients=2) == "update_too_large"
 

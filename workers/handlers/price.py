@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -42,6 +45,12 @@ ORDER_NOT_PRICEABLE = (
     "order_not_priceable",
     _("The plan has no Renyi price at the order of one of the accounts that would pay for it."),
 )
+TAKES_TOO_LONG = (
+    "pricing_too_long",
+    _("The plan could not be priced in the time that a price may take: plan fewer rounds or a lower rate."),
+)
+LONGEST_S = 180.0
+"""What takes longer is refused, before the job's own limit would kill it and have it tried again."""
 NOTHING_CLAIMED: dict[str, Any] = {
     "noise_multiplier": None,
     "epsilon": None,
@@ -70,7 +79,8 @@ def run(context: Context, claim: Claim) -> None:
             return
     manifest = Manifest.model_validate(facts.manifest)
     try:
-        price = price_of(manifest, orders=facts.orders)
+        with _at_most(LONGEST_S):
+            price = price_of(manifest, orders=facts.orders)
     except Refused as refusal:
         with context.database.run_tx("price refuse") as session:
             leases.finish(session, claim)
@@ -86,6 +96,22 @@ def run(context: Context, claim: Claim) -> None:
         service.accept_price(
             session, run_id, version=version, price=price, start_adapter_sha256=start, actor=ACTOR
         )
+
+
+@contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Interrupt the block and raise Refused when it takes longer; for the main thread of a worker."""
+
+    def refuse(_number: int, _frame: object) -> None:
+        raise Refused(TAKES_TOO_LONG)
+
+    former = signal.signal(signal.SIGALRM, refuse)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
 
 
 def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]:
