@@ -233,7 +233,7 @@ def _check_sizes(manifest: Manifest, max_update_bytes: int) -> None:
         )
     if manifest.adapter_bytes > 2 * max_update_bytes:
         raise UpdateTooLarge(
-            _("a release would have {size_bytes} bytes with its frozen factors; at most {most_bytes} are made"),
+            _("a release would have {size_bytes} bytes with frozen factors; at most {most_bytes} are made"),
             size_bytes=manifest.adapter_bytes,
             most_bytes=2 * max_update_bytes,
         )
