@@ -15,7 +15,7 @@ from tests.docs.commands import Command, commands, commands_in, named_paths
 TARGET = re.compile(r"^([a-z][a-z%-]*):", re.MULTILINE)
 VARIABLE = re.compile(r"^(?:export )?([A-Z_]+) *[?:]?=", re.MULTILINE)
 FOREIGN = {
-    "git", "cd", "curl", "export", "docker", "python3", "pip", "ls", "cat", "mkdir", "cp", "echo", "kill",
+    "git", "cd", "curl", "export", "docker", "pip", "ls", "cat", "mkdir", "cp", "echo", "kill",
     "sleep", "jq", "source", "set", "tar", "head", "cut", "for", "done",
 }  # fmt: skip
 
@@ -75,7 +75,7 @@ CHECKS: dict[str, Callable[[tuple[str, ...]], str | None]] = {
 
 def fault(command: Command) -> str | None:
     """What is wrong with a command, or None."""
-    name = command.words[0].removeprefix(".venv/bin/")
+    name = re.sub(r"^python3?(\.\d+)?$", "python", command.words[0].removeprefix(".venv/bin/"))
     if check := CHECKS.get(name):
         return check(command.words[1:])
     if name in FOREIGN or (ROOT / command.words[0]).is_file():
