@@ -9,6 +9,9 @@ from typing import Any
 from cli.i18n import _
 
 
+_MAX_TOKENS = 64
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a person chooses of the model."""
@@ -46,20 +49,21 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
     from modelling.base import locate_base_model, weights_digest
 
     folder = locate_base_model(locator)
+    config = _config(locator)
     return {
         "task": {
             "kind": "sequence_classification",
             "labels": shape.labels,
             "text_fields": shape.text_fields,
             "label_field": "label",
-            "max_tokens": 64,
+            "max_tokens": min(_MAX_TOKENS, config.get("max_position_embeddings", _MAX_TOKENS)),
             "pooling": "mean",
         },
         "base_model": {
             "name": locator.partition(":")[2].partition("/")[0] or folder.name,
             "locator": locator,
             "weights_sha256": weights_digest(folder),
-            "architecture": _architecture(locator),
+            "architecture": config["model_type"],
         },
         "lora": {
             "method": shape.method,
@@ -73,17 +77,19 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _architecture(locator: str) -> str:
+def _config(locator: str) -> dict[str, Any]:
+    """Read what kind of model it is, and how long a text it takes."""
     from client.errors import ClientError
     from modelling.base import locate_base_model
 
+    unreadable = ClientError("base_model_missing", _("{folder} has no readable config.json"), folder=locator)
     try:
         config = json.loads((locate_base_model(locator) / "config.json").read_text(encoding="utf-8"))
-        return str(config["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClientError(
-            "base_model_missing", _("{folder} has no readable config.json"), folder=locator
-        ) from error
+    except (OSError, ValueError) as error:
+        raise unreadable from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise unreadable
+    return config
 
 
 def _proposal() -> dict[str, Any]:
