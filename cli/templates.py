@@ -8,7 +8,6 @@ from typing import Any
 
 from cli.i18n import _
 
-
 _MAX_TOKENS = 64
 
 
