@@ -91,3 +91,9 @@ def test_a_database_that_is_gone_answers_503_and_when_to_try_again(
     ready = live.get("/readyz")
     assert (ready.status_code, ready.json()["missing"]) == (503, ["database"])
     assert live.get("/healthz").status_code == 200
+
+
+def test_the_error_of_a_statement_tells_nothing_of_what_was_to_be_stored(database: Database) -> None:
+    with pytest.raises(sa.exc.DBAPIError) as refused, database.run_tx("test") as session:
+        session.execute(sa.text("SELECT CAST(:stored AS text) FROM no_such_table"), {"stored": "a secret"})
+    assert "a secret" not in str(refused.value)
