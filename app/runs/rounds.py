@@ -12,7 +12,7 @@ from app.core.errors import Conflict
 from app.core.i18n import _
 from app.rounds import lifecycle
 from app.rounds.models import Round
-from app.rounds.queries import rounds_of
+from app.rounds.queries import lock_round, rounds_of
 from app.rounds.states import FINAL, RoundState
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
@@ -57,5 +57,6 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
 def abort_unsealed(session: Session, run_id: UUID, *, reason: str, actor: str) -> None:
     """Abort the round that still waits for updates, if there is one."""
     for round_ in rounds_of(session, run_id):
-        if round_.state in {RoundState.PLANNED, RoundState.OPEN}:
+        # Locked and read again: a racing last upload may have sealed it, and a sealed round is finished.
+        if lock_round(session, round_.id).state in {RoundState.PLANNED, RoundState.OPEN}:
             lifecycle.abort(session, round_.id, code="run_stopped", reason=reason, actor=actor)

@@ -300,7 +300,7 @@ def after_publish(session: Session, run_id: UUID, *, actor: str) -> None:
     if run.state is RunState.RUNNING:
         _go_on(session, run_id, actor=actor)
     elif run.state is RunState.PAUSED and not rounds.has_further(session, run):
-        advance(session, run_id, RunState.FINISHED, actor=actor, finished_at=sa.func.now())
+        _finish(session, run_id, actor=actor)
     else:
         notify(session, CHANNEL, str(run_id))
 
@@ -320,4 +320,9 @@ def _go_on(session: Session, run_id: UUID, *, actor: str) -> None:
         rounds.open_next(session, run, actor=actor)
         notify(session, CHANNEL, str(run_id))
     else:
-        advance(session, run_id, RunState.FINISHED, actor=actor, finished_at=sa.func.now())
+        _finish(session, run_id, actor=actor)
+
+
+def _finish(session: Session, run_id: UUID, *, actor: str) -> None:
+    values = {"finished_at": sa.func.now(), "reason_code": None, "reason": None}
+    advance(session, run_id, RunState.FINISHED, actor=actor, **values)

@@ -211,6 +211,18 @@ def test_a_paused_run_opens_no_round_until_it_is_resumed(federation: Federation)
     assert len(rounds_of(session, run.id)) == 2
 
 
+def test_a_paused_run_whose_last_round_is_published_is_finished_without_a_reason(
+    federation: Federation,
+) -> None:
+    session = federation.session
+    run = federation.running(price=PRICE | {"epsilon_by_round": [3.9]}, rounds=1)
+    service.pause(session, federation.coordinator, run.id, reason="over the weekend")
+    publish(session, rounds_of(session, run.id)[0])
+    service.after_publish(session, run.id, actor="job")
+    run = queries.lock_run(session, run.id)
+    assert (run.state, run.reason_code, run.reason) == (RunState.FINISHED, None, None)
+
+
 def test_resuming_while_a_round_is_under_way_opens_no_second_one(federation: Federation) -> None:
     run = federation.running()
     service.pause(federation.session, federation.coordinator, run.id)

@@ -14,12 +14,14 @@ from app.core.ids import new_id
 from app.core.settings import Settings
 from app.identity.roles import Principal
 from app.jobs.models import Job
+from app.rounds import lifecycle
 from app.rounds.models import Round
 from app.rounds.states import RoundState
 from app.runs import service
 from app.runs.states import RunState
 from app.updates import service as updates
 from app.updates.service import Sent
+from tests.builders import build_update
 from tests.database import settings_for
 from tests.federation import Federation, sha256_of, update_file
 
@@ -70,6 +72,41 @@ def test_of_two_runs_that_do_not_fit_together_one_starts_and_the_other_is_refuse
             account = account_of_client(session, client_id)
             assert account.reserved == 3_900_000_000
             assert verify_chain(session, account.id).holds
+
+
+def test_a_round_that_is_sealed_while_its_run_is_stopped_is_finished(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    with database.run_tx("set up") as session:
+        federation = Federation(session, settings_of(database_url, tmp_path))
+        run = federation.running()
+        round_id = federation.round_of(run).id
+        for client in federation.clients:
+            build_update(session, federation.round_of(run), client.id)
+
+    def stop() -> RunState:
+        with database.run_tx("stop") as session:
+            return service.stop(session, federation.coordinator, run.id, reason="r").state
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.run_tx("seal") as session:
+            lifecycle.seal(session, round_id, actor="test")
+            stopping = pool.submit(stop)
+            _until_somebody_waits(database)
+        assert stopping.result(timeout=30) is RunState.ABORTED
+    with database.run_tx("check") as session:
+        assert session.get_one(Round, round_id).state is RoundState.SEALED
+
+
+def _until_somebody_waits(database: Database) -> None:
+    """Return once another transaction waits for a lock."""
+    waiting = sa.text(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    with database.engine.connect() as connection:
+        while not connection.scalar(waiting):
+            connection.rollback()  # a snapshot of activity lasts as long as its transaction
 
 
 def test_the_same_update_from_8_connections_is_one_update_charged_once_and_seals_once(
