@@ -98,7 +98,7 @@ def _inject(spec: ModelSpec, base: nn.Module) -> PeftModel:
     try:
         with quiet_libraries():
             model = PeftModel(base, _lora_config(spec))
-    except ValueError as error:  # PEFT names the modules that it cannot find
+    except (ValueError, TypeError) as error:  # PEFT names the modules that it cannot find or take
         raise ModelRefused("adapter_mismatch", f"LoRA does not fit the model: {_one_line(error)}") from error
     for name, parameter in adapter_parameters(model).items():
         parameter.requires_grad_(spec.lora.method != "ffa" or ".lora_A." not in name)

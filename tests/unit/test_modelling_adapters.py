@@ -81,8 +81,15 @@ def test_a_layer_that_the_model_lacks_is_refused(tiny: Path) -> None:
     assert refusal.value.code == "adapter_mismatch"
 
 
-@pytest.mark.parametrize("change", [{"target_modules": ["q_proj"]}, {"target_modules": ["query", "q_proj"]}])
-def test_a_target_that_the_model_lacks_is_refused(tiny: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["query", "q_proj"]},
+        {"modules_to_save": ["classifier", "lora_B"]},
+    ],
+)
+def test_a_module_that_the_model_lacks_or_cannot_adapt_is_refused(tiny: Path, change: dict[str, Any]) -> None:
     with pytest.raises(ModelRefused) as refusal:
         build(manifest_of(tiny, **change), tiny)
     assert refusal.value.code == "adapter_mismatch"
