@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engines.lora.seeding import seeded_a
 from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 
+from engines.lora.seeding import seeded_a
 from modelling.architectures import architecture_of
 from modelling.base import empty_base_model, load_base_model, quiet_libraries
 from modelling.errors import ModelRefused
