@@ -16,6 +16,7 @@ NANO = 9
 """Decimal places of an amount: nano-epsilon in a basic account, nano-RDP in a renyi one."""
 DELTA_PLACES = 18
 """Decimal places of a delta."""
+DELTA_ONE = 10**DELTA_PLACES
 MAX_AMOUNT = 2**63 - 1
 _WIDE = Context(prec=60)
 _MARGIN = Decimal("1e-30")

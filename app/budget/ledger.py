@@ -154,6 +154,10 @@ def grant(
     delta_amount = arithmetic.delta_ceiling(delta)
     if amount == 0 and delta_amount == 0:
         raise Invalid(_("a grant must grant something"))
+    if account.delta_ceiling + delta_amount >= arithmetic.DELTA_ONE:
+        raise arithmetic.AmountInvalid(_("delta must be below 1"))
+    if account.ceiling + amount > arithmetic.MAX_AMOUNT:
+        raise arithmetic.AmountInvalid(_("a privacy amount is too large for the ledger"))
     booking = _Booking(
         kind=EntryKind.GRANT,
         ref=ref,

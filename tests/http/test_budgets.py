@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.budget import ledger
+from app.budget.arithmetic import AmountInvalid
 from app.budget.queries import account_of_client
 from app.core.settings import Settings
 from app.identity.roles import Role
@@ -125,6 +126,25 @@ def test_a_grant_of_nothing_or_of_nonsense_is_refused(
     body = {"epsilon": 1.0, "delta": 0.0, "reason": "more"} | change
     answer = api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=officer.headers)
     assert answer.status_code == 422
+
+
+def test_grants_whose_deltas_would_add_up_to_one_are_refused(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    account = account_of_client(session, federation.clients[0].id)
+    body = {"epsilon": 0.0, "delta": 0.6, "reason": "far too much"}
+    answers = [
+        api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=officer.headers) for _time in range(2)
+    ]
+    assert [answer.status_code for answer in answers] == [201, 422]
+    assert answers[1].json()["code"] == "amount_invalid"
+
+
+def test_a_ceiling_beyond_the_ledgers_integers_is_refused(session: Session, federation: Federation) -> None:
+    account = account_of_client(session, federation.clients[0].id)
+    with pytest.raises(AmountInvalid):
+        ledger.grant(session, account.id, ref="g", epsilon=9.22337203e9, delta=0.0, reason="r", actor="test")
 
 
 def test_a_grant_with_the_same_idempotency_key_is_granted_once(
