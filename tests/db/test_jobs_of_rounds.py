@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from app.core.db import Database
+from app.core.ids import new_id
+from app.http.models import StoredAnswer
 from app.jobs import leases
 from app.jobs.models import Job, JobState
 from app.releases.models import Release
@@ -317,6 +319,26 @@ def test_the_sweep_ends_a_round_whose_job_has_been_dead_for_the_grace(context: C
                 sweep._end(session, kind, payload)
         assert round_of(context.database, round_id).state is state
     assert run_of(context.database, round_id).reason_code == "job_failed"
+
+
+def test_the_sweep_forgets_stored_answers_after_a_day_and_not_before(context: Context) -> None:
+    with context.database.run_tx("test") as session:
+        for key, hours in (("old", 25), ("new", 23)):
+            created_at = sa.func.now() - timedelta(hours=hours)
+            session.add(
+                StoredAnswer(
+                    principal_id=new_id(),
+                    route="POST /v1/api-keys",
+                    key=key,
+                    body_sha256="0" * 64,
+                    status=201,
+                    body=b"sealed",
+                    created_at=created_at,
+                )
+            )
+        session.flush()
+        sweep._forget(session)
+        assert session.scalars(sa.select(StoredAnswer.key)).all() == ["new"]
 
 
 def _sweep_dead(context: Context) -> None:

@@ -27,6 +27,9 @@ from workers.context import ACTOR, Context
 INCOMING_S = 3600.0
 """Temporary files older than this belong to uploads whose process is gone."""
 KEEP_PERIODIC = timedelta(hours=1)
+KEEP_ANSWERS = timedelta(hours=24)
+ANSWERS = sa.table("stored_answers", sa.column("created_at", sa.DateTime(timezone=True)))
+"""Answers for Idempotency-Key, which may hold a secret. Their table belongs to HTTP and is read by name."""
 GRACE = timedelta(hours=1)
 """How long an operator has to retry the dead job of a round before the round is aborted."""
 WAITS_FOR: dict[str, frozenset[RoundState]] = {
@@ -65,6 +68,7 @@ def _forget(session: Session) -> None:
             Job.finished_at < sa.func.now() - KEEP_PERIODIC,
         )
     )
+    session.execute(sa.delete(ANSWERS).where(ANSWERS.c.created_at < sa.func.now() - KEEP_ANSWERS))
     session.execute(sa.delete(UsedAssertion).where(UsedAssertion.expires_at < sa.func.now() - GRACE))
 
 
