@@ -277,6 +277,16 @@ def test_a_warning_of_the_library_is_a_refusal() -> None:
         dp_accounting.rdp.compute_epsilon([2.0], [-1.0], 1e-5)
 
 
+def test_a_warning_is_a_refusal_in_a_program_that_has_silenced_its_logs() -> None:
+    logging.disable(logging.CRITICAL)  # as the client's commands do, lest a library tell of a text
+    try:
+        with pytest.raises(AccountingFailed, match="numerical instability"), watched_library():
+            dp_accounting.rdp.compute_epsilon([2.0], [-1.0], 1e-5)
+        assert logging.root.manager.disable == logging.CRITICAL
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def test_orders_left_out_make_no_noise_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         epsilon_rdp([run(0.3, 0.1, 100)], delta=1e-5)
