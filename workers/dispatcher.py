@@ -16,7 +16,7 @@ import structlog
 from celery import Celery
 from sqlalchemy.engine import make_url
 
-from app.core.db import Database
+from app.core.db import NOTICE_LOSS, Database
 from app.core.logs import configure_logs
 from app.core.settings import Settings
 from app.jobs.queue import CHANNEL
@@ -80,7 +80,7 @@ class Dispatcher:
         pause_s, lost = 0.05, False
         while not self._stop.on:
             try:
-                with psycopg.connect(self._dsn, autocommit=True, connect_timeout=5) as listener:
+                with psycopg.connect(self._dsn, autocommit=True, **NOTICE_LOSS) as listener:
                     listener.execute(f"LISTEN {CHANNEL}")
                     log.info("dispatcher_listens")
                     pause_s, lost = 0.05, False

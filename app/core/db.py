@@ -16,6 +16,17 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 
+NOTICE_LOSS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 15,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""libpq's parameters for every connection, the listening ones included: silence is noticed in 30 s."""
+_LONGEST_IDLE_S = 60
+"""After so long the server ends a transaction in which nothing happens: its process stands still, or is on
+a host that is gone, and holds locks that everybody waits for."""
+
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -62,7 +73,8 @@ class Database:
             pool_timeout=5,
             pool_pre_ping=True,
             hide_parameters=True,  # errors are logged, and what is stored is nobody's business there
-            connect_args={"connect_timeout": 5},
+            connect_args=NOTICE_LOSS
+            | {"options": f"-c idle_in_transaction_session_timeout={_LONGEST_IDLE_S}s"},
         )
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
 

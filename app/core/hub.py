@@ -15,6 +15,8 @@ import psycopg
 import structlog
 from sqlalchemy.engine import make_url
 
+from app.core.db import NOTICE_LOSS
+
 CHANNELS = ("dpfl_rounds", "dpfl_runs", "dpfl_jobs", "dpfl_principals")
 log = structlog.get_logger()
 
@@ -77,7 +79,8 @@ class Hub:
         pause_s = 0.05
         while True:
             try:
-                async with await psycopg.AsyncConnection.connect(self._dsn, autocommit=True) as connection:
+                connecting = psycopg.AsyncConnection.connect(self._dsn, autocommit=True, **NOTICE_LOSS)
+                async with await connecting as connection:
                     for channel in CHANNELS:
                         await connection.execute(f"LISTEN {channel}")
                     self.connected.set()

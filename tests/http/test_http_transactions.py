@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from app.core.db import Database
+from app.core.db import NOTICE_LOSS, Database
 from app.http.models import StoredAnswer
 from app.identity.models import Organisation
 from app.main import build_app
@@ -97,3 +97,16 @@ def test_the_error_of_a_statement_tells_nothing_of_what_was_to_be_stored(databas
     with pytest.raises(sa.exc.DBAPIError) as refused, database.run_tx("test") as session:
         session.execute(sa.text("SELECT CAST(:stored AS text) FROM no_such_table"), {"stored": "a secret"})
     assert "a secret" not in str(refused.value)
+
+
+def test_a_transaction_whose_process_stands_still_is_ended(
+    database: Database,
+) -> None:
+    with database.run_tx("test") as session:
+        assert session.scalar(sa.text("SHOW idle_in_transaction_session_timeout")) == "1min"
+
+
+def test_a_connection_over_a_silent_network_is_given_up(database: Database) -> None:
+    with database.engine.connect() as connection:
+        given = connection.connection.driver_connection.info.get_parameters()
+    assert {name: int(given[name]) for name in NOTICE_LOSS} == NOTICE_LOSS
