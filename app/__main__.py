@@ -16,6 +16,7 @@ from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.main import build_app
 
@@ -32,7 +33,8 @@ def serve() -> None:
         host=os.environ.get("DPFL_HOST", "127.0.0.1"),
         port=int(os.environ.get("DPFL_PORT", "8000")),
         # httptools refuses a request with both Content-Length and Transfer-Encoding; h11 guesses.
-        http="httptools",
+        http=BoundedHeads,
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
