@@ -30,6 +30,7 @@ from app.rounds import router as rounds_router
 from app.runs import assignments_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
+from app.updates.stream import Uploads
 
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
@@ -61,6 +62,7 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.settings = settings
     app.state.database = database
     app.state.blobs = LocalBlobs(settings.blob_folder)
+    app.state.uploads = Uploads()
     app.state.vault = Vault(settings.master_key_bytes)
     app.state.keys = KeyRing(database, app.state.vault)
     app.state.authenticator = Authenticator(

@@ -20,7 +20,7 @@ from app.updates import service
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
 from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
-from app.updates.stream import announced, receive
+from app.updates.stream import Uploads, announced, receive
 
 router = APIRouter(tags=["rounds"], route_class=IdempotentRoute)
 
@@ -73,8 +73,9 @@ async def put_update(
     if isinstance(admission, Receipt):
         response.status_code = 200
         return admission
+    uploads: Uploads = request.app.state.uploads
     blobs: LocalBlobs = request.app.state.blobs
-    with blobs.writer() as writer:
+    with uploads.one(principal.id), blobs.writer() as writer:
         await receive(
             request.stream(), writer, size_bytes=size_bytes, sha256=sha256, expected=admission.expected
         )

@@ -6,15 +6,18 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
 from app.core.blobs import BlobWriter
-from app.core.errors import BadRequest, DomainError, Invalid
+from app.core.errors import BadRequest, Invalid, Unavailable
 from app.core.i18n import _
-from app.updates.wire import Shapes, UpdateMalformed, check_header
+from app.updates.wire import Shapes, check_header
 
 IDLE_S = 30.0
 """The longest wait for the next bytes of a body."""
@@ -63,6 +66,38 @@ class DigestMismatch(Invalid):
     code, title = "digest_mismatch", _("The digest does not match")
     meaning = _("The bytes that arrived are not those that Content-Digest announced. Nothing was kept.")
     remedy = _("Send the announced bytes again under the same id: that is not charged again.")
+
+
+class TooManyUploads(Unavailable):
+    """One client sends several bodies at once."""
+
+    code, title = "too_many_uploads", _("Too many uploads at once")
+    meaning = _("Several bodies of this client are on their way; each takes room on the server's disk.")
+    remedy = _("Let the others end, then send the same bytes again after the time in Retry-After.")
+    retry_after_s = 5
+
+
+class Uploads:
+    """How many bodies of each client this process receives now. Used on the event loop only."""
+
+    MOST = 4
+    """One, and connections that broke without a word until their silence is noticed."""
+
+    def __init__(self) -> None:
+        self._running: Counter[UUID] = Counter()
+
+    @contextmanager
+    def one(self, client_id: UUID) -> Iterator[None]:
+        """Count an upload for the length of a block; raises TooManyUploads."""
+        if self._running[client_id] >= self.MOST:
+            raise TooManyUploads(_("at most {most} at once"), most=self.MOST)
+        self._running[client_id] += 1
+        try:
+            yield
+        finally:
+            self._running[client_id] -= 1
+            if not self._running[client_id]:
+                del self._running[client_id]
 
 
 def announced(headers: Mapping[str, str]) -> tuple[int, str]:
@@ -123,14 +158,3 @@ async def _write_all(chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_b
 def _check(writer: BlobWriter, size_bytes: int, expected: Shapes) -> None:
     with writer.path.open("rb") as file:
         check_header(file, size_bytes=size_bytes, expected=expected)
-
-
-ERRORS: tuple[type[DomainError], ...] = (
-    LengthRequired,
-    DigestMissing,
-    BodyBroken,
-    BodyTooSlow,
-    DigestMismatch,
-    UpdateMalformed,
-)
-"""Everything that a body can be refused for."""

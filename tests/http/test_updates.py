@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -268,6 +269,19 @@ def test_a_blob_folder_that_is_gone_answers_503_and_the_same_bytes_are_taken_lat
     folder.rmdir()
     assert code(seat.put()) == (503, "unavailable")
     folder.mkdir()
+    assert seat.put().status_code == 201
+    assert seat.spent == 2_500_000_000
+
+
+def test_more_bodies_of_one_client_at_once_are_refused_for_the_moment_and_others_are_not(seat: Seat) -> None:
+    uploads = seat.api.app.state.uploads
+    with ExitStack() as running:
+        for _body in range(uploads.MOST):
+            running.enter_context(uploads.one(seat.federation.clients[0].id))
+        refused = seat.put()
+        assert code(refused) == (503, "too_many_uploads")
+        assert (refused.headers["retry-after"], seat.blobs) == ("5", [])
+        assert seat.put(number=1, update_id=new_id()).status_code == 201
     assert seat.put().status_code == 201
     assert seat.spent == 2_500_000_000
 
