@@ -13,7 +13,7 @@ LONG_POLL_S = 20
 
 
 class FederationError(Exception):
-    """The server refused; the text is its problem document's."""
+    """The server refused, and the text is its problem document's; or it does not answer."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,17 @@ class Federation:
     def __exit__(self, *_exc: object) -> None:
         self._http.close()
 
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        answer = self._http.request(method, f"/v1{path}", json=body)
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx2.Response:
+        try:
+            answer = self._http.request(method, f"/v1{path}", json=body)
+        except httpx2.TransportError as error:
+            raise FederationError(f"{method} {path}: the server does not answer") from error
         if answer.is_error:
             raise FederationError(f"{method} {path}: {answer.status_code} {answer.text[:500]}")
+        return answer
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = self._ask(method, path, body)
         result: dict[str, Any] = answer.json() if answer.content else {}
         return result
 
@@ -101,7 +108,4 @@ class Federation:
             "certificate": "certificate.json",
         }
         for part, name in parts.items():
-            answer = self._http.get(f"/v1/releases/{release_id}/{part}")
-            if answer.is_error:
-                raise FederationError(f"{part} of {release_id}: {answer.status_code} {answer.text[:500]}")
-            (folder / name).write_bytes(answer.content)
+            (folder / name).write_bytes(self._ask("GET", f"/releases/{release_id}/{part}").content)

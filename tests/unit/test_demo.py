@@ -14,6 +14,7 @@ from cli.embedded.orphans import RunRecord
 from demo.__main__ import RESULTS, WORK, make_anew
 from demo.attack import AttackResult
 from demo.bench import Score
+from demo.federation import Federation, FederationError
 from demo.reference import BagOfWords
 from demo.report import Findings, write
 
@@ -45,6 +46,14 @@ def test_a_folder_in_which_a_demo_runs_is_left_alone(tmp_path: Path) -> None:
     with data_folder(tmp_path / "server").held(), pytest.raises(FolderInUse):
         make_anew(tmp_path)
     assert (tmp_path / "server").is_dir()
+
+
+def test_a_server_that_is_gone_ends_the_demo_in_one_line() -> None:
+    with (
+        Federation("http://127.0.0.1:1", "key") as federation,
+        pytest.raises(FederationError, match="does not answer"),
+    ):
+        federation.releases("run")
 
 
 def test_the_report_has_the_promised_keys(tmp_path: Path) -> None:
