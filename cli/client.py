@@ -34,7 +34,10 @@ ServerOption = Annotated[str, typer.Option(help=_("Address of the federation's s
 NameOption = Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))]
 DataOption = Annotated[Path, typer.Option(help=_("File of JSON lines to train on."))]
 DatasetOption = Annotated[
-    str, typer.Option(help=_("Name of the data set: its privacy ledger is kept under it, and the federation sees it."))
+    str,
+    typer.Option(
+        help=_("Name of the data set: its privacy ledger is kept under it, and the federation sees it.")
+    ),
 ]
 TokenOption = Annotated[
     str,
