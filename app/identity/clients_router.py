@@ -40,7 +40,8 @@ def create_enrolment(
     principal: Annotated[Principal, requires("enrolments:create")],
 ) -> EnrolmentOnce:
     """Invite one training client. The answer is the only place where the token is ever shown."""
-    budget = body.budget or BudgetTerms(epsilon=settings.grant_epsilon, delta=settings.grant_delta)
+    default = (settings.grant_epsilon, settings.grant_delta)
+    budget = body.budget or BudgetTerms(epsilon=default[0], delta=default[1])
     made = enrolments.create_enrolment(
         session,
         principal,
@@ -48,6 +49,7 @@ def create_enrolment(
         organisation_id=body.organisation_id,
         region=body.region,
         budget=budget.model_dump(),
+        default=default,
         expires_in_s=body.expires_in_s,
     )
     return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)

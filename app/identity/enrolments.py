@@ -99,14 +99,20 @@ def create_enrolment(
     organisation_id: UUID,
     region: str,
     budget: dict[str, Any],
+    default: tuple[float, float],
     expires_in_s: int,
 ) -> NewEnrolment:
-    """Invite one training client into an organisation and a region, under stated budget terms."""
+    """Invite one training client into an organisation and a region, under stated budget terms.
+
+    Terms above the server's default (epsilon, delta) are a grant, and need the right to grant.
+    """
     reaches_all = scope_of(principal, "enrolments:create") is Scope.FEDERATION
     if not reaches_all and organisation_id != principal.organisation_id:
         raise NotFound(_("there is no such organisation"))
     if session.get(Organisation, organisation_id) is None:
         raise NotFound(_("there is no such organisation"))
+    if budget["epsilon"] > default[0] or budget["delta"] > default[1]:
+        scope_of(principal, "budgets:grant")
     token = mint_enrolment_token()
     row = Enrolment(
         organisation_id=organisation_id,

@@ -55,6 +55,23 @@ def test_an_enrolment_makes_one_client_with_its_account_and_assessment(
     assert (seen["state"], seen["name"]) == ("active", "mailbox-1")
 
 
+@pytest.mark.parametrize(
+    ("terms", "status"),
+    [
+        ({"epsilon": 8.0, "delta": 1e-5}, 201),
+        ({"epsilon": 8.1, "delta": 1e-5}, 403),
+        ({"epsilon": 8.0, "delta": 2e-5}, 403),
+        ({"kind": "renyi", "order": 8.0, "epsilon": 50.0, "delta": 1e-5}, 403),
+    ],
+)
+def test_who_plans_runs_grants_no_more_than_the_default(
+    api: TestClient, session: Session, terms: dict[str, object], status: int
+) -> None:
+    coordinator = add_caller(session, Role.COORDINATOR)
+    body = {"organisation_id": str(coordinator.organisation_id), "region": "eu-west-1", "budget": terms}
+    assert api.post("/v1/enrolments", json=body, headers=coordinator.headers).status_code == status
+
+
 def test_without_named_terms_the_servers_default_budget_is_granted(api: TestClient, session: Session) -> None:
     answer = api.post("/v1/clients", json=Applicant().body(invite(api, add_caller(session))))
     assert (answer.json()["budget"]["epsilon"], answer.json()["budget"]["delta"]) == (8.0, 1e-5)
@@ -159,6 +176,7 @@ def test_of_racing_uses_of_one_token_exactly_one_wins(database: Database) -> Non
             organisation_id=organisation.id,
             region="eu-west-1",
             budget={"kind": "basic", "epsilon": 8.0, "delta": 1e-5, "order": None},
+            default=(8.0, 1e-5),
             expires_in_s=600,
         ).token
 
