@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.budget.arithmetic import AmountInvalid
 from app.budget.queries import accounts_of_clients
 from app.core.canonical import canonical_sha256
 from app.core.db import act_as, notify
@@ -214,7 +215,10 @@ OVER_BUDGET = (
 def _all_can_pay(session: Session, run: Run) -> bool:
     client_ids = queries.client_ids_of(session, run.id)
     accounts = accounts_of_clients(session, client_ids)
-    charges = [(account, reservation(run, account)) for account in accounts.values()]
+    try:
+        charges = [(account, reservation(run, account)) for account in accounts.values()]
+    except AmountInvalid:  # more than any ledger holds
+        return False
     return len(charges) == len(client_ids) and all(
         charge.amount <= account.left and charge.delta_amount <= account.delta_left
         for account, charge in charges

@@ -200,6 +200,15 @@ def test_after_each_publication_the_next_round_starts_from_its_adapter_until_the
     assert run.finished_at is not None
 
 
+def test_a_price_beyond_the_ledgers_integers_is_over_budget(federation: Federation) -> None:
+    client = build_client(federation.session, federation.organisation)
+    build_account(federation.session, client, order=8.0)
+    federation.clients[0] = client
+    run = federation.priced(price=PRICE | {"rdp": {"8.0": 1e11}})
+    run = queries.lock_run(federation.session, run.id)
+    assert (run.state, run.reason_code) == (RunState.REFUSED, "budget_exceeded")
+
+
 def test_a_paused_run_opens_no_round_until_it_is_resumed(federation: Federation) -> None:
     session = federation.session
     run = federation.running()
