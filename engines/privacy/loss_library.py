@@ -7,7 +7,7 @@ import enum
 import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,18 +68,31 @@ def watched_library() -> Iterator[None]:
             complaints.append(record.getMessage())
         return False
 
-    loggers = [logging.getLogger("absl"), logging.getLogger()]
-    for logger in loggers:
-        logger.addFilter(collect)
-    silenced_up_to = logging.root.manager.disable
-    logging.disable(logging.NOTSET)  # a program that has silenced its logs still has to hear these
     try:
-        yield
+        with _heard(collect):
+            yield
     except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError) as error:
         raise AccountingFailed("the accountant could not price this plan") from error
-    finally:
-        logging.disable(silenced_up_to)
-        for logger in loggers:
-            logger.removeFilter(collect)
     if complaints:
         raise AccountingFailed(f"the accountant warned: {complaints[0]}")
+
+
+@contextmanager
+def _heard(collect: Callable[[logging.LogRecord], bool]) -> Iterator[None]:
+    """Have every warning pass `collect`, also where a program has silenced its loggers."""
+    loggers = [logging.getLogger("absl"), logging.getLogger()]
+    before = [(logger.level, logger.disabled) for logger in loggers]
+    silenced_up_to = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    for logger in loggers:
+        logger.addFilter(collect)
+        logger.setLevel(min(logger.level or logging.WARNING, logging.WARNING))
+        logger.disabled = False
+    try:
+        yield
+    finally:
+        logging.disable(silenced_up_to)
+        for logger, (level, disabled) in zip(loggers, before, strict=True):
+            logger.removeFilter(collect)
+            logger.setLevel(level)
+            logger.disabled = disabled

@@ -287,6 +287,21 @@ def test_a_warning_is_a_refusal_in_a_program_that_has_silenced_its_logs() -> Non
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.parametrize("name", ["absl", ""])
+def test_a_warning_is_a_refusal_in_a_program_that_raised_its_loggers(name: str) -> None:
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    logger.disabled = True
+    try:
+        with pytest.raises(AccountingFailed, match="numerical instability"), watched_library():
+            dp_accounting.rdp.compute_epsilon([2.0], [-1.0], 1e-5)
+        assert (logger.level, logger.disabled) == (logging.CRITICAL, True)
+    finally:
+        logger.setLevel(before)
+        logger.disabled = False
+
+
 def test_orders_left_out_make_no_noise_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         epsilon_rdp([run(0.3, 0.1, 100)], delta=1e-5)
