@@ -1,7 +1,7 @@
 """The demo's private arm, without its servers: the same mails, plan, sampler, noise and mean.
 
-`make demo` measures the whole schedule over HTTP; its figures are in README.md. Here half of it has to do, and
-noise is drawn anew each time, so the bounds lie several standard deviations below what was measured.
+`make demo` measures the whole schedule over HTTP; its figures are in README.md. Here half of it has to do,
+and noise is drawn anew each time, so the bounds lie several standard deviations below what was measured.
 """
 
 from __future__ import annotations
