@@ -94,14 +94,14 @@ def _config(locator: str) -> dict[str, Any]:
 def _proposal() -> dict[str, Any]:
     return {
         "version": 1,
-        "training": {"optimizer": "sgd", "learning_rate": 8.0, "momentum": 0.9, "local_steps": 8},
+        "training": {"optimizer": "sgd", "learning_rate": 4.0, "momentum": 0.9, "local_steps": 8},
         "privacy": {
             "trust": "local",
             "unit": "example",
             "relation": "zero_out",
             "cohort": {"kind": "everyone"},
             "examples": {"kind": "poisson", "rate": 0.1},
-            "clip_norm": 0.25,
+            "clip_norm": 0.4,
             "noise_multiplier": None,
             "epsilon": 8.0,
             "delta": 1e-5,
