@@ -37,7 +37,7 @@ check: setup
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/bandit -q -r -ll -c pyproject.toml app workers engines modelling client cli demo migrations
+	.venv/bin/bandit -q -r -c pyproject.toml app workers engines modelling client cli demo migrations
 	for file in docker/*.Dockerfile; do .venv/bin/hadolint $$file || exit 1; done
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 	$(RUN) -m cli.catalogs check

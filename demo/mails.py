@@ -69,7 +69,7 @@ def load_silos(seed: int) -> list[Silo]:
     silos = []
     for number in range(SILOS):
         mine = [row for row in rows if row["silo"] == number]
-        rng = random.Random(f"canaries/{seed}/{number}")  # noqa: S311  an experiment's coin, not a secret
+        rng = random.Random(f"canaries/{seed}/{number}")  # noqa: S311  a coin, no secret  # nosec B311
         canaries = rng.sample(mine, CANARIES_A_SILO)
         rng.shuffle(canaries)
         flipped = {str(row["id"]): _plain(row, label=FLIP[str(row["label"])]) for row in canaries}

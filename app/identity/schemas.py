@@ -17,7 +17,7 @@ from app.identity.roles import Role
 
 _DAY_S = 86_400
 _ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
-_TOKEN = "dpfl_enrol_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw"  # noqa: S105  an example
+_TOKEN = "dpfl_enrol_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw"  # noqa: S105  an example  # nosec B105
 _B64_KEY = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
 _B64_PROOF = "A" * 86
 
