@@ -18,7 +18,7 @@ from cli.embedded.orphans import stop_orphans
 from cli.embedded.stack import running_stack
 from cli.embedded.up import POLITE_STOP
 from client.errors import ClientError
-from demo.attack import AttackResult, attack
+from demo.attack import AttackResult, CanaryGains, attack, mean_gains
 from demo.bench import Bench, Score
 from demo.federation import Federation, FederationError
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
@@ -96,7 +96,7 @@ class Demo:
         return self.folder / "releases" / arm.name / f"round-{number}"
 
     def evaluate(self, train_s: float, began: float) -> None:
-        """Score every release, attack the last updates, write everything down."""
+        """Score every release, attack the updates, write everything down."""
         test = load_test()
         private, open_arm = arms(self.epsilon)
         plan = manifest(private, clients=len(self.silos), seed=self.seed)
@@ -129,16 +129,17 @@ class Demo:
         self._keep(findings, final, price["epsilon_by_round"])
 
     def _attack(self, arm: Arm, bench: Bench) -> AttackResult:
-        """Tell the canaries that were trained on from those that were not, by each client's last update."""
-        updates = self.folder / "updates" / arm.name
-        before = self._release(arm, ROUNDS - 1)
-        losses = [
-            bench.canary_losses(
-                silo.number, before, updates / f"mailbox-{silo.number}" / f"round-{ROUNDS}.safetensors"
-            )
+        """Tell the canaries that were trained on from those that were not, by each client's updates."""
+        gains = [
+            mean_gains([self._gains(arm, bench, silo.number, number) for number in range(1, ROUNDS + 1)])
             for silo in self.silos
         ]
-        return attack(losses, seed=self.seed)
+        return attack(gains, seed=self.seed)
+
+    def _gains(self, arm: Arm, bench: Bench, silo: int, number: int) -> CanaryGains:
+        given = self._release(arm, number - 1) if number > 1 else None
+        update = self.folder / "updates" / arm.name / f"mailbox-{silo}" / f"round-{number}.safetensors"
+        return bench.canary_gains(silo, given, update)
 
     def _keep(self, findings: Findings, final: Path, epsilon_by_round: list[float]) -> None:
         shutil.copytree(final, self.folder / "adapter")

@@ -1,8 +1,11 @@
-"""The membership attack on a silo's own update: does the model fit the canaries that were in better?
+"""The membership attack on a silo's own updates: which canaries did its training make fit better?
 
-The honest-but-curious server holds the adapter that it gave out and the update that came back; their
-sum is the silo's local model. Canaries in and out of training are alike but for the coin, so the AUC of
-the loss in telling them apart is .5 when nothing leaks.
+The honest-but-curious server holds every adapter that it gave out and every update that came back; their
+sum is the silo's local model of that round. The score of a canary is how far its loss falls from the one
+to the other, averaged over the rounds: the adapter given out, which no round of this silo's training made,
+takes away how hard the canary is by itself (difficulty calibration, Watson et al. 2022, arXiv:2111.08440).
+Canaries in and out of training are alike but for the coin, so the AUC of that fall in telling them apart
+is .5 when nothing leaks.
 """
 
 from __future__ import annotations
@@ -29,24 +32,32 @@ class AttackResult:
 
 
 @dataclass(frozen=True)
-class CanaryLosses:
-    """Loss of one silo's local model on its own canaries, shape (15,) each."""
+class CanaryGains:
+    """How far one silo's training lowered the loss of its own canaries, in nats, shape (15,) each."""
 
     inside: NDArray[np.float64]
     outside: NDArray[np.float64]
 
 
+def mean_gains(rounds: Sequence[CanaryGains]) -> CanaryGains:
+    """One silo's gains, averaged over its rounds."""
+    return CanaryGains(
+        inside=np.mean([gains.inside for gains in rounds], axis=0),
+        outside=np.mean([gains.outside for gains in rounds], axis=0),
+    )
+
+
 def _auc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
-    """Probability that a canary that was in has the lower loss than one that was out."""
-    scores = torch.from_numpy(-np.concatenate([inside, outside]))
+    """Probability that a canary that was in gained more than one that was out."""
+    scores = torch.from_numpy(np.concatenate([inside, outside]))
     return auc(scores, torch.arange(len(scores)) < len(inside))
 
 
-def attack(silos: Sequence[CanaryLosses], *, seed: int) -> AttackResult:
+def attack(silos: Sequence[CanaryGains], *, seed: int) -> AttackResult:
     """Attack every silo and average.
 
     Args:
-        silos: the canaries' losses under each silo's local model of the last round.
+        silos: each silo's canaries.
         seed: fixes the bootstrap's resampling.
     """
     rng = np.random.default_rng(seed)

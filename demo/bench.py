@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from demo.attack import CanaryLosses
+from demo.attack import CanaryGains
 from demo.mails import Mail, Silo
 from modelling.adapters import adapter_state, build_model, load_adapter
 from modelling.base import locate_base_model
@@ -76,13 +78,20 @@ class Bench:
         margin = logits[:, spam] - logits[:, 1 - spam]
         return Score(accuracy=accuracy(logits, self._test.labels), auc=auc(margin, self._test.labels == spam))
 
-    def canary_losses(self, silo: int, before: Path, update: Path) -> CanaryLosses:
-        """Losses on a silo's canaries under its local model: the adapter it was given plus its update."""
-        given, delta = load_file(before / "adapter_model.safetensors"), load_file(update)
-        local: dict[str, Tensor] = {name: given[name] + change for name, change in delta.items()}
-        load_adapter(self._part.model, local)
-        inside, outside = self._canaries[silo]
-        return CanaryLosses(
-            inside=example_losses(self._part, inside).double().numpy(),
-            outside=example_losses(self._part, outside).double().numpy(),
-        )
+    def canary_gains(self, silo: int, given: Path | None, update: Path) -> CanaryGains:
+        """How far one update of a silo lowers the losses on its canaries.
+
+        Args:
+            given: the release that the silo trained from; None for the adapter that round 1 starts from.
+            update: the silo's update file.
+        """
+        start = self._start if given is None else load_file(given / "adapter_model.safetensors")
+        delta = load_file(update)
+        before = self._losses(silo, {name: start[name] for name in delta})
+        after = self._losses(silo, {name: start[name] + change for name, change in delta.items()})
+        return CanaryGains(inside=before[0] - after[0], outside=before[1] - after[1])
+
+    def _losses(self, silo: int, adapter: dict[str, Tensor]) -> list[NDArray[np.float64]]:
+        """Losses on the silo's canaries, those that were in and those that were not."""
+        load_adapter(self._part.model, adapter)
+        return [example_losses(self._part, mails).double().numpy() for mails in self._canaries[silo]]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -12,7 +13,7 @@ from cli.embedded.errors import FolderInUse, FolderUnusable
 from cli.embedded.folder import data_folder
 from cli.embedded.orphans import RunRecord
 from demo.__main__ import RESULTS, WORK, make_anew
-from demo.attack import AttackResult
+from demo.attack import AttackResult, CanaryGains, attack, mean_gains
 from demo.bench import Score
 from demo.federation import Federation, FederationError
 from demo.reference import BagOfWords
@@ -85,3 +86,21 @@ def test_the_report_has_the_promised_keys(tmp_path: Path) -> None:
     assert {"majority", "before", "after", "non_private"} <= set(report["accuracy"])
     assert {"non_private", "private", "interval"} <= set(report["attack"])
     assert {"train", "total"} <= set(report["seconds"])
+
+
+def test_the_attack_finds_canaries_that_gained_and_nothing_where_none_did() -> None:
+    hard = np.linspace(0.0, 5.0, 15)
+    told = attack([CanaryGains(inside=hard + 6.0, outside=hard)] * 8, seed=1)
+    assert (told.auc, told.low, told.high) == (1.0, 1.0, 1.0)
+    untold = attack([CanaryGains(inside=hard, outside=hard)] * 8, seed=1)
+    assert untold.auc == 0.5
+    assert untold.low < 0.5 < untold.high
+
+
+def test_rounds_are_averaged_before_canaries_are_compared() -> None:
+    rounds = [
+        CanaryGains(inside=np.array([3.0, 0.0]), outside=np.array([1.0, 1.0])),
+        CanaryGains(inside=np.array([0.0, 3.0]), outside=np.array([1.0, 1.0])),
+    ]
+    assert attack([rounds[0]], seed=1).auc == 0.5
+    assert attack([mean_gains(rounds)], seed=1).auc == 1.0
