@@ -18,7 +18,7 @@ from cli.embedded.orphans import stop_orphans
 from cli.embedded.stack import running_stack
 from cli.embedded.up import POLITE_STOP
 from client.errors import ClientError
-from demo.attack import AttackResult, CanaryGains, attack, mean_gains
+from demo.attack import ATTACKED_ROUNDS, AttackResult, CanaryGains, attack, mean_gains
 from demo.bench import Bench, Score
 from demo.federation import Federation, FederationError
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
@@ -130,14 +130,15 @@ class Demo:
 
     def _attack(self, arm: Arm, bench: Bench) -> AttackResult:
         """Tell the canaries that were trained on from those that were not, by each client's updates."""
+        last = range(ROUNDS - ATTACKED_ROUNDS + 1, ROUNDS + 1)
         gains = [
-            mean_gains([self._gains(arm, bench, silo.number, number) for number in range(1, ROUNDS + 1)])
+            mean_gains([self._gains(arm, bench, silo.number, number) for number in last])
             for silo in self.silos
         ]
         return attack(gains, seed=self.seed)
 
     def _gains(self, arm: Arm, bench: Bench, silo: int, number: int) -> CanaryGains:
-        given = self._release(arm, number - 1) if number > 1 else None
+        given = self._release(arm, number - 1)
         update = self.folder / "updates" / arm.name / f"mailbox-{silo}" / f"round-{number}.safetensors"
         return bench.canary_gains(silo, given, update)
 

@@ -2,8 +2,9 @@
 
 The honest-but-curious server holds every adapter that it gave out and every update that came back; their
 sum is the silo's local model of that round. The score of a canary is how far its loss falls from the one
-to the other, averaged over the rounds: the adapter given out, which no round of this silo's training made,
-takes away how hard the canary is by itself (difficulty calibration, Watson et al. 2022, arXiv:2111.08440).
+to the other, averaged over the last rounds: the adapter given out takes away how hard the canary is by
+itself (difficulty calibration, Watson et al. 2022, arXiv:2111.08440). The first rounds are left out: while
+the model still moves far, nearly every mail comes to fit better.
 Canaries in and out of training are alike but for the coin, so the AUC of that fall in telling them apart
 is .5 when nothing leaks.
 """
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from modelling.evaluation import auc
 
 RESAMPLES = 2000
+ATTACKED_ROUNDS = 4
 
 
 @dataclass(frozen=True)

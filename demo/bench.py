@@ -78,15 +78,14 @@ class Bench:
         margin = logits[:, spam] - logits[:, 1 - spam]
         return Score(accuracy=accuracy(logits, self._test.labels), auc=auc(margin, self._test.labels == spam))
 
-    def canary_gains(self, silo: int, given: Path | None, update: Path) -> CanaryGains:
+    def canary_gains(self, silo: int, given: Path, update: Path) -> CanaryGains:
         """How far one update of a silo lowers the losses on its canaries.
 
         Args:
-            given: the release that the silo trained from; None for the adapter that round 1 starts from.
+            given: the release that the silo trained from.
             update: the silo's update file.
         """
-        start = self._start if given is None else load_file(given / "adapter_model.safetensors")
-        delta = load_file(update)
+        start, delta = load_file(given / "adapter_model.safetensors"), load_file(update)
         before = self._losses(silo, {name: start[name] for name in delta})
         after = self._losses(silo, {name: start[name] + change for name, change in delta.items()})
         return CanaryGains(inside=before[0] - after[0], outside=before[1] - after[1])
