@@ -19,9 +19,9 @@ LOCAL_STEPS = 8
 SAMPLING_RATE = 0.1231  # 64 of 520, written down once for every mailbox, whatever it holds
 DIVISOR = 64
 DELTA = 1e-5
-CLIP_NORM = 0.4
+CLIP_NORM = 0.35
 ROUND_DEADLINE_S = 900
-LEARNING_RATE = 4.0  # 8 runs away where gradients are not clipped
+LEARNING_RATE = 8.0
 TASK: dict[str, Any] = {
     "kind": "sequence_classification",
     "labels": ["ham", "spam"],
@@ -33,7 +33,7 @@ TASK: dict[str, Any] = {
 LORA: dict[str, Any] = {
     "method": "ffa",
     "rank": 8,
-    "alpha": 8.0,
+    "alpha": 2.8,  # small: with 8, this rate runs away where gradients are not clipped
     "target_modules": ["query", "value"],
     "layers": [5],
     "modules_to_save": ["classifier"],
@@ -56,7 +56,7 @@ def arms(epsilon: float) -> tuple[Arm, Arm]:
 
 
 def clip_norm(epsilon: float) -> float:
-    """Less budget is more noise and wants a smaller clip: .4 at epsilon 8, .245 at 3, .141 at 1."""
+    """Less budget is more noise and wants a smaller clip: .35 at epsilon 8, .214 at 3, .124 at 1."""
     return float(min(CLIP_NORM, round(CLIP_NORM * (epsilon / 8.0) ** 0.5, 3)))
 
 
