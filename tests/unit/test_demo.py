@@ -88,15 +88,6 @@ def test_the_report_has_the_promised_keys(tmp_path: Path) -> None:
     assert {"train", "total"} <= set(report["seconds"])
 
 
-def test_the_attack_finds_canaries_that_gained_and_nothing_where_none_did() -> None:
-    hard = np.linspace(0.0, 5.0, 15)
-    told = attack([CanaryGains(inside=hard + 6.0, outside=hard)] * 8, seed=1)
-    assert (told.auc, told.low, told.high) == (1.0, 1.0, 1.0)
-    untold = attack([CanaryGains(inside=hard, outside=hard)] * 8, seed=1)
-    assert untold.auc == 0.5
-    assert untold.low < 0.5 < untold.high
-
-
 def test_rounds_are_averaged_before_canaries_are_compared() -> None:
     rounds = [
         CanaryGains(inside=np.array([3.0, 0.0]), outside=np.array([1.0, 1.0])),

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from demo.attack import CanaryLosses, attack
+from demo.attack import CanaryGains, attack
 from demo.mails import CANARIES_A_SILO, DATA_FILE, SILOS, load_silos, load_test, mails_of
 from demo.plan import DELTA, DIVISOR, LOCAL_STEPS, ROUNDS, SAMPLING_RATE, arms, manifest
 from demo.reference import majority
@@ -47,8 +47,8 @@ def test_a_seed_chooses_the_canaries_and_nothing_else() -> None:
 
 def test_the_attack_tells_full_leakage_from_none_and_brackets_both() -> None:
     rng = np.random.default_rng(0)
-    leaking = [CanaryLosses(inside=rng.random(15), outside=2 + rng.random(15)) for _ in range(SILOS)]
-    silent = [CanaryLosses(inside=alike, outside=alike) for alike in rng.random((SILOS, 15))]
+    leaking = [CanaryGains(inside=2 + rng.random(15), outside=rng.random(15)) for _ in range(SILOS)]
+    silent = [CanaryGains(inside=alike, outside=alike) for alike in rng.random((SILOS, 15))]
     assert attack(leaking, seed=1).auc == 1.0
     found = attack(silent, seed=1)
     assert found.auc == 0.5
