@@ -86,10 +86,20 @@ class Training(Part):
     local_steps: Count
 
 
-class Cohort(Part):
-    """Which clients take part in a round."""
+class EveryoneCohort(Part):
+    """Every client of the run takes part in every round."""
 
     kind: Literal["everyone"]
+
+
+class PoissonCohort(Part):
+    """Each client is in a round by itself with probability `rate`; what is over `cap` is cut at random."""
+
+    kind: Literal["poisson"]
+    rate: Annotated[float, Field(gt=0, le=1)]
+    cap: Count
+    n_max: Count
+    """The most clients the run may have, by which the cap is priced."""
 
 
 class PoissonExamples(Part):
@@ -105,19 +115,39 @@ class AllExamples(Part):
     kind: Literal["all"]
 
 
+class AdaptiveClip(Part):
+    """How the server moves the clip norm from round to round, at a price that the plan holds already."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)]
+    learning_rate: Positive
+    bit_noise: Positive
+
+
+class Person(Part):
+    """Whose record is whose, for a plan whose unit is the person."""
+
+    id_field: Annotated[str, Field(min_length=1, max_length=100)]
+    records_cap: Count
+    """The most records one person may have in this data set."""
+    silos: Count
+    """The most data sets of the federation one person is said to be in."""
+
+
 class Privacy(Part):
     """The privacy plan. Under `local` the client itself clips and adds the noise."""
 
     trust: str
     unit: str
     relation: str
-    cohort: Cohort
+    cohort: Annotated[EveryoneCohort | PoissonCohort, Field(discriminator="kind")]
     examples: Annotated[PoissonExamples | AllExamples, Field(discriminator="kind")]
     clip_norm: Positive | None
     noise_multiplier: Positive | None
     epsilon: Positive | None
     delta: Annotated[float, Field(gt=0, lt=1)] | None
     divisor: Positive
+    adaptive_clip: AdaptiveClip | None = None
+    person: Person | None = None
 
     @property
     def rate(self) -> float:
@@ -137,7 +167,7 @@ class Aggregation(Part):
 class Quorum(Part):
     """How many updates a round needs, and takes at most."""
 
-    min_updates: Count
+    min_updates: Annotated[int, Field(ge=0, le=10**9)]
     max_updates: Count
 
 
