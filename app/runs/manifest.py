@@ -7,9 +7,10 @@ plan costs is the price job. The client has its own copy of this shape, held to 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.core.strict import Hex64
 
@@ -105,12 +106,26 @@ class Everyone(Part):
 
 
 class PoissonCohort(Part):
-    """Each client is in a round's cohort by itself with probability `rate`."""
+    """Each client is in a round's cohort by itself with probability `rate`; who is stays secret."""
 
     kind: Literal["poisson"]
-    rate: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)]
-    cap: Annotated[int, Field(ge=1, le=10**6, strict=True)]
-    n_max: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+    rate: Annotated[float, Field(ge=1e-9, le=1, allow_inf_nan=False, strict=True)]
+    cap: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    """The most clients of a round; of more, a random subset takes part."""
+    n_max: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    """The most clients that the run may ever have: what the plan is priced for."""
+
+    @model_validator(mode="after")
+    def _cap_within_pool(self) -> PoissonCohort:
+        if self.cap > self.n_max:
+            raise ValueError("the cap is over n_max")
+        return self
+
+    @property
+    def least_cap(self) -> int:
+        """Five standard deviations above the expected cohort, at most the whole pool."""
+        expected = self.n_max * self.rate
+        return min(self.n_max, math.ceil(expected + 5.0 * math.sqrt(expected * (1.0 - self.rate))))
 
 
 class OptimizedCohort(Part):
@@ -134,6 +149,25 @@ class AllExamples(Part):
     kind: Literal["all"]
 
 
+class AdaptiveClip(Part):
+    """A clip norm that follows a quantile of the clients' norms, at a price that z holds already."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, strict=True)]
+    learning_rate: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False, strict=True)]
+    bit_noise: Annotated[float, Field(ge=1e-3, le=2.0**20, allow_inf_nan=False, strict=True)]
+    """Standard deviation of the noise on the count of clients within the clip norm."""
+
+
+class Person(Part):
+    """Whose record is whose, where the unit is the person; what is sent never holds an id."""
+
+    id_field: Word
+    records_cap: Annotated[int, Field(ge=1, le=10**6, strict=True)]
+    """The most records of one person in one data set; a data set with more is refused by its client."""
+    silos: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    """The most data sets of this run that one person is declared to be in."""
+
+
 class Privacy(Part):
     """The privacy plan: unit, trust, relation, two samplings, clip C, noise z, epsilon, delta, divisor."""
 
@@ -147,12 +181,19 @@ class Privacy(Part):
     epsilon: Annotated[float, Field(ge=1e-6, le=200, allow_inf_nan=False, strict=True)] | None
     delta: Annotated[float, Field(ge=1e-10, le=0.1, allow_inf_nan=False, strict=True)] | None
     divisor: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
-    """What the noised sum of a step is divided by; a constant, never a batch's size."""
+    """What the noised sum of a step (under `central`: of a round) is divided by; a constant, never a count."""
+    adaptive_clip: AdaptiveClip | None = None
+    person: Person | None = None
 
     @property
     def rate(self) -> float:
         """The probability with which an example takes part in a step."""
         return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
+
+    @property
+    def has_secret_cohort(self) -> bool:
+        """True where the price rests on nobody outside the server learning who takes part in a round."""
+        return self.trust == "central" and isinstance(self.cohort, PoissonCohort)
 
 
 class Aggregation(Part):
@@ -167,7 +208,8 @@ class Aggregation(Part):
 class Quorum(Part):
     """How many updates a round needs, and takes at most."""
 
-    min_updates: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    min_updates: Annotated[int, Field(ge=0, le=10_000, strict=True)]
+    """0 under `central` alone: there an empty round is noised and released like any other."""
     max_updates: Annotated[int, Field(ge=1, le=10_000, strict=True)]
 
 
@@ -212,8 +254,8 @@ class Manifest(Part):
 
     @property
     def steps(self) -> int:
-        """Noised steps of the whole run."""
-        return self.rounds * self.training.local_steps
+        """Noised steps of the whole run: under `central` the server adds its noise once a round."""
+        return self.rounds * (1 if self.privacy.trust == "central" else self.training.local_steps)
 
     def as_json(self) -> dict[str, Any]:
         """The plain values that are stored and hashed."""
@@ -262,6 +304,8 @@ EXAMPLE: dict[str, Any] = {
         "epsilon": 8.0,
         "delta": 1e-5,
         "divisor": 64.0,
+        "adaptive_clip": None,
+        "person": None,
     },
     "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
     "rounds": 8,

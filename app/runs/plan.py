@@ -11,50 +11,11 @@ from collections.abc import Collection
 
 from app.core.errors import Invalid
 from app.core.i18n import _
-from app.runs.manifest import Everyone, Manifest, TensorShape
+from app.runs.manifest import Manifest, PoissonCohort, TensorShape
+from app.runs.protection import check_protection, check_trust
 
 HEADER_BYTES = 64 * 1024
 """Ceiling of an update file's header, which names every trained tensor."""
-
-
-class TrustNotAllowed(Invalid):
-    """The federation's policy does not allow this trust mode."""
-
-    code, title = "trust_not_allowed", _("This trust mode is not allowed here")
-    meaning = _("The federation's policy lists the trust modes that its runs may use; this is not one.")
-    remedy = _("Use one of the modes that the answer names, or have the operator allow this one.")
-
-
-class TrustNotAvailable(Invalid):
-    """A trust mode that is understood and cannot be run by this version."""
-
-    code, title = "trust_not_available", _("This trust mode is not available yet")
-    meaning = _("The trust mode is understood, but this version of the server cannot run it.")
-    remedy = _("Use trust `local`: each client clips and adds its noise itself.")
-
-
-class SamplingNotAvailable(Invalid):
-    """A cohort sampling that is understood and cannot be run by this version."""
-
-    code, title = "sampling_not_available", _("This cohort sampling is not available yet")
-    meaning = _("The sampling of the cohort is understood, but this version of the server cannot run it.")
-    remedy = _("Use kind `everyone`: all clients of the run take part in every round.")
-
-
-class UnitNotAvailable(Invalid):
-    """A unit of privacy that is understood and cannot be run under this trust."""
-
-    code, title = "unit_not_available", _("This unit of privacy is not available yet")
-    meaning = _("The unit of privacy is understood, but this version cannot protect it under this trust.")
-    remedy = _("Use unit `example`: what is protected is one record in one client's data.")
-
-
-class RelationUnsound(Invalid):
-    """Add/remove where somebody sees how many there are."""
-
-    code, title = "relation_unsound", _("This neighbouring relation does not hold here")
-    meaning = _("Under add/remove the number of participants is a secret; here rounds and receipts show it.")
-    remedy = _("Use relation `zero_out`, or `replace_one` at twice the sensitivity.")
 
 
 class WeightsRefused(Invalid):
@@ -71,17 +32,6 @@ class ModeNotAvailable(Invalid):
     code, title = "aggregation_not_available", _("This aggregation is not available yet")
     meaning = _("The aggregation's mode or rule is not one that this version of the server can run.")
     remedy = _("Use mode `plain` with rule `mean`.")
-
-
-class PrivacyIncomplete(Invalid):
-    """A private run without what makes it private, or an open one with it."""
-
-    code, title = "privacy_incomplete", _("The privacy parameters do not fit the trust mode")
-    meaning = _(
-        "A private run names clip_norm, delta, and epsilon or noise_multiplier; with trust `none` all four "
-        "are null."
-    )
-    remedy = _("Give all of them, or set all of them to null with trust `none`.")
 
 
 class TensorsIncoherent(Invalid):
@@ -106,8 +56,11 @@ class QuorumImpossible(Invalid):
     """A quorum that the run's clients cannot reach."""
 
     code, title = "quorum_impossible", _("The quorum cannot be reached")
-    meaning = _("min_updates must be at most max_updates, and that at most the number of clients.")
-    remedy = _("Lower the quorum or add clients.")
+    meaning = _(
+        "min_updates must be at least 1 (under `central` 0) and at most max_updates, and that at most the "
+        "number of clients."
+    )
+    remedy = _("Correct the quorum or add clients.")
 
 
 def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max_update_bytes: int) -> None:
@@ -115,58 +68,21 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
 
     Raises one of the `Invalid` errors above.
     """
-    _check_trust(manifest, trusts)
-    _check_privacy(manifest)
+    check_trust(manifest, trusts)
+    check_protection(manifest, clients=clients)
     _check_aggregation(manifest)
     _check_tensors(manifest)
     _check_sizes(manifest, max_update_bytes)
     quorum = manifest.quorum
-    if not quorum.min_updates <= quorum.max_updates <= clients:
+    is_drawn = isinstance(manifest.privacy.cohort, PoissonCohort)  # its quorum is the cohort's, never a count
+    fewest = 0 if manifest.privacy.trust == "central" else 1
+    if not is_drawn and not fewest <= quorum.min_updates <= quorum.max_updates <= clients:
         raise QuorumImpossible(
             _("quorum {min_updates} to {max_updates} with {clients} client(s)"),
             min_updates=quorum.min_updates,
             max_updates=quorum.max_updates,
             clients=clients,
         )
-
-
-def _check_trust(manifest: Manifest, trusts: Collection[str]) -> None:
-    trust = manifest.privacy.trust
-    if trust in {"central", "distributed"}:
-        raise TrustNotAvailable(_("trust `{trust}` cannot be run yet; use `local`"), trust=trust)
-    if trust not in trusts:
-        raise TrustNotAllowed(
-            _("trust `{trust}` is not allowed here; allowed: {allowed}"),
-            trust=trust,
-            allowed=", ".join(sorted(trusts)),
-        )
-
-
-def _check_privacy(manifest: Manifest) -> None:
-    privacy = manifest.privacy
-    if not isinstance(privacy.cohort, Everyone):
-        raise SamplingNotAvailable(
-            _("cohort sampling `{kind}` cannot be run yet; use `everyone`"), kind=privacy.cohort.kind
-        )
-    numbers = (privacy.clip_norm, privacy.noise_multiplier, privacy.epsilon, privacy.delta)
-    if privacy.trust == "none":
-        if any(number is not None for number in numbers):
-            raise PrivacyIncomplete(
-                _("with trust `none`, clip_norm, noise_multiplier, epsilon and delta are null")
-            )
-        return
-    if privacy.clip_norm is None or privacy.delta is None:
-        raise PrivacyIncomplete(_("clip_norm and delta are missing"))
-    if privacy.epsilon is None and privacy.noise_multiplier is None:
-        raise PrivacyIncomplete(_("give epsilon or noise_multiplier, or both to have them compared"))
-    if privacy.unit != "example":
-        raise UnitNotAvailable(
-            _("unit `{unit}` cannot be protected under trust `{trust}` yet; use `example`"),
-            unit=privacy.unit,
-            trust=privacy.trust,
-        )
-    if privacy.relation == "add_remove":
-        raise RelationUnsound(_("counts are visible in this run; use relation `zero_out`"))
 
 
 def _check_aggregation(manifest: Manifest) -> None:

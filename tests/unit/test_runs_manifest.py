@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from app.core.canonical import canonical_sha256
 from app.core.errors import Invalid
 from app.runs import plan
-from app.runs.manifest import EXAMPLE, Manifest
+from app.runs.manifest import EXAMPLE, Manifest, PoissonCohort
 from tests.builders import QUERY, tiny_manifest
 
 
@@ -79,7 +79,13 @@ def test_the_example_is_a_plan_that_can_be_run() -> None:
         ("training.optimizer", "adagrad"),
         ("training.momentum", 1.0),
         ("training.local_steps", 0),
-        ("quorum.min_updates", 0),
+        ("quorum.min_updates", -1),
+        ("privacy.cohort", {"kind": "poisson", "rate": 0.25, "cap": 9, "n_max": 8}),
+        ("privacy.cohort", {"kind": "poisson", "rate": 0.0, "cap": 8, "n_max": 8}),
+        ("privacy.adaptive_clip", {"quantile": 1.0, "learning_rate": 0.2, "bit_noise": 2.0}),
+        ("privacy.adaptive_clip", {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 0.0}),
+        ("privacy.person", {"id_field": "author", "records_cap": 0, "silos": 1}),
+        ("privacy.person", {"id_field": "author", "records_cap": 1, "silos": 0}),
         ("round_deadline_s", 0),
         ("surprise", 1),
     ],
@@ -113,7 +119,7 @@ def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[
 @pytest.mark.parametrize(
     ("path", "value", "code"),
     [
-        ("privacy.trust", "central", "trust_not_available"),
+        ("privacy.trust", "central", "trust_not_allowed"),
         ("privacy.trust", "distributed", "trust_not_available"),
         (
             "privacy.cohort",
@@ -125,7 +131,13 @@ def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[
             {"kind": "optimized", "participation_cap": 3, "separation": 1},
             "sampling_not_available",
         ),
-        ("privacy.unit", "person", "unit_not_available"),
+        ("privacy.unit", "person", "person_incomplete"),
+        ("privacy.person", {"id_field": "author", "records_cap": 4, "silos": 2}, "person_incomplete"),
+        (
+            "privacy.adaptive_clip",
+            {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.0},
+            "clip_refused",
+        ),
         ("privacy.unit", "client", "unit_not_available"),
         ("privacy.relation", "add_remove", "relation_unsound"),
         ("privacy.clip_norm", None, "privacy_incomplete"),
@@ -135,6 +147,7 @@ def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[
         ("aggregation.rule", "krum", "aggregation_not_available"),
         ("aggregation.weights", "sizes", "weights_refused"),
         ("quorum.max_updates", 9, "quorum_impossible"),
+        ("quorum.min_updates", 0, "quorum_impossible"),
         ("lora.method", "fedit", "tensors_incoherent"),
         ("lora.rank", 4, "tensors_incoherent"),
         ("lora.target_modules", ["query", "classifier"], "tensors_incoherent"),
@@ -232,3 +245,95 @@ def test_every_refusal_of_a_plan_names_a_remedy(error: type) -> None:
     if issubclass(error, Invalid) and error is not Invalid:
         assert error.remedy
         assert error.remedy != Invalid.remedy
+
+
+CENTRAL = {
+    "trust": "central",
+    "unit": "client",
+    "cohort": {"kind": "poisson", "rate": 0.25, "cap": 82, "n_max": 202},
+    "examples": {"kind": "all"},
+    "divisor": 50.5,
+}
+
+
+def central(path: str = "version", value: object = 1) -> dict[str, Any]:
+    """A plan with client-level privacy by the server, with one member changed."""
+    document = copy.deepcopy(EXAMPLE)
+    document["privacy"] |= CENTRAL
+    document["quorum"] = {"min_updates": 0, "max_updates": 82}
+    *sections, last = path.split(".")
+    target: Any = document
+    for section in sections:
+        target = target[section]
+    target[last] = value
+    return document
+
+
+def accepted(document: dict[str, Any], *, clients: int) -> Manifest:
+    manifest = Manifest.model_validate(document)
+    plan.check_plan(manifest, clients=clients, trusts=("central",), max_update_bytes=2**20)
+    return manifest
+
+
+def test_a_central_plan_can_be_run_and_counts_rounds_as_its_noised_steps() -> None:
+    manifest = accepted(central(), clients=202)
+    assert manifest.privacy.has_secret_cohort
+    assert manifest.steps == manifest.rounds
+    everyone = central("privacy.cohort", {"kind": "everyone"}) | {
+        "quorum": {"min_updates": 0, "max_updates": 8}
+    }
+    assert not accepted(everyone, clients=8).privacy.has_secret_cohort
+
+
+def test_a_cohort_may_be_larger_than_the_clients_that_there_are_today() -> None:
+    accepted(central(), clients=60)
+
+
+def test_a_plan_by_person_can_be_run_where_clients_add_the_noise() -> None:
+    document = changed("privacy.person", {"id_field": "author", "records_cap": 4, "silos": 2})
+    document["privacy"]["unit"] = "person"
+    plan.check_plan(Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "code"),
+    [
+        ("privacy.unit", "example", "unit_not_available"),
+        ("privacy.unit", "person", "unit_not_available"),
+        ("privacy.relation", "add_remove", "relation_unsound"),
+        ("privacy.clip_norm", None, "privacy_incomplete"),
+        (
+            "privacy.cohort",
+            {"kind": "optimized", "participation_cap": 3, "separation": 1},
+            "sampling_not_available",
+        ),
+        ("privacy.cohort", {"kind": "poisson", "rate": 0.25, "cap": 81, "n_max": 202}, "cap_too_small"),
+        ("privacy.cohort", {"kind": "poisson", "rate": 0.25, "cap": 82, "n_max": 201}, "pool_too_large"),
+        ("quorum.min_updates", 1, "cohort_quorum_unsound"),
+        ("quorum.max_updates", 81, "cohort_quorum_unsound"),
+        ("aggregation.clip_norm", 1.0, "clip_refused"),
+        ("aggregation.weights", "sizes", "weights_refused"),
+        ("aggregation.mode", "secagg", "aggregation_not_available"),
+        ("lora.method", "fedit", "method_refused"),
+    ],
+)
+def test_an_unsound_central_plan_is_refused_with_its_code(path: str, value: object, code: str) -> None:
+    assert refusal(central(path, value), clients=202, trusts=("central",)) == code
+
+
+@pytest.mark.parametrize(
+    ("rate", "pool", "least"), [(0.25, 202, 82), (0.25, 8, 8), (1.0, 10, 10), (0.01, 10_000, 150)]
+)
+def test_the_least_cap_is_five_standard_deviations_up_and_never_over_the_pool(
+    rate: float, pool: int, least: int
+) -> None:
+    cohort = {"kind": "poisson", "rate": rate, "cap": pool, "n_max": pool}
+    found = Manifest.model_validate(central("privacy.cohort", cohort)).privacy.cohort
+    assert isinstance(found, PoissonCohort)
+    assert found.least_cap == least
+
+
+def test_an_older_manifest_is_hashed_with_the_new_members_filled_in() -> None:
+    older = copy.deepcopy(EXAMPLE)
+    del older["privacy"]["adaptive_clip"], older["privacy"]["person"]
+    assert Manifest.model_validate(older).as_json() == Manifest.model_validate(EXAMPLE).as_json()
