@@ -71,6 +71,26 @@ def clip_per_sample(per_sample: list[Tensor], max_norm: float) -> Tensor:
     return rows.mul_(scales.unsqueeze(1))
 
 
+def safe_scale(norm: float, *, size: int, max_norm: float) -> float:
+    """Return the factor that brings a float64 vector down to an exact norm of at most `max_norm`.
+
+    For whoever cannot hold the vector at once: the norm comes from a first look at its blocks, and the
+    factor is applied in float64 in a second.
+
+    Args:
+        norm: the vector's L2 norm, computed in float64, its squares summed in any order; finite.
+        size: number of its entries, all float32 values held as float64 (no square leaves the range).
+        max_norm: bound C, 1e-12 to 1e12.
+    Raises:
+        ValueError: `norm` is not finite or negative, or `max_norm` is out of range.
+    """
+    _require_norm(max_norm)
+    if not 0.0 <= norm < math.inf:
+        raise ValueError("a norm to clip by must be finite")
+    safe_norm = max_norm * (1.0 - _slack(size) - 2.0 * _HALF_ULP_64)
+    return 1.0 if norm <= safe_norm else safe_norm / norm
+
+
 def samples_in(per_sample: list[Tensor]) -> int:
     """Return the number of samples that the tensors of a batch agree on.
 
