@@ -56,6 +56,8 @@ class Commitment:
     epsilon_by_round: tuple[int, ...]
     """Nano-epsilon after each round, cumulative."""
     at: str
+    unit: str = "example"
+    """What the epsilon protects; entries older than this field are of runs that protected one example."""
     void: bool = False
     contributions: dict[int, Contribution] = field(default_factory=dict)
 
@@ -71,7 +73,13 @@ class Commitment:
 
     @property
     def epsilon_spent(self) -> int:
-        """Nano-epsilon of the schedule up to the last round of which a byte may have left."""
+        """Nano-epsilon of the schedule up to the last round of which a byte may have left.
+
+        Under `central` it is the whole schedule as soon as the run is joined: its price holds for those who
+        do not know in which rounds this client was, so no round is cheaper than another.
+        """
+        if self.trust == "central":
+            return 0 if self.void else self.epsilon
         sent = self.rounds_sent
         return self.epsilon_by_round[sent - 1] if sent and self.epsilon_by_round else 0
 

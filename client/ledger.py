@@ -58,6 +58,7 @@ class Terms:
     epsilon: int
     delta: int
     epsilon_by_round: tuple[int, ...]
+    unit: str = "example"
 
 
 def folder_of(home: Path, dataset: str) -> Path:

@@ -10,15 +10,25 @@ from typing import Any
 from client.errors import ClientError
 from client.i18n import _
 
+_UNITS = {
+    "local": {"example", "person"},
+    "central": {"client"},
+    "none": {"example", "person", "client"},
+}
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
     """The constants of one round's local steps; none of them is derived from the data set."""
 
     private: bool
-    """True: clip and noise at every step (trust `local`); False: neither (trust `none`)."""
+    """True: clip and noise at every step (trust `local`); False: neither (`none`, `central`)."""
+    central: bool
+    """True: the server clips the whole update and adds the noise (trust `central`)."""
+    per_person: bool
+    """True: what is sampled and clipped is all of a person's records together."""
     rate: float
-    """Probability with which every example is in a step, each by itself."""
+    """Probability with which every example, or every person, is in a step, each by itself."""
     divisor: float
     """Public constant by which every step's sum is divided."""
     local_steps: int
@@ -43,6 +53,8 @@ class TrainingPlan:
         examples = privacy["examples"]
         plan = cls(
             private=private,
+            central=privacy["trust"] == "central",
+            per_person=private and privacy["unit"] == "person",
             rate=_number(examples["rate"] if examples["kind"] == "poisson" else 1.0, "rate", most=1.0),
             divisor=_number(privacy["divisor"], "divisor"),
             local_steps=training["local_steps"],
@@ -67,10 +79,12 @@ def _require_supported(
         raise _unsupported("dtype")
     if lora.get("use_dora"):
         raise _unsupported("use_dora")
-    if privacy["trust"] not in {"local", "none"}:
+    if privacy["trust"] not in _UNITS:
         raise _unsupported("trust")
-    if privacy["trust"] == "local" and privacy["unit"] != "example":
+    if privacy["unit"] not in _UNITS[privacy["trust"]]:
         raise _unsupported("unit")
+    if privacy["unit"] == "person" and privacy["trust"] == "local" and not privacy.get("person"):
+        raise _unsupported("person")
     if privacy["examples"]["kind"] not in {"poisson", "all"}:
         raise _unsupported("examples")
 

@@ -1,26 +1,28 @@
 """What the holder of a data set allows, and the judgement of a run's manifest against it.
 
-The server proposes; this file decides. Nothing here trusts a price that the server names: the client
-computes it again.
+The server proposes; this file decides. What a run costs is computed in client.pricing.
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from client.amounts import delta_ceiling, delta_cost, epsilon_ceiling, epsilon_cost
+from client.amounts import delta_ceiling, epsilon_ceiling
 from client.durable import write_whole
 from client.errors import ClientError
 from client.i18n import _
-from client.ledger import Ceiling, Terms
-from client.wire import BaseModelRef, FrozenManifest, Manifest, Privacy
+from client.ledger import Ceiling
+from client.wire import BaseModelRef, Manifest, PoissonCohort, Privacy
 
-SUPPORTED_TRUSTS = ("local", "none")
+SUPPORTED_TRUSTS = ("local", "central", "none")
+_RUN_UNITS = {("local", "example"), ("local", "person"), ("central", "client")}
+"""What is noised by whom, and whose contribution is bounded. A run without noise protects no unit."""
 _RELATIONS = ("zero_out", "replace_one")
 """Not add/remove: who takes part, and how many, is visible in this federation."""
 
@@ -32,10 +34,16 @@ dataset = {dataset}
 epsilon = {epsilon}
 delta = {delta}
 {per_year}
-# Who may see updates before noise is added. "local": nobody. "none": the server; there is no privacy claim.
+# Who may see updates before noise is added. "local": nobody. "central": the server, which adds the noise;
+# the claim holds only against those who see what it publishes. "none": the server; there is no privacy claim.
 trusts = {trusts}
 
-# A run is refused when its rounds may close with fewer clients than this.
+# Whose data a run must protect: one "example", all records of one "person", or all of this "client".
+# Allow "person" and "client" alone, and the ceiling above holds for every person in this data set.
+units = {units}
+
+# A run is refused when its rounds may close with fewer clients than this. Where the server draws the clients
+# of a round at random and in secret, no number is certain; there it is the mean number that is compared.
 smallest_cohort = {smallest_cohort}
 
 # Names or weight digests of base models that may be trained; an empty list allows every installed one.
@@ -55,7 +63,12 @@ class Policy(BaseModel):
     epsilon: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
     delta: Annotated[float, Field(ge=0, lt=1)]
     epsilon_per_year: Annotated[float | None, Field(ge=0, le=1e6, allow_inf_nan=False)] = None
-    trusts: list[str] = ["local"]
+    trusts: list[Literal["local", "central", "distributed", "none"]] = ["local"]
+    units: Annotated[list[Literal["example", "person", "client"]], Field(min_length=1)] = [
+        "example",
+        "person",
+        "client",
+    ]
     smallest_cohort: Annotated[int, Field(ge=1)] = 2
     base_models: list[str] = []
     base_model_folders: dict[str, str] = {}
@@ -105,6 +118,7 @@ class Policy(BaseModel):
             delta=repr(self.delta),
             per_year=yearly,
             trusts=_listed(self.trusts),
+            units=_listed(self.units),
             smallest_cohort=self.smallest_cohort,
             base_models=_listed(self.base_models),
             folders="".join(f"{_quoted(k)} = {_quoted(v)}\n" for k, v in self.base_model_folders.items()),
@@ -122,15 +136,17 @@ def judge(manifest: Manifest, policy: Policy) -> None:
             trust=privacy.trust,
             allowed=", ".join(policy.trusts),
         )
-    if privacy.unit != "example" or manifest.aggregation.mode != "plain":
-        raise ClientError("plan_unsupported", _("this client cannot take part in a run of this kind"))
-    if privacy.trust == "local":
-        _judge_local(privacy)
-    if manifest.quorum.min_updates < policy.smallest_cohort:
+    if manifest.aggregation.mode != "plain":
+        raise _unsupported()
+    if privacy.trust != "none":
+        _judge_unit(privacy, policy)
+        _judge_priced(manifest)
+    least = _least_cohort(manifest)
+    if least < policy.smallest_cohort:
         raise ClientError(
             "cohort_too_small",
             _("a round may close with {least} clients; the policy wants at least {wanted}"),
-            least=manifest.quorum.min_updates,
+            least=least,
             wanted=policy.smallest_cohort,
         )
     base = manifest.base_model
@@ -140,23 +156,17 @@ def judge(manifest: Manifest, policy: Policy) -> None:
         )
 
 
-def terms_of(frozen: FrozenManifest, *, run_id: str, client_id: str, server: str) -> Terms:
-    """Price the whole schedule as this client computes it, from the manifest's noise and not its claim."""
-    manifest, privacy = frozen.manifest, frozen.manifest.privacy
-    by_round: tuple[int, ...] = (0,) * manifest.rounds
-    delta = 0
-    if privacy.trust == "local":
-        by_round, delta = _priced(manifest), delta_cost(_given(privacy.delta))
-    return Terms(
-        run_id=run_id,
-        client_id=client_id,
-        server=server,
-        manifest_sha256=frozen.sha256,
-        trust=privacy.trust,
-        epsilon=by_round[-1],
-        delta=delta,
-        epsilon_by_round=by_round,
-    )
+def _judge_unit(privacy: Privacy, policy: Policy) -> None:
+    """Refuse a unit that this client cannot protect, or that the holder does not accept."""
+    if (privacy.trust, privacy.unit) not in _RUN_UNITS:
+        raise _unsupported()
+    if privacy.unit not in policy.units:
+        raise ClientError(
+            "unit_refused",
+            _("the run protects one {unit}; the policy of this data set allows {allowed}"),
+            unit=privacy.unit,
+            allowed=", ".join(policy.units),
+        )
 
 
 def base_model_locator(base: BaseModelRef, policy: Policy) -> str:
@@ -173,7 +183,9 @@ def base_model_locator(base: BaseModelRef, policy: Policy) -> str:
     return base.locator
 
 
-def _judge_local(privacy: Privacy) -> None:
+def _judge_priced(manifest: Manifest) -> None:
+    """Refuse a claim that would not hold, whatever its price."""
+    privacy = manifest.privacy
     if privacy.relation not in _RELATIONS:
         raise ClientError(
             "relation_refused",
@@ -182,58 +194,24 @@ def _judge_local(privacy: Privacy) -> None:
         )
     if None in (privacy.clip_norm, privacy.noise_multiplier, privacy.epsilon, privacy.delta):
         raise ClientError("plan_incomplete", _("the manifest names no clip norm, noise, epsilon or delta"))
+    if (privacy.person is not None) != (privacy.unit == "person"):
+        raise _unsupported()
+    if privacy.trust == "central" and (
+        manifest.aggregation.weights != "uniform" or manifest.aggregation.clip_norm is not None
+    ):
+        raise _unsupported()
 
 
-def _priced(manifest: Manifest) -> tuple[int, ...]:
-    privacy = manifest.privacy
-    target = _given(privacy.epsilon)
-    epsilons = _epsilons(
-        noise_multiplier=_given(privacy.noise_multiplier),
-        rate=privacy.rate,
-        steps=manifest.steps,
-        relation=privacy.relation,
-        rounds=manifest.rounds,
-        delta=_given(privacy.delta),
-    )
-    if epsilons[-1] > target:
-        raise ClientError(
-            "noise_too_small",
-            _("the manifest claims epsilon {claimed}; its noise gives {computed}: the run is refused"),
-            claimed=f"{target:g}",
-            computed=f"{epsilons[-1]:.4f}",
-        )
-    return tuple(epsilon_cost(epsilon) for epsilon in epsilons)
+def _least_cohort(manifest: Manifest) -> int:
+    """With how few clients a round may close. A secret cohort may be empty: there its mean stands for it."""
+    cohort = manifest.privacy.cohort
+    if manifest.privacy.trust == "central" and isinstance(cohort, PoissonCohort):
+        return math.floor(cohort.rate * cohort.n_max)
+    return manifest.quorum.min_updates
 
 
-@lru_cache(maxsize=16)
-def _epsilons(
-    *, noise_multiplier: float, rate: float, steps: int, relation: str, rounds: int, delta: float
-) -> tuple[float, ...]:
-    from engines.privacy.accounting import (  # noqa: PLC0415  (seconds to import)
-        AccountingFailed,
-        GaussianRun,
-        Relation,
-        epsilon_by_round,
-    )
-
-    try:
-        run = GaussianRun(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=rate,
-            steps=steps,
-            relation=Relation(relation),
-        )
-        return epsilon_by_round(run, rounds=rounds, delta=delta)
-    except (AccountingFailed, ValueError) as error:
-        raise ClientError(
-            "cannot_price", _("this plan has no price that can be trusted: it is refused")
-        ) from error
-
-
-def _given(value: float | None) -> float:
-    if value is None:
-        raise ClientError("plan_incomplete", _("the manifest names no clip norm, noise, epsilon or delta"))
-    return value
+def _unsupported() -> ClientError:
+    return ClientError("plan_unsupported", _("this client cannot take part in a run of this kind"))
 
 
 def _quoted(text: str) -> str:
@@ -246,5 +224,5 @@ def _quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _listed(texts: list[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     return f"[{', '.join(_quoted(text) for text in texts)}]"

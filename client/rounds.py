@@ -21,7 +21,8 @@ from client.i18n import _
 from client.ledger import Commitment, Contribution, Stage
 from client.pauses import pause_at
 from client.plan import TrainingPlan
-from client.policy import judge, terms_of
+from client.policy import judge
+from client.pricing import terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
@@ -79,12 +80,36 @@ def is_unsent(profile: Profile, assignment: Assignment) -> bool:
 
 def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> Commitment:
     """Judge a run by the data holder's policy and commit its whole schedule; once per run, then free."""
-    policy = profile.policy
-    judge(frozen.manifest, policy)
-    TrainingPlan.from_manifest(frozen.values)  # what cannot be trained sets nothing aside
     if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
         raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
-    run_id, config = str(assignment.run_id), profile.config
+    return _committed(profile, str(assignment.run_id), frozen)
+
+
+def join(profile: Profile, session: Session, run_id: str) -> bool:
+    """Commit a run under trust `central` before any of its rounds asks for this client.
+
+    There the whole schedule is charged to every client of the run, drawn or not. A run of another trust
+    is committed with its first round.
+
+    Returns:
+        False while the run has no manifest yet: it has not started.
+    """
+    try:
+        raw = session.get(f"/v1/runs/{run_id}/manifest").content
+    except ServerRefused as error:
+        if error.status == 404:
+            return False
+        raise
+    frozen = FrozenManifest(raw)
+    if frozen.manifest.privacy.trust == "central":
+        _committed(profile, run_id, frozen)
+    return True
+
+
+def _committed(profile: Profile, run_id: str, frozen: FrozenManifest) -> Commitment:
+    policy, config = profile.policy, profile.config
+    judge(frozen.manifest, policy)
+    TrainingPlan.from_manifest(frozen.values)  # what cannot be trained sets nothing aside
     book = profile.ledger.book()
     if config.data_sha256 not in book.digests:
         raise ClientError(

@@ -19,7 +19,7 @@ from client.errors import ClientError
 from client.i18n import _, translate
 from client.profile import Profile
 from client.round_files import RoundFiles
-from client.rounds import RoundMissed, Trainer, fetch, is_unsent, submit, train
+from client.rounds import RoundMissed, Trainer, fetch, is_unsent, join, submit, train
 from client.session import Session
 from client.watching import Standing, Watcher
 from client.wire import Assignment, FrozenManifest, RunState, parse
@@ -47,8 +47,12 @@ class Seat:
     session: Session
     run_id: str | None = None
     """The run to serve; without it, whichever asks first."""
+    joined: str | None = None
+    """The run that is committed, so far as it must be before a round of it comes."""
     missed: set[str] = field(default_factory=set)
     """Rounds that go on without this client."""
+    warned_of: str | None = None
+    """The run of which its person was told that the server sees the updates."""
     sent_last: bool = False
     """Its last round is sent: only the end of the run is still waited for."""
     done: bool = False
@@ -151,6 +155,14 @@ class Service:
     def _fetched(self, seat: Seat, assignment: Assignment) -> RoundFiles:
         files = fetch(seat.profile, seat.session, assignment)
         seat.run_id = seat.run_id or str(assignment.run_id)
+        if seat.run_id != seat.warned_of and files.manifest().manifest.privacy.trust == "central":
+            seat.warned_of = seat.run_id
+            self._watcher.note(
+                seat.profile.name,
+                translate(
+                    _("the server sees this client's updates and adds the noise itself (trust central)")
+                ),
+            )
         if is_unsent(seat.profile, assignment):
             self._trainer.make_ready(seat.profile, files.manifest())
         return files
@@ -191,8 +203,12 @@ def next_assignments(seat: Seat) -> tuple[Assignment, ...]:
         listed = list_assignments(seat.session, wait_s=0.0 if seat.sent_last or seat.missed else _HELD_S)
         wanted = [one for one in listed if seat.run_id in (None, str(one.run_id))]
         work = tuple(one for one in wanted if str(one.round_id) not in seat.missed)
-        if work or _is_over(seat):
+        if work:
             return work
+        if seat.run_id is not None and seat.joined != seat.run_id:
+            seat.joined = seat.run_id if join(seat.profile, seat.session, seat.run_id) else None
+        if _is_over(seat):
+            return ()
         least_s = _MISSED_TURN_S if seat.missed else _LEAST_TURN_S
         time.sleep(max(least_s - (time.monotonic() - asked), 0.0))
 

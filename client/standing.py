@@ -41,6 +41,16 @@ def _run_line(run: Commitment) -> str:
             sent=run.rounds_sent,
             rounds=len(run.epsilon_by_round),
         )
+    if run.trust == "central":
+        return translate(
+            _(
+                "run {run}: {sent} of {rounds} rounds sent, epsilon {whole} for all; the server adds the noise"
+            ),
+            run=run.run_id,
+            sent=run.rounds_sent,
+            rounds=len(run.epsilon_by_round),
+            whole=epsilon_text(run.epsilon, spent=True),
+        )
     return translate(
         _("run {run}: {sent} of {rounds} rounds sent, epsilon {spent} of {whole}"),
         run=run.run_id,

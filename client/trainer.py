@@ -57,7 +57,7 @@ def train_round(
         ClientError: `unsupported_plan`, `seeded_sampling`, `adapter_unusable` or `update_unusable`.
     """
     plan = TrainingPlan.from_manifest(manifest)
-    if plan.private and order_seed is not None:
+    if (plan.private or plan.central) and order_seed is not None:
         raise ClientError("seeded_sampling", _("A private run draws its examples from no seed."))
     _require_trainable(model)
     start = _start_from(model, adapter)
@@ -67,6 +67,9 @@ def train_round(
     steps(model, cache, plan, sampler, on_step)
     trained = adapter_state(model.model, trained_only=True)
     delta = {name: trained[name] - start[name] for name in start}
+    if plan.central and not _moves(delta):
+        # What the server counts as zero is sent as zero: a missing update would tell something of the data.
+        return {name: torch.zeros_like(tensor) for name, tensor in delta.items()}
     require_usable(model, start, delta)
     return delta
 
@@ -83,9 +86,9 @@ def require_usable(model: TrainedPart, start: Mapping[str, Tensor], delta: Mappi
         raise _unusable("names and shapes")
     if any(part.dtype != torch.float32 for part in delta.values()):
         raise _unusable("float32")
-    if not all(bool(torch.isfinite(part).all()) for part in delta.values()):
+    if not _is_finite(delta):
         raise _unusable("finite")
-    if not any(bool(part.any()) for part in delta.values()):
+    if not _moves(delta):
         raise _unusable("changed")
     before = _probe_logits(model)
     sent = load(save({name: part.contiguous() for name, part in delta.items()}))
@@ -173,6 +176,14 @@ def _probe_logits(model: TrainedPart) -> Tensor:
     hidden = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         return model(hidden, torch.ones(shape[:2], dtype=torch.int64)).clone()  # type: ignore[no-any-return]
+
+
+def _is_finite(delta: Mapping[str, Tensor]) -> bool:
+    return all(bool(torch.isfinite(part).all()) for part in delta.values())
+
+
+def _moves(delta: Mapping[str, Tensor]) -> bool:
+    return _is_finite(delta) and any(bool(part.any()) for part in delta.values())
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

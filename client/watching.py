@@ -29,6 +29,12 @@ class Standing:
         run = self.commitment
         if not run.is_private:
             return translate(_("no privacy claim"))
+        if run.trust == "central":
+            return translate(
+                _("epsilon {whole} at delta {delta} for the whole run, noised by the server"),
+                whole=epsilon_text(run.epsilon, spent=True),
+                delta=delta_text(run.delta),
+            )
         return translate(
             _("epsilon {spent} of {whole} at delta {delta}"),
             spent=epsilon_text(run.epsilon_by_round[self.number - 1], spent=True),

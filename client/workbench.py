@@ -63,13 +63,12 @@ class Workbench:
             if self._part is None:
                 self._part = TrainedPart(self._whole_model(profile, frozen), self._spec(profile, frozen))
             self._whole = None  # taken over by the part, or only loaded for one more data set
-            is_private = frozen.manifest.privacy.trust == "local"
             return train_round(
                 self._part,
                 self._examples[profile.folder],
                 _tensors(adapter),
                 manifest=frozen.values,
-                order_seed=None if is_private else self._order_seed,
+                order_seed=self._order_seed if frozen.manifest.privacy.trust == "none" else None,
                 on_step=on_step,
             )
 

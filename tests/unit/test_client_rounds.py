@@ -18,6 +18,8 @@ from client.watching import LineWatcher
 from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer, problem
 
+PERSON = {"id_field": "author", "records_cap": 8, "silos": 1}
+
 
 @pytest.fixture
 def server() -> Iterator[RecordingServer]:
@@ -78,9 +80,14 @@ def test_a_round_is_fetched_trained_and_sent_once(
     ("changed", "terms", "code"),
     [
         ({"privacy": {"trust": "none"}}, {}, "trust_refused"),
-        ({"privacy": {"trust": "central"}}, {"trusts": ["local", "central"]}, "trust_refused"),
+        ({"privacy": {"trust": "central", "unit": "client"}}, {}, "trust_refused"),
+        ({"privacy": {"trust": "distributed"}}, {"trusts": ["local", "distributed"]}, "trust_refused"),
+        ({"privacy": {"trust": "central"}}, {"trusts": ["local", "central"]}, "plan_unsupported"),
         ({"privacy": {"relation": "add_remove"}}, {}, "relation_refused"),
+        ({"privacy": {"unit": "client"}}, {}, "plan_unsupported"),
         ({"privacy": {"unit": "person"}}, {}, "plan_unsupported"),
+        ({"privacy": {"person": PERSON}}, {}, "plan_unsupported"),
+        ({}, {"units": ["person", "client"]}, "unit_refused"),
         ({"privacy": {"noise_multiplier": None}}, {}, "plan_incomplete"),
         ({"privacy": {"noise_multiplier": 0.4}}, {}, "noise_too_small"),
         ({"privacy": {"noise_multiplier": 0.0011}}, {}, "cannot_price"),

@@ -218,6 +218,8 @@ def test_an_adapter_of_another_run_is_refused(tiny: Path) -> None:
         ("training", {"learning_rate": float("inf")}),
         ("lora", {"use_dora": True}),
         ("privacy", {"trust": "central"}),
+        ("privacy", {"trust": "distributed"}),
+        ("privacy", {"unit": "client"}),
         ("privacy", {"unit": "person"}),
         ("privacy", {"examples": {"kind": "shuffle", "rate": 0.1}}),
         ("privacy", {"examples": {"kind": "poisson", "rate": 1.5}}),

@@ -1,0 +1,241 @@
+"""Trust `central`: the client's own price, its ledger, and updates that say nothing by being absent."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from client.amounts import epsilon_cost
+from client.book import Stage
+from client.errors import ClientError
+from client.ledger import Ceiling, Ledger
+from client.policy import Policy, judge
+from client.pricing import terms_of
+from client.profile import Profile
+from client.rounds import fetch, join, submit, train
+from client.serving import Seat, Service, list_assignments
+from client.session import Identity, Session
+from client.standing import status_lines
+from client.trainer import train_round
+from client.watching import LineWatcher
+from client.wire import FrozenManifest, Manifest
+from engines.privacy.accounting import GaussianRun, Relation, epsilon_by_round
+from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
+from tests.recording import Answer, Heard, PlayedRun, RecordingServer, canonical, problem
+from tests.unit.tiny_model import manifest_of, trained_part_of, write_tiny_bert
+
+CENTRAL = {"trust": "central", "unit": "client", "noise_multiplier": 1.5, "divisor": 4.0}
+POISSON = {"kind": "poisson", "rate": 0.25, "cap": 100, "n_max": 202}
+
+
+def central(**changed: Any) -> dict[str, Any]:
+    """A central run whose every client is in every round; keywords replace members of its privacy plan."""
+    return manifest(privacy=CENTRAL | changed)
+
+
+def drawn(**changed: Any) -> dict[str, Any]:
+    """A central run with a secret Poisson cohort."""
+    plan = central(cohort=POISSON, **changed)
+    return plan | {"quorum": {"min_updates": 0, "max_updates": POISSON["cap"]}}
+
+
+def frozen(values: dict[str, Any]) -> FrozenManifest:
+    return FrozenManifest(canonical(values))
+
+
+def read(values: dict[str, Any]) -> Manifest:
+    return frozen(values).manifest
+
+
+def terms(values: dict[str, Any]) -> Any:
+    return terms_of(frozen(values), run_id="r", client_id="c", server="https://one")
+
+
+def policy(**changed: Any) -> Policy:
+    return Policy.of(**({"dataset": "d", "epsilon": 8.0, "delta": 1e-5, "trusts": ["central"]} | changed))
+
+
+@pytest.fixture
+def server() -> Iterator[RecordingServer]:
+    with RecordingServer(PlayedRun(central(), adapter())) as running:
+        yield running
+
+
+@pytest.fixture
+def profile(server: RecordingServer, tmp_path: Path) -> Profile:
+    folder = tmp_path / "profile"
+    return profile_in(folder, server=server.url, client_id=server.client_id, trusts=["central"])
+
+
+@pytest.fixture
+def session(profile: Profile) -> Iterator[Session]:
+    identity = Identity(profile.config.client_id, profile.key())
+    with Session(profile.config.server, identity=identity, patience_s=5.0) as running:
+        yield running
+
+
+def test_rounds_are_priced_and_not_local_steps() -> None:
+    run = GaussianRun(noise_multiplier=1.5, sampling_rate=1.0, steps=2, relation=Relation.ZERO_OUT)
+    wanted = tuple(epsilon_cost(one) for one in epsilon_by_round(run, rounds=2, delta=1e-5))
+    more_steps = central()
+    more_steps["training"]["local_steps"] = 50
+    assert terms(central()).epsilon_by_round == terms(more_steps).epsilon_by_round == wanted
+
+
+def test_the_sampling_of_examples_buys_nothing_under_central() -> None:
+    rare = central(examples={"kind": "poisson", "rate": 1e-3})
+    assert terms(rare).epsilon == terms(central()).epsilon
+
+
+def test_a_claim_under_the_computed_price_is_refused() -> None:
+    with pytest.raises(ClientError) as refused:
+        terms(central(epsilon=1.0))
+    assert refused.value.code == "noise_too_small"
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"unit": "example"}, "plan_unsupported"),
+        ({"unit": "person"}, "plan_unsupported"),
+        ({"relation": "add_remove"}, "relation_refused"),
+        ({"noise_multiplier": None}, "plan_incomplete"),
+    ],
+)
+def test_a_central_plan_that_does_not_hold_is_refused(changed: dict[str, Any], code: str) -> None:
+    with pytest.raises(ClientError) as refused:
+        judge(read(central(**changed)), policy())
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("change", [{"weights": "sizes"}, {"clip_norm": 1.0}])
+def test_weights_by_size_and_a_second_clip_are_refused(change: dict[str, Any]) -> None:
+    values = central()
+    values["aggregation"] |= change
+    with pytest.raises(ClientError) as refused:
+        judge(read(values), policy())
+    assert refused.value.code == "plan_unsupported"
+
+
+def test_a_secret_cohort_is_held_to_the_policy_by_its_mean() -> None:
+    judge(read(drawn()), policy(smallest_cohort=50))  # 202 clients at rate .25
+    with pytest.raises(ClientError) as refused:
+        judge(read(drawn()), policy(smallest_cohort=51))
+    assert refused.value.code == "cohort_too_small"
+
+
+def test_the_whole_schedule_is_spent_once_the_run_is_joined(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, "d")
+    joined = ledger.commit(terms(central()), ceiling=Ceiling(epsilon=8 * 10**9, delta=10**13))
+    assert ledger.book().epsilon_spent == joined.epsilon == joined.epsilon_by_round[-1]
+    ledger.void("r")
+    assert ledger.book().epsilon_spent == 0
+
+
+def test_a_client_that_is_not_drawn_has_joined_and_waits(
+    server: RecordingServer, profile: Profile, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+
+    def nobody_drawn(heard: Heard) -> Answer | None:
+        path = heard.path.partition("?")[0]
+        asked.append(path)
+        if path.endswith("/manifest") and asked.count(path) == 1:
+            return problem(404, "not_found")  # the run starts a little later
+        if asked.count("/v1/assignments") == 3:
+            server.run.state = "finished"
+        return Answer(payload=[]) if path == "/v1/assignments" else None
+
+    server.script = nobody_drawn
+    seat = seat_of(profile, run_id=server.run.run_id)
+    with (tmp_path / "log").open("w", encoding="utf-8") as out:
+        Service([seat], trainer=RandomTrainer(), watcher=LineWatcher(out)).run()
+    seat.session.close()
+    commitment = profile.ledger.book().commitments[server.run.run_id]
+    assert (commitment.trust, commitment.unit, commitment.contributions) == ("central", "client", {})
+    assert server.bodies() == []
+    assert asked.count(f"/v1/runs/{server.run.run_id}/manifest") == 2
+
+
+def seat_of(profile: Profile, *, run_id: str | None = None) -> Seat:
+    identity = Identity(profile.config.client_id, profile.key())
+    return Seat(profile, Session(profile.config.server, identity=identity, patience_s=5.0), run_id=run_id)
+
+
+def test_joining_a_local_run_sets_nothing_aside_before_a_round_comes(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    server.run.manifest = manifest()
+    assert join(profile, session, server.run.run_id)
+    assert profile.ledger.book().commitments == {}
+
+
+def test_a_central_round_is_sent_in_the_same_order_of_writes(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    stages: list[Stage] = []
+
+    def look(heard: Heard) -> Answer | None:
+        if heard.method == "PUT":
+            known = profile.ledger.book().contribution(server.run.run_id, 1)
+            stages.append(known.stage)
+        return None
+
+    server.script = look
+    files = fetch(profile, session, list_assignments(session, wait_s=0)[0])
+    train(profile, files, RandomTrainer(), on_step=lambda _done, _steps: None)
+    submit(profile, session, files)
+    assert stages == [Stage.SPENT]
+    assert server.bodies() == [files.update_path.read_bytes()]
+
+
+def test_the_person_is_told_that_the_server_sees_the_update(
+    server: RecordingServer, profile: Profile, tmp_path: Path
+) -> None:
+    seat = seat_of(profile)
+    with (tmp_path / "log").open("w", encoding="utf-8") as out:
+        Service([seat], trainer=RandomTrainer(), watcher=LineWatcher(out), once=True).run()
+    seat.session.close()
+    warning, sent = (tmp_path / "log").read_text(encoding="utf-8").splitlines()
+    assert "the server sees this client's updates" in warning
+    assert "for the whole run, noised by the server" in sent
+    assert "the server adds the noise" in status_lines(profile)[-1]
+
+
+# --- training ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny"))
+
+
+def ready(folder: Path) -> tuple[dict[str, Any], Any, Any, dict[str, torch.Tensor]]:
+    values = manifest_of(folder, trust="central")
+    values["privacy"] |= CENTRAL | {"clip_norm": 0.001, "examples": {"kind": "all"}}
+    return values, *trained_part_of(values, folder)
+
+
+def test_a_central_client_trains_without_clipping_and_noise(tiny: Path) -> None:
+    values, part, cache, start = ready(tiny)
+    first, second = (train_round(part, cache, start, manifest=values) for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)  # all examples, no noise
+    moved = torch.cat([tensor.reshape(-1) for tensor in first.values()])
+    assert float(moved.norm()) > 10 * 0.001  # the plan's C is the server's business
+
+
+def test_a_central_round_refuses_an_order_seed(tiny: Path) -> None:
+    values, part, cache, start = ready(tiny)
+    with pytest.raises(ClientError) as refused:
+        train_round(part, cache, start, manifest=values, order_seed=1)
+    assert refused.value.code == "seeded_sampling"
+
+
+def test_a_training_that_diverges_is_sent_as_zeros_and_never_missing(tiny: Path) -> None:
+    values, part, cache, start = ready(tiny)
+    values["training"] |= {"learning_rate": 1e38, "local_steps": 8}
+    update = train_round(part, cache, start, manifest=values)
+    assert set(update) == set(start)
+    assert not any(bool(tensor.any()) for tensor in update.values())
