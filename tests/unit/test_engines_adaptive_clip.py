@@ -1,4 +1,4 @@
-"""Adaptive clipping: sum and bits together cost exactly the plan's z, and the faults of others are not ours."""
+"""Adaptive clipping: sum and bits together cost exactly z of the plan; the faults of others are not ours."""
 
 import math
 from fractions import Fraction
