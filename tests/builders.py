@@ -246,6 +246,7 @@ def build_account(
     epsilon: float = 8.0,
     delta: float = 1e-5,
     order: float | None = None,
+    unit: str = "example",
 ) -> UUID:
     """The privacy account of a client's data set: `basic`, or `renyi` where an order is given."""
     return ledger.open_account(
@@ -257,6 +258,7 @@ def build_account(
         epsilon=epsilon,
         delta=delta,
         order=order,
+        unit=unit,
         actor=f"client:{client.id}",
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.budget.models import Account, AccountKind, Entry, EntryKind
+from app.budget.models import Account, AccountKind, AccountUnit, Entry, EntryKind
 from app.core.canonical import canonical_bytes
 from app.core.errors import NotFound
 
@@ -30,26 +30,33 @@ class ChainCheck:
         return self.fault is None
 
 
-def genesis(account_id: UUID, *, kind: AccountKind, order: float | None, population: str) -> bytes:
-    """What the first entry follows: the account itself, so that its kind cannot be changed unseen."""
+def genesis(
+    account_id: UUID, *, kind: AccountKind, order: float | None, population: str, unit: AccountUnit
+) -> bytes:
+    """What the first entry follows: the account itself, so that its kind cannot be changed unseen.
+
+    The unit that accounts have by default is left out: accounts older than units keep their chains.
+    """
     root = {"account_id": str(account_id), "kind": kind.value, "order": order, "population": population}
+    if unit is not AccountUnit.EXAMPLE:
+        root["unit"] = unit.value
     return hashlib.sha256(canonical_bytes(_plain(root))).digest()
 
 
 def digest(entry: Entry) -> bytes:
     """SHA-256 of the canonical form of everything in the entry, the previous digest included."""
-    covered = {
-        "account_id": str(entry.account_id),
-        "seq": entry.seq,
-        "kind": entry.kind.value,
-        "ref": entry.ref,
-        "reserve_ref": entry.reserve_ref,
-        "amount": entry.amount,
-        "delta_amount": entry.delta_amount,
-        "event": entry.event,
-        "actor": entry.actor,
-        "at": entry.at.astimezone(UTC).isoformat(timespec="microseconds"),
-        "prev_hash": entry.prev_hash.hex(),
+    columns = ("account_id", "seq", "kind", "ref", "reserve_ref", "amount", "delta_amount")
+    rest = ("event", "actor", "at", "prev_hash")
+    return digest_of(**{name: getattr(entry, name) for name in (*columns, *rest)})
+
+
+def digest_of(*, account_id: UUID, kind: EntryKind, at: datetime, prev_hash: bytes, **plain: Any) -> bytes:
+    """The digest of an entry by its columns, all but `hash`."""
+    covered = plain | {
+        "account_id": str(account_id),
+        "kind": kind.value,
+        "at": at.astimezone(UTC).isoformat(timespec="microseconds"),
+        "prev_hash": prev_hash.hex(),
     }
     return hashlib.sha256(canonical_bytes(_plain(covered))).digest()
 
@@ -72,7 +79,13 @@ def verify_chain(session: Session, account_id: UUID) -> ChainCheck:
     )
     if account is None:
         raise NotFound
-    head = genesis(account.id, kind=account.kind, order=account.order, population=account.population)
+    head = genesis(
+        account.id,
+        kind=account.kind,
+        order=account.order,
+        population=account.population,
+        unit=account.unit,
+    )
     sums = _Sums()
     rows = session.scalars(
         sa.select(Entry)

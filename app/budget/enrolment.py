@@ -44,6 +44,7 @@ def enrol(session: Session, vault: Vault, application: Application, *, populatio
         epsilon=terms["epsilon"],
         delta=terms["delta"],
         order=terms.get("order"),
+        unit=terms.get("unit", "example"),
         actor=actor,
     )
     return Enrolled(client=client, account=account_view(session, account_id))

@@ -24,6 +24,7 @@ class GrantedBudget(StrictModel):
     """The budget of the client's data set, as the server mirrors it. The client's own ledger decides."""
 
     kind: Literal["basic", "renyi"]
+    unit: Literal["example", "person", "client"]
     population: str
     epsilon: float
     delta: float
@@ -69,6 +70,7 @@ def _view(enrolled: Enrolled) -> EnrolledView:
         budget=GrantedBudget.model_validate(
             {
                 "kind": account.kind,
+                "unit": account.unit,
                 "population": account.population,
                 "epsilon": account.epsilon,
                 "delta": account.delta,

@@ -34,3 +34,11 @@ class PopulationTaken(Conflict):
     code, title = "population_taken", _("The data set has an account already")
     meaning = _("One data set has one account for all its runs and clients, of one kind, for ever.")
     remedy = _("Suspend the client that uses the data set, and enrol with the same kind of budget.")
+
+
+class CeilingOverOrganisation(Conflict):
+    """A grant above what the organisation allows any of its accounts."""
+
+    code, title = "ceiling_over_organisation", _("Above the organisation's ceiling")
+    meaning = _("The organisation has set a ceiling for the epsilon of each of its accounts; this passes it.")
+    remedy = _("Grant less, or have the organisation's ceiling raised.")

@@ -15,14 +15,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
-from app.budget import arithmetic, chain
+from app.budget import arithmetic, chain, errors
 from app.budget.errors import BudgetExceeded, LedgerConflict, NotReserved, PopulationTaken
-from app.budget.models import Account, AccountKind, Entry, EntryKind
+from app.budget.models import Account, AccountKind, AccountUnit, Entry, EntryKind
 from app.core.clock import now
 from app.core.errors import Invalid, NotFound
 from app.core.i18n import _
 from app.core.ids import new_id
-from app.identity.models import Client, ClientState
+from app.identity.models import Client, ClientState, Organisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ def open_account(
     epsilon: float,
     delta: float,
     order: float | None = None,
+    unit: AccountUnit | str = AccountUnit.EXAMPLE,
     actor: str,
 ) -> UUID:
     """Open the account of a data population with its first grant, or find the one that it has.
@@ -55,15 +56,16 @@ def open_account(
     A second enrolment on the same population takes the old account over as it is: what was spent stays
     spent and nothing is granted anew. Raises PopulationTaken while the former client is active.
     """
-    kind = AccountKind(kind)
+    kind, unit = AccountKind(kind), AccountUnit(unit)
     if (kind is AccountKind.RENYI) != (order is not None):
         raise Invalid(_("a renyi account names its order, a basic one has none"))
     amount, delta_amount = _granted(kind, epsilon, delta, order)
     owner = {"organisation_id": organisation_id, "client_id": client_id, "population": population}
-    created = _insert_account(session, owner, kind=kind, order=order, delta=delta)
+    created = _insert_account(session, owner, kind=kind, order=order, delta=delta, unit=unit)
     if created is None:
         account = _of_population(session, organisation_id, population)
-        return _take_over(session, account, client_id=client_id, adds_up=(kind, order), actor=actor)
+        return _take_over(session, account, client_id=client_id, adds_up=(kind, order, unit), actor=actor)
+    _require_within_organisation(session, organisation_id, epsilon=epsilon)
     opening = _Booking(
         kind=EntryKind.GRANT,
         ref="opening",
@@ -76,15 +78,29 @@ def open_account(
     return created
 
 
+def _require_within_organisation(session: Session, organisation_id: UUID, *, epsilon: float) -> None:
+    """Refuse a total grant of `epsilon` above what the organisation allows any of its accounts."""
+    most = session.scalar(sa.select(Organisation.epsilon_ceiling).where(Organisation.id == organisation_id))
+    if most is not None and arithmetic.ceiling(epsilon) > arithmetic.ceiling(most):
+        raise errors.CeilingOverOrganisation(_("at most epsilon {most} may be granted"), most=most)
+
+
 def _insert_account(
-    session: Session, owner: dict[str, Any], *, kind: AccountKind, order: float | None, delta: float
+    session: Session,
+    owner: dict[str, Any],
+    *,
+    kind: AccountKind,
+    order: float | None,
+    delta: float,
+    unit: AccountUnit,
 ) -> UUID | None:
     """Make an empty account, or None when the population has one."""
     account_id = new_id()
-    head = chain.genesis(account_id, kind=kind, order=order, population=owner["population"])
+    head = chain.genesis(account_id, kind=kind, order=order, population=owner["population"], unit=unit)
+    terms = {"kind": kind, "order": order, "unit": unit, "epsilon": 0.0, "delta": delta}
     created: UUID | None = session.scalar(
         insert(Account)
-        .values(id=account_id, kind=kind, order=order, epsilon=0.0, delta=delta, head_hash=head, **owner)
+        .values(id=account_id, head_hash=head, **terms, **owner)
         .on_conflict_do_nothing(index_elements=["organisation_id", "population"])
         .returning(Account.id)
     )
@@ -105,11 +121,11 @@ def _take_over(
     account: Account,
     *,
     client_id: UUID | None,
-    adds_up: tuple[AccountKind, float | None],
+    adds_up: tuple[AccountKind, float | None, AccountUnit],
     actor: str,
 ) -> UUID:
     account_id = account.id
-    if (account.kind, account.order) != adds_up:
+    if (account.kind, account.order, account.unit) != adds_up:
         raise PopulationTaken(_("this data set's account adds up otherwise: {kind}"), kind=account.kind.value)
     if account.client_id == client_id:
         return account_id
@@ -150,6 +166,9 @@ def grant(
     account = _locked(session, account_id)
     if account.kind is AccountKind.RENYI and delta:
         raise Invalid(_("the delta of a renyi account is fixed when it is opened"))
+    if epsilon > 0:
+        total = account.epsilon + epsilon
+        _require_within_organisation(session, account.organisation_id, epsilon=total)
     amount = arithmetic.ceiling(epsilon)
     delta_amount = arithmetic.delta_ceiling(delta)
     if amount == 0 and delta_amount == 0:
@@ -370,5 +389,9 @@ def _book(session: Session, account: Account, entry: Entry) -> None:
     session.expire(account)
     if done is None:
         raise BudgetExceeded(
-            _("the budget of {population} does not cover this"), population=account.population
+            _("the budget of {population} does not cover this: {asked} asked, {left} left of {ceiling}"),
+            population=account.population,
+            asked=arithmetic.shown_spent(a),
+            left=arithmetic.shown_left(account.ceiling - account.spent - account.reserved),
+            ceiling=arithmetic.shown_left(account.ceiling),
         )

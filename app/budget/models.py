@@ -26,6 +26,26 @@ class AccountKind(StrEnum):
     RENYI = "renyi"  # Renyi divergence at one order is summed: sound under full adaptivity
 
 
+class AccountUnit(StrEnum):
+    """What an account protects: the coarser a charge's unit, the more it covers."""
+
+    EXAMPLE = "example"  # one record
+    PERSON = "person"  # all records of one person in the data set
+    CLIENT = "client"  # the whole data set
+
+
+class ViolationKind(StrEnum):
+    """What went against a privacy promise, or would have."""
+
+    MISSING_NOISE = "missing_noise"  # a release that should hold noise holds none
+    SCALED_NOISE = "scaled_noise"  # noise of another size than the plan's
+    PRICE_DIFFERS = "price_differs"  # what was declared is not what was computed again
+    CEILING_HIT = "ceiling_hit"  # a plan that an account does not cover was refused
+    BOUND_EXCEEDED = "bound_exceeded"  # an update was longer than the plan's clip, and was clipped
+    NO_CONSENT = "no_consent"  # data were asked for without a valid consent
+    RESIDENCY = "residency"  # data were asked for from a region that they may not leave
+
+
 class EntryKind(StrEnum):
     """What an entry records."""
 
@@ -55,6 +75,8 @@ class Account(Base):
     """Names the data set, not a run: deleting a run gives nothing back."""
     client_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("clients.id"), index=True)
     kind: Mapped[AccountKind] = mapped_column(enum_type(AccountKind))
+    unit: Mapped[AccountUnit] = mapped_column(enum_type(AccountUnit), server_default="example")
+    """A run whose unit is finer is refused: it would promise less than this account stands for."""
     order: Mapped[float | None]
     epsilon: Mapped[float]
     """The (epsilon, delta) that the ceiling stands for, as granted; shown, never summed."""
@@ -95,3 +117,21 @@ class Entry(Base):
     at: Mapped[datetime]
     prev_hash: Mapped[bytes]
     hash: Mapped[bytes]
+
+
+class PrivacyViolation(Base):
+    """Something that went against a privacy promise. Append-only; written by app.budget.violations alone.
+
+    Never with a client where a round's cohort is secret.
+    """
+
+    __tablename__ = "privacy_violations"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[ViolationKind] = mapped_column(enum_type(ViolationKind))
+    organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
+    run_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("runs.id"))
+    client_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("clients.id"))
+    detail: Mapped[dict[str, Any]]
+    """Numbers and names of rules, never data."""
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.now())

@@ -26,6 +26,7 @@ class AccountView:
     client_id: UUID | None
     population: str
     kind: str
+    unit: str
     order: float | None
     epsilon: float
     delta: float
@@ -63,6 +64,7 @@ def view_of(account: Account) -> AccountView:
         client_id=account.client_id,
         population=account.population,
         kind=account.kind.value,
+        unit=account.unit.value,
         order=account.order,
         epsilon=account.epsilon,
         delta=account.delta,

@@ -82,7 +82,7 @@ class AccountOut(Out):
             delta_amounts=_delta_amounts(view) if basic else None,
             epsilon_claimed=shown_spent(Decimal(claimed_epsilon(view))),
             adds_up="sum of each run's PLD epsilon and delta" if basic else "sum of divergences at one order",
-            unit="example",
+            unit=view.unit,
             relation="as in each entry's event; zero_out unless it says otherwise",
             basis="declared by the client, mirrored here; the client's own ledger is the authority",
             entries=view.entries,

@@ -34,10 +34,13 @@ class Organisation(Base):
     """A party of the federation: a hospital, a bank, the operator."""
 
     __tablename__ = "organisations"
+    __table_args__ = (sa.CheckConstraint("epsilon_ceiling > 0", name="epsilon_ceiling"),)
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str] = mapped_column(sa.String(200), unique=True)
     region: Mapped[str] = mapped_column(sa.String(64))
+    epsilon_ceiling: Mapped[float | None]
+    """No account of the organisation is granted more than this; None: only who grants decides."""
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

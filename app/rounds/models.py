@@ -19,7 +19,8 @@ class Round(Base):
     __tablename__ = "rounds"
     __table_args__ = (
         sa.UniqueConstraint("run_id", "number"),
-        sa.CheckConstraint("max_updates >= min_updates AND min_updates >= 1", name="quorum"),
+        sa.CheckConstraint("max_updates >= min_updates AND min_updates >= 0", name="quorum"),
+        sa.CheckConstraint("NOT cohort_secret OR clip_norm IS NOT NULL", name="noised_once"),
         sa.Index("ix_rounds_deadline", "deadline", postgresql_where=sa.text("state = 'open'")),
     )
 
@@ -34,6 +35,12 @@ class Round(Base):
     max_updates: Mapped[int]
     deadline: Mapped[datetime | None]
     """When an open round is sealed, or aborted for want of a quorum."""
+    cohort_secret: Mapped[bool] = mapped_column(server_default=sa.false())
+    """Who was drawn, and how many, is nobody's business: nothing that leaves the server may show it."""
+    clip_norm: Mapped[float | None]
+    """C of this round where the server adds the noise (trust `central`); None under every other trust."""
+    next_clip_norm: Mapped[float | None]
+    """What adaptive clipping found for the next round, from noised bits alone."""
     adapter_sha256: Mapped[str] = mapped_column(sa.String(64))
     """Blob of the adapter that clients start from."""
     candidate_sha256: Mapped[str | None] = mapped_column(sa.String(64))
@@ -55,6 +62,21 @@ class Assignment(Base):
 
     round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
+
+
+class RoundSecret(Base):
+    """What the noise of a sealed round is derived from: made when it is sealed, deleted when it is over.
+
+    Written by rounds.lifecycle alone. Never changed, and never to be in a backup: with the secret, and what
+    was sealed, anybody can take a release's noise away again.
+    """
+
+    __tablename__ = "round_secrets"
+
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
+    sealed: Mapped[bytes]
+    """32 random bytes, encrypted under the master key."""
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
 class RoundEdge(Base):

@@ -181,7 +181,7 @@ class Privacy(Part):
     epsilon: Annotated[float, Field(ge=1e-6, le=200, allow_inf_nan=False, strict=True)] | None
     delta: Annotated[float, Field(ge=1e-10, le=0.1, allow_inf_nan=False, strict=True)] | None
     divisor: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
-    """What the noised sum of a step (under `central`: of a round) is divided by; a constant, never a count."""
+    """What a step's (under `central` a round's) noised sum is divided by; a constant, never a count."""
     adaptive_clip: AdaptiveClip | None = None
     person: Person | None = None
 

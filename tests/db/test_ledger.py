@@ -8,7 +8,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic, chain, ledger
-from app.budget.errors import BudgetExceeded, LedgerConflict, NotReserved, PopulationTaken
+from app.budget.errors import (
+    BudgetExceeded,
+    CeilingOverOrganisation,
+    LedgerConflict,
+    NotReserved,
+    PopulationTaken,
+)
 from app.budget.models import Entry, EntryKind
 from app.budget.queries import account_of_client, account_view
 from app.core.errors import Invalid, NotFound
@@ -305,3 +311,60 @@ def test_the_first_broken_entry_is_named_even_when_the_guards_were_switched_off(
     session.expire_all()
     check = chain.verify_chain(session, account_id)
     assert (check.holds, check.broken_seq) == (False, broken_seq), check.fault
+
+
+def test_an_account_stands_for_the_unit_that_it_was_opened_with(session: Session, client: Client) -> None:
+    account_id = build_account(session, client, unit="client")
+    assert account_view(session, account_id).unit == "client"
+    assert chain.verify_chain(session, account_id).holds
+    with pytest.raises(DBAPIError), session.begin_nested():
+        session.execute(sa.text("UPDATE accounts SET unit = 'example'"))
+    session.execute(sa.text("SET LOCAL session_replication_role = replica"))
+    session.execute(sa.text("UPDATE accounts SET unit = 'example'"))
+    assert chain.verify_chain(session, account_id).broken_seq == 1
+
+
+def test_a_data_set_is_not_enrolled_again_with_another_unit(
+    session: Session, client: Client, account_id: UUID
+) -> None:
+    client.state = ClientState.SUSPENDED
+    with pytest.raises(PopulationTaken):
+        ledger.open_account(
+            session,
+            organisation_id=client.organisation_id,
+            client_id=client.id,
+            population=account_of_client(session, client.id).population,
+            kind="basic",
+            epsilon=1.0,
+            delta=1e-5,
+            unit="client",
+            actor="test",
+        )
+
+
+def test_no_account_is_granted_more_than_its_organisation_allows(session: Session) -> None:
+    organisation = build_organisation(session)
+    organisation.epsilon_ceiling = 6.0
+    session.flush()
+    with pytest.raises(CeilingOverOrganisation):
+        build_account(session, build_client(session, organisation), epsilon=6.1)
+    account_id = build_account(session, build_client(session, organisation), epsilon=4.0)
+
+    def lift(ref: str, epsilon: float) -> None:
+        ledger.grant(session, account_id, ref=ref, epsilon=epsilon, delta=1e-7, reason="more", actor="test")
+
+    lift("g1", 2.0)
+    with pytest.raises(CeilingOverOrganisation):
+        lift("g2", 1e-9)
+    lift("g3", 0.0)
+    assert account_view(session, account_id).epsilon == 6.0
+
+
+def test_a_refused_reservation_says_what_was_asked_what_is_left_and_the_ceiling(
+    session: Session, account_id: UUID
+) -> None:
+    reserve(session, account_id, 3 * 10**9)
+    with pytest.raises(BudgetExceeded) as refusal:
+        reserve(session, account_id, 6 * 10**9, ref="run:2")
+    members = refusal.value.members
+    assert (members["asked"], members["left"], members["ceiling"]) == (6.0, 5.0, 8.0)

@@ -46,6 +46,7 @@ def test_an_enrolment_makes_one_client_with_its_account_and_assessment(
     assert body["capability"]["assessment"]["tier"] == "standard"
     assert body["budget"] == {
         "kind": "basic",
+        "unit": "example",
         "population": applicant.population,
         "epsilon": 3.0,
         "delta": 1e-6,
