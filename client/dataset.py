@@ -14,6 +14,7 @@ from typing import Any
 
 from client.errors import ClientError
 from client.i18n import _
+from client.persons import PersonRule, Roll
 from modelling.spec import TaskSpec
 
 _MAX_LINE_BYTES = 16 * 1024**2
@@ -26,20 +27,29 @@ class Examples:
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
+    persons: tuple[int, ...] | None = None
+    """Number of the person of each record, where the run protects persons."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def read_examples(path: Path, task: TaskSpec) -> Examples:
+def read_examples(path: Path, task: TaskSpec, *, rule: PersonRule | None = None) -> Examples:
     """Read one example a line; the text is the task's fields, joined by line breaks.
+
+    Args:
+        path: the file of JSON lines.
+        task: the manifest's task.
+        rule: how persons are told apart, where the run protects persons.
 
     Raises:
         ClientError: `dataset_missing`, `broken_line` (a line that is no JSON object, or lacks a field),
-            `unknown_label`, `empty_dataset` or `one_class_only`.
+            `unknown_label`, `empty_dataset`, `one_class_only`, `person_missing` or `person_over_cap`.
     """
     texts: list[str] = []
     labels: list[int] = []
+    persons: list[int] = []
+    roll = None if rule is None else Roll(rule)
     numbers = {label: number for number, label in enumerate(task.labels)}
     for line_number, record in _records(path):
         texts.append("\n".join(_field(record, name, line_number) for name in task.text_fields))
@@ -49,11 +59,15 @@ def read_examples(path: Path, task: TaskSpec) -> Examples:
                 "unknown_label", _("Line {line} has a label that the run does not know."), line=line_number
             )
         labels.append(numbers[label])
+        if rule is not None and roll is not None:
+            persons.append(roll.number_of(record.get(rule.id_field), line=line_number))
     if not texts:
         raise ClientError("empty_dataset", _("The data set holds no example."))
     if len(set(labels)) == 1:
         raise ClientError("one_class_only", _("All examples have the same label; there is nothing to learn."))
-    return Examples(texts=tuple(texts), labels=tuple(labels))
+    return Examples(
+        texts=tuple(texts), labels=tuple(labels), persons=None if roll is None else tuple(persons)
+    )
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

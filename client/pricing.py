@@ -1,4 +1,6 @@
-"""What a run costs this data set, computed by the client from the manifest's noise: no server's price is used.
+"""What a run costs this data set, computed by the client from the manifest's noise.
+
+No price that a server names is used.
 
 Under `local` the steps are the client's own noised steps and the sampling is that of its records or
 persons. Under `central` the steps are the rounds and the sampling is that of the clients.

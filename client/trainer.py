@@ -23,7 +23,12 @@ from engines.privacy.sampling import poisson_subset
 from modelling.adapters import adapter_state, load_adapter, trained_parameters
 from modelling.cache import CachedExamples
 from modelling.errors import ModelRefused
-from modelling.gradients import per_example_gradients, per_example_hooks, summed_gradients
+from modelling.gradients import (
+    per_example_gradients,
+    per_example_hooks,
+    per_person_gradients,
+    summed_gradients,
+)
 from modelling.precision import bf16_in_frozen_part, keep_freed_memory
 from modelling.trained import TrainedPart
 
@@ -54,11 +59,14 @@ def train_round(
         new minus downloaded, float32, by name, of exactly the trained tensors.
 
     Raises:
-        ClientError: `unsupported_plan`, `seeded_sampling`, `adapter_unusable` or `update_unusable`.
+        ClientError: `unsupported_plan`, `seeded_sampling`, `persons_unknown`, `adapter_unusable` or
+            `update_unusable`.
     """
     plan = TrainingPlan.from_manifest(manifest)
     if (plan.private or plan.central) and order_seed is not None:
         raise ClientError("seeded_sampling", _("A private run draws its examples from no seed."))
+    if plan.per_person and cache.persons is None:
+        raise ClientError("persons_unknown", _("The examples were read without their persons."))
     _require_trainable(model)
     start = _start_from(model, adapter)
     keep_freed_memory()
@@ -105,19 +113,35 @@ def _private_steps(
     sampler: NoiseStream,
     on_step: Callable[[int, int], None],
 ) -> None:
-    """Each step: sample, clip each example, truncate, sum exactly, add noise, divide by the constant."""
+    """Each step: sample, clip each unit, truncate, sum exactly, add noise, divide by the constant."""
     noise, bf16, velocity = NoiseStream.fresh(), bf16_in_frozen_part(), _at_rest(model)
+    gradients = _of_persons if plan.per_person else _of_examples
     with per_example_hooks(model):
         for step in range(plan.local_steps):
-            batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
             noised = noised_sum(
-                per_example_gradients(model, batch, bf16=bf16),
+                gradients(model, cache, plan, sampler, bf16=bf16),
                 clip_norm=plan.clip_norm,
                 noise_multiplier=plan.noise_multiplier,
                 stream=noise,
             )
             _descend(model, noised, velocity, plan)
             on_step(step + 1, plan.local_steps)
+
+
+def _of_examples(
+    model: TrainedPart, cache: CachedExamples, plan: TrainingPlan, sampler: NoiseStream, *, bf16: bool
+) -> list[Tensor]:
+    """Sample examples; one row an example."""
+    batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
+    return per_example_gradients(model, batch, bf16=bf16)
+
+
+def _of_persons(
+    model: TrainedPart, cache: CachedExamples, plan: TrainingPlan, sampler: NoiseStream, *, bf16: bool
+) -> list[Tensor]:
+    """Sample persons, each with all of their records; one row a person."""
+    chosen = poisson_subset(sampler, cache.person_count, rate=plan.rate)
+    return per_person_gradients(model, cache.of_persons(chosen), persons=len(chosen), bf16=bf16)
 
 
 def _plain_steps(

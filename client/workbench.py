@@ -18,6 +18,7 @@ from safetensors.torch import load
 from client.dataset import read_examples
 from client.errors import ClientError
 from client.i18n import _
+from client.persons import PersonRule, silo_key
 from client.policy import base_model_locator
 from client.profile import Profile
 from client.trainer import train_round
@@ -75,19 +76,21 @@ class Workbench:
     def _turn_to(self, frozen: FrozenManifest) -> None:
         """Drop what belongs to another model."""
         values = frozen.values
-        key = canonical_sha256([values["task"], values["base_model"], values["lora"]])
+        person = values["privacy"].get("person")
+        key = canonical_sha256([values["task"], values["base_model"], values["lora"], person])
         if key != self._key:
             self._key, self._whole, self._part, self._examples = key, None, None, {}
 
     def _cached(self, profile: Profile, frozen: FrozenManifest) -> CachedExamples:
         spec = self._spec(profile, frozen)
-        examples = read_examples(profile.require_data(), spec.task)
+        examples = read_examples(profile.require_data(), spec.task, rule=_rule(profile, frozen.manifest))
         return build_cache(
             self._whole_model(profile, frozen),
             spec,
             locate_base_model(spec.base.locator),
             texts=examples.texts,
             labels=examples.labels,
+            persons=examples.persons,
             keep_in=profile.folder / "cache",
             bf16=bf16_in_frozen_part(),
         )
@@ -103,6 +106,15 @@ class Workbench:
         spec = ModelSpec.from_manifest(frozen.values)
         locator = base_model_locator(frozen.manifest.base_model, profile.policy)
         return dataclasses.replace(spec, base=dataclasses.replace(spec.base, locator=locator))
+
+
+def _rule(profile: Profile, manifest: Manifest) -> PersonRule | None:
+    """How the run tells persons apart, with this silo's secret; None where it protects no persons."""
+    person = manifest.privacy.person
+    if person is None:
+        return None
+    key = silo_key(profile.ledger.folder)
+    return PersonRule(id_field=person.id_field, records_cap=person.records_cap, key=key)
 
 
 def _require_listed(model: PeftModel, manifest: Manifest) -> None:

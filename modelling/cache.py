@@ -35,6 +35,8 @@ class CachedExamples:
     """int64, shape (n, tokens)."""
     labels: Tensor
     """int64, shape (n,): positions in the manifest's labels."""
+    persons: Tensor | None = None
+    """int64, shape (n,): number of each text's person, counted from 0; None where nobody counts them."""
 
     def __len__(self) -> int:
         return self.hidden.shape[0]
@@ -42,8 +44,37 @@ class CachedExamples:
     def take(self, positions: Tensor) -> "CachedExamples":
         """Return the examples at these positions, hidden states in float32."""
         return CachedExamples(
-            hidden=self.hidden[positions].float(), mask=self.mask[positions], labels=self.labels[positions]
+            hidden=self.hidden[positions].float(),
+            mask=self.mask[positions],
+            labels=self.labels[positions],
+            persons=None if self.persons is None else self.persons[positions],
         )
+
+    @property
+    def person_count(self) -> int:
+        """The number of persons.
+
+        Raises:
+            ValueError: the examples were read without them.
+        """
+        if self.persons is None:
+            raise ValueError("these examples do not say whose they are")
+        return int(self.persons.max()) + 1 if len(self) else 0
+
+    def of_persons(self, chosen: Tensor) -> "CachedExamples":
+        """Return all examples of the chosen persons, who are numbered anew in the order chosen.
+
+        Args:
+            chosen: int64, shape (k,): different persons.
+
+        Raises:
+            ValueError: the examples were read without persons.
+        """
+        places = torch.full((self.person_count,), -1, dtype=torch.int64)
+        places[chosen] = torch.arange(len(chosen))
+        persons = places[self.persons]
+        positions = (persons >= 0).nonzero().squeeze(1)
+        return replace(self.take(positions), persons=persons[positions])
 
     def batches(self, size: int) -> Iterator["CachedExamples"]:
         """Return all examples in order, `size` at a time; none of the parts is empty."""
@@ -70,6 +101,7 @@ def build_cache(
     *,
     texts: Sequence[str],
     labels: Sequence[int],
+    persons: Sequence[int] | None = None,
     keep_in: Path | None = None,
     bf16: bool = False,
     on_batch: Callable[[int, int], None] = lambda done, whole: None,
@@ -81,6 +113,7 @@ def build_cache(
         folder: the base model's folder, for its tokenizer.
         texts: what is classified.
         labels: one position in the manifest's labels per text.
+        persons: one number of a person per text, without gaps from 0, where persons count.
         keep_in: a folder of the client's own where hidden states are kept for the next round (mode 0600).
         bf16: compute and keep the hidden states in bfloat16.
         on_batch: called with texts done and the number of all.
@@ -93,7 +126,8 @@ def build_cache(
         hidden = _hidden_states(model, spec, encoded, bf16=bf16, on_batch=on_batch)
         if kept is not None:
             _write_kept(kept, hidden)
-    return CachedExamples(hidden=hidden, mask=encoded.mask, labels=numbers)
+    owners = None if persons is None else torch.tensor(list(persons), dtype=torch.int64)
+    return CachedExamples(hidden=hidden, mask=encoded.mask, labels=numbers, persons=owners)
 
 
 def _hidden_states(

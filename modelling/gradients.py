@@ -59,6 +59,40 @@ def per_example_gradients(part: TrainedPart, batch: CachedExamples, *, bf16: boo
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 
+def per_person_gradients(
+    part: TrainedPart, batch: CachedExamples, *, persons: int, bf16: bool = False
+) -> list[Tensor]:
+    """Return the gradient of the sum of every person's losses, over all of that person's examples.
+
+    A row holds one person's examples alone, summed in their order: no other person's change it. Nothing is
+    clipped here, so the one clip that follows bounds the person, whatever the number of records.
+
+    Args:
+        part: inside `per_example_hooks`.
+        batch: examples that say whose they are, by numbers below `persons`.
+        persons: number of rows; it may be 0, and a person without an example has a row of zeros.
+        bf16: compute the frozen matrices in bfloat16.
+
+    Returns:
+        One float64 tensor (persons, *shape) a trained parameter, in the order of `trained_parameters`.
+
+    Raises:
+        ValueError: the examples were read without persons.
+    """
+    if batch.persons is None:
+        raise ValueError("these examples do not say whose they are")
+    sums = [
+        torch.zeros((persons, *parameter.shape), dtype=torch.float64)
+        for parameter in trained_parameters(part.model).values()
+    ]
+    for start in range(0, len(batch), _BATCH):
+        chunk = batch.take(torch.arange(start, min(start + _BATCH, len(batch))))
+        owners = batch.persons[start : start + _BATCH]
+        for total, found in zip(sums, _of_chunk(part, chunk, bf16=bf16), strict=True):
+            total.index_add_(0, owners, found.to(torch.float64))
+    return sums
+
+
 def summed_gradients(part: TrainedPart, batch: CachedExamples, *, bf16: bool = False) -> list[Tensor]:
     """Return the gradient of the SUM of the examples' losses, without any privacy, one tensor a parameter."""
     parameters = trained_parameters(part.model)

@@ -180,6 +180,7 @@ def test_a_central_round_is_sent_in_the_same_order_of_writes(
     def look(heard: Heard) -> Answer | None:
         if heard.method == "PUT":
             known = profile.ledger.book().contribution(server.run.run_id, 1)
+            assert known is not None
             stages.append(known.stage)
         return None
 
