@@ -43,9 +43,7 @@ def _run_line(run: Commitment) -> str:
         )
     if run.trust == "central":
         return translate(
-            _(
-                "run {run}: {sent} of {rounds} rounds sent, epsilon {whole} for all; the server adds the noise"
-            ),
+            _("run {run}: {sent} of {rounds} rounds sent, epsilon {whole}; the server adds the noise"),
             run=run.run_id,
             sent=run.rounds_sent,
             rounds=len(run.epsilon_by_round),

@@ -187,10 +187,17 @@ def _require_trainable(model: TrainedPart) -> None:
     """Refuse what has no exact per-example gradients, whatever brought it into the model."""
     parameters = trained_parameters(model.model)
     trainable = sum(parameter.requires_grad for parameter in model.parameters())
+    linear = sum(
+        parameter.requires_grad
+        for module in model.modules()
+        if type(module) is torch.nn.Linear  # what LoRA adds, and heads; not embeddings, not DoRA's magnitudes
+        for parameter in module.parameters(recurse=False)
+    )
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     wide = all(parameter.dtype == torch.float32 for parameter in parameters.values())
     dropout = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    if not parameters or trainable != len(parameters) or checkpointing or dropout or not wide:
+    whole = trainable == linear == len(parameters) > 0
+    if not whole or checkpointing or dropout or not wide:
         raise ClientError("unsupported_plan", _("This model cannot be trained with one gradient an example."))
 
 

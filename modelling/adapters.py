@@ -109,6 +109,7 @@ def _inject(spec: ModelSpec, base: nn.Module) -> PeftModel:
 
 
 def _lora_config(spec: ModelSpec) -> LoraConfig:
+    architecture = architecture_of(spec.base.architecture)
     # No task type: PEFT would add heads to modules_to_save by itself.
     return LoraConfig(
         r=spec.lora.rank,
@@ -117,7 +118,8 @@ def _lora_config(spec: ModelSpec) -> LoraConfig:
         bias="none",
         target_modules=list(spec.lora.target_modules),
         layers_to_transform=list(spec.lora.layers),
-        layers_pattern=architecture_of(spec.base.architecture).layers.rsplit(".", 1)[-1],
+        layers_pattern=architecture.layers.rsplit(".", 1)[-1],
+        fan_in_fan_out=architecture.fan_in_fan_out,
         modules_to_save=list(spec.lora.modules_to_save) or None,
     )
 

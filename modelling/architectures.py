@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from modelling.errors import ModelRefused
@@ -15,9 +16,33 @@ class Architecture:
     """The list of layers; each takes hidden states first and gives hidden states back."""
     embeddings: str
     """The module that turns token numbers, or `inputs_embeds`, into the first hidden states."""
+    positions: str | None = None
+    """A table of positions that the body adds to `inputs_embeds` by itself; the hidden states hold it."""
+    is_causal: bool = False
+    """A token sees those before it, so the model's own head reads a text at its last token."""
+    body: str = ""
+    """The model below the head; needed where the head reads the last token."""
+    head: str = ""
+    """The head of the model's own sequence classification; needed where it reads the last token."""
+    fan_in_fan_out: bool = False
+    """Linear layers keep their weights transposed (`Conv1D` of `transformers`)."""
 
 
-ARCHITECTURES = {"bert": Architecture(layers="bert.encoder.layer", embeddings="bert.embeddings")}
+ARCHITECTURES = {
+    "bert": Architecture(layers="bert.encoder.layer", embeddings="bert.embeddings"),
+    "llama": Architecture(
+        layers="model.layers", embeddings="model.embed_tokens", is_causal=True, body="model", head="score"
+    ),
+    "gpt2": Architecture(
+        layers="transformer.h",
+        embeddings="transformer.wte",
+        positions="transformer.wpe",
+        is_causal=True,
+        body="transformer",
+        head="score",
+        fan_in_fan_out=True,
+    ),
+}
 
 
 def architecture_of(name: str) -> Architecture:
@@ -37,6 +62,14 @@ class PassedHidden(nn.Module):
     def forward(self, *, inputs_embeds: Tensor, **_: object) -> Tensor:
         """Return `inputs_embeds` as they are."""
         return inputs_embeds
+
+
+class PassedPositions(nn.Module):
+    """Stands where a table of positions stood: the hidden states hold them already."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """Return zero, which is added to every hidden state."""
+        return torch.zeros((), device=position_ids.device)
 
 
 class PassedLayer(nn.Module):

@@ -128,6 +128,8 @@ def _config(spec: ModelSpec, folder: Path) -> Any:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and spec.task.max_tokens > positions:
         raise ModelRefused("unsupported_plan", f"task.max_tokens is over the model's {positions} positions")
+    if hasattr(config, "use_cache"):
+        config.use_cache = False  # nothing is generated here
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)

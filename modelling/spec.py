@@ -114,8 +114,10 @@ def _lora(section: Mapping[str, Any]) -> LoraSpec:
     if section.get("use_dora"):
         raise _refused("lora.use_dora", "DoRA has no per-example gradients")
     targets = _texts(section, "lora", "target_modules", least=1)
-    if any("embed" in name for name in targets):
-        raise _refused("lora.target_modules", "LoRA on embeddings has no per-example gradients")
+    saved = _texts(section, "lora", "modules_to_save", least=0)
+    for field, names in (("target_modules", targets), ("modules_to_save", saved)):
+        if any(_is_embedding(name) for name in names):
+            raise _refused(f"lora.{field}", "embeddings have no per-example gradients here")
     layers = section.get("layers")
     if not isinstance(layers, list | tuple) or not layers:
         raise _refused("lora.layers", "must be a list of layer numbers")
@@ -130,9 +132,13 @@ def _lora(section: Mapping[str, Any]) -> LoraSpec:
         alpha=float(alpha),
         target_modules=targets,
         layers=tuple(sorted(layers)),
-        modules_to_save=_texts(section, "lora", "modules_to_save", least=0),
+        modules_to_save=saved,
         seed=_count(section, "lora", "seed", least=0, most=2**63 - 1),
     )
+
+
+def _is_embedding(name: str) -> bool:
+    return "embed" in name or name.rpartition(".")[2] in {"wte", "wpe"}
 
 
 def _section(manifest: Mapping[str, Any], name: str) -> Mapping[str, Any]:

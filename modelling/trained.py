@@ -8,7 +8,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from modelling.adapters import layers_of
-from modelling.architectures import PassedHidden, PassedLayer, architecture_of
+from modelling.architectures import PassedHidden, PassedLayer, PassedPositions, architecture_of
 from modelling.spec import ModelSpec
 
 
@@ -27,7 +27,10 @@ class TrainedPart(nn.Module):
         layers = layers_of(spec, base)
         for number in range(spec.first_trained_layer):
             layers[number] = PassedLayer()
-        base.set_submodule(architecture_of(spec.base.architecture).embeddings, PassedHidden())
+        self._architecture = architecture_of(spec.base.architecture)
+        base.set_submodule(self._architecture.embeddings, PassedHidden())
+        if self._architecture.positions is not None:
+            base.set_submodule(self._architecture.positions, PassedPositions())
         self.eval()
 
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
@@ -40,8 +43,23 @@ class TrainedPart(nn.Module):
         Returns:
             float32, shape (n, labels). A row depends on its own text alone.
         """
+        if self.spec.task.pooling == "model" and self._architecture.is_causal:
+            return self._at_last_token(hidden, mask)
         logits = self.model(inputs_embeds=hidden, attention_mask=mask).logits
         return pooled(logits, mask, pooling=self.spec.task.pooling)
+
+    def _at_last_token(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Read the head at each text's own last token.
+
+        The model's own forward cannot: without token numbers it takes the last position, padding or not.
+        """
+        base = self.model.get_base_model()
+        body = base.get_submodule(self._architecture.body)
+        states = body(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        logits: Tensor = base.get_submodule(self._architecture.head)(states)
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = (places * mask).argmax(dim=1)
+        return logits[torch.arange(len(last), device=mask.device), last].float()
 
 
 def pooled(logits: Tensor, mask: Tensor, *, pooling: str) -> Tensor:

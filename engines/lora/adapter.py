@@ -19,6 +19,8 @@ PEFT_VERSION = "0.21.2"
 _TASK_TYPES = {"sequence_classification": "SEQ_CLS"}
 _POOLED_TASK_TYPES = _TASK_TYPES | {"sequence_classification": "TOKEN_CLS"}
 """With pooling `mean` the model is a token classifier whose logits are averaged."""
+_TRANSPOSED = frozenset({"gpt2"})
+"""Architectures whose linear layers keep their weights transposed."""
 _PREFIX = "base_model.model."
 
 
@@ -134,7 +136,7 @@ def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "base_model_name_or_path": manifest["base_model"]["name"],
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": manifest["base_model"].get("architecture") in _TRANSPOSED,
         "inference_mode": True,
         "init_lora_weights": True,
         "layers_to_transform": list(lora["layers"]),
