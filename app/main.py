@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
 from app.admin import router as admin_router
-from app.budget import enrolment_router
+from app.budget import enrolment_router, violations_router
 from app.budget import router as budget_router
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
@@ -42,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     updates_router.router,
     releases_router.router,
     budget_router.router,
+    violations_router.router,
     admin_router.router,
 )
 """Mounted under /v1."""

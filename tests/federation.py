@@ -31,6 +31,7 @@ from tests.builders import (
     principal_of,
     tiny_manifest,
 )
+from tests.http.accounts import VAULT
 
 PRICE = {
     "noise_multiplier": 1.2345,
@@ -97,7 +98,7 @@ def publish(session: Session, round_: Round, *, candidate: str = "b" * 64) -> No
         sa.select(Assignment.client_id).where(Assignment.round_id == round_.id)
     ).all():
         build_update(session, round_, client_id)
-    lifecycle.seal(session, round_.id, actor="test")
+    lifecycle.seal(session, round_.id, actor="test", vault=VAULT)
     lifecycle.begin_aggregation(session, round_.id, actor="test")
     lifecycle.record_candidate(session, round_.id, candidate_sha256=candidate, device="cpu", actor="test")
     lifecycle.publish(session, round_.id, actor="test")

@@ -18,22 +18,25 @@ POOL_SIZE = 2
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One worker process's connections."""
+    """One worker process's connections and keys."""
 
     database: Database
     blobs: LocalBlobs
     keys: KeyRing
     settings: Settings
+    vault: Vault
 
     @classmethod
     def open(cls, settings: Settings, database: Database | None = None) -> Context:
         """Connect lazily: nothing is opened before the first job."""
+        vault = Vault(settings.master_key_bytes)
         database = database or Database(settings.database_url.get_secret_value(), pool_size=POOL_SIZE)
         return cls(
             database=database,
             blobs=LocalBlobs(settings.blob_folder),
-            keys=KeyRing(database, Vault(settings.master_key_bytes)),
+            keys=KeyRing(database, vault),
             settings=settings,
+            vault=vault,
         )
 
 

@@ -223,7 +223,9 @@ def _add(session: Session, entries: list[dict[str, Any]]) -> None:
     if len(moved) != len(entries):
         raise LedgerConflict(_("an account changed under its lock"))
     session.execute(sa.insert(Entry), entries)
-    session.expire_all()
+    for row in session.identity_map.values():
+        if isinstance(row, Account):
+            session.expire(row)
 
 
 def _movement(entries: list[dict[str, Any]]) -> sa.UpdateBase:

@@ -25,7 +25,7 @@ from app.core.ids import new_id
 from app.identity.models import Client, ClientState, Organisation
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Booking:
     """What is to become an entry."""
 
@@ -66,14 +66,8 @@ def open_account(
         account = _of_population(session, organisation_id, population)
         return _take_over(session, account, client_id=client_id, adds_up=(kind, order, unit), actor=actor)
     _require_within_organisation(session, organisation_id, epsilon=epsilon)
-    opening = _Booking(
-        kind=EntryKind.GRANT,
-        ref="opening",
-        amount=amount,
-        delta_amount=delta_amount,
-        event={"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"},
-        actor=actor,
-    )
+    event = {"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"}
+    opening = _Booking(EntryKind.GRANT, "opening", amount, delta_amount, event, actor)
     _append(session, created, opening)
     return created
 
@@ -388,10 +382,14 @@ def _book(session: Session, account: Account, entry: Entry) -> None:
     ).first()
     session.expire(account)
     if done is None:
-        raise BudgetExceeded(
-            _("the budget of {population} does not cover this: {asked} asked, {left} left of {ceiling}"),
-            population=account.population,
-            asked=arithmetic.shown_spent(a),
-            left=arithmetic.shown_left(account.ceiling - account.spent - account.reserved),
-            ceiling=arithmetic.shown_left(account.ceiling),
-        )
+        raise _exceeded(account, asked=a)
+
+
+def _exceeded(account: Account, *, asked: int) -> BudgetExceeded:
+    return BudgetExceeded(
+        _("the budget of {population} does not cover this: {asked} asked, {left} left of {ceiling}"),
+        population=account.population,
+        asked=arithmetic.shown_spent(asked),
+        left=arithmetic.shown_left(account.ceiling - account.spent - account.reserved),
+        ceiling=arithmetic.shown_left(account.ceiling),
+    )

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic
-from app.budget.models import Account, Entry, EntryKind
+from app.budget.models import Account, AccountUnit, Entry, EntryKind
 from app.core.errors import NotFound
 from app.core.i18n import _
 
@@ -54,6 +54,15 @@ class AccountView:
         if self.order is None:
             return Decimal(amount).scaleb(-arithmetic.NANO)
         return arithmetic.renyi_epsilon(amount, self.delta, order=self.order)
+
+
+def covers(unit: str, account_unit: str) -> bool:
+    """Say whether a charge for `unit` is one for what the account stands for: a coarser unit covers a finer.
+
+    Whoever protects a client's whole data set protects every person and record in it, not the other way.
+    """
+    fineness = [member.value for member in AccountUnit]
+    return fineness.index(unit) >= fineness.index(account_unit)
 
 
 def view_of(account: Account) -> AccountView:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.budget.violations import counted
 from app.core.db import Database
 from app.http.deps import public
 from app.identity.permissions import scope_of
@@ -25,10 +26,19 @@ router = APIRouter(tags=["operation"])
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+COHORT_OPERATIONS = frozenset(
+    {"list_assignments", "get_round_adapter", "put_update", "get_update", "get_manifest"}
+)
+"""What members of a round's cohort ask for more often than others. Where the federation allows runs with a
+secret cohort these are neither counted nor logged: the difference of two counts would tell its size."""
+
+
 class Metrics:
     """The instruments of one application; its own registry, so that several may live in one process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, hidden: frozenset[str] = frozenset()) -> None:
+        self.hidden = hidden
+        """Operations of which nothing is noted."""
         self.registry = CollectorRegistry()
         labels = ("operation", "status")
         self.requests = Counter("dpfl_http_requests", "Requests answered.", labels, registry=self.registry)
@@ -41,7 +51,9 @@ class Metrics:
         )
 
     def count(self, *, operation: str, status: int, seconds: float) -> None:
-        """Note one answer."""
+        """Note one answer, unless the operation is hidden."""
+        if operation in self.hidden:
+            return
         self.requests.labels(operation, str(status)).inc()
         self.seconds.labels(operation).observe(seconds)
 
@@ -61,6 +73,12 @@ class _Recorded(Collector):
                 for state, count in session.execute(counts):
                     gauge.add_metric([state.value], count)
                 yield gauge
+            gauge = GaugeMetricFamily(
+                "dpfl_privacy_violations", "Privacy violations by kind.", labels=["kind"]
+            )
+            for kind, count in counted(session).items():
+                gauge.add_metric([kind.value], count)
+            yield gauge
 
 
 @router.get(

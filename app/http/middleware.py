@@ -19,7 +19,7 @@ from app.core import clock
 from app.core.errors import DomainError
 from app.core.settings import Settings
 from app.http.limits import BodyCeiling, RateLimits
-from app.http.metrics import Metrics
+from app.http.metrics import COHORT_OPERATIONS, Metrics
 from app.http.problems import problem
 
 log = structlog.get_logger("access")
@@ -77,8 +77,9 @@ class Envelope:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Count and log the answer, by its path only: queries may carry what is nobody's business."""
-        self._metrics.count(operation=_operation(scope), status=status, seconds=seconds)
-        if scope["path"] not in _QUIET:
+        operation = _operation(scope)
+        self._metrics.count(operation=operation, status=status, seconds=seconds)
+        if scope["path"] not in _QUIET and operation not in self._metrics.hidden:
             path = scope["path"][:300]
             log.info("request", method=scope["method"], path=path, status=status, ms=round(seconds * 1000, 1))
 
@@ -105,7 +106,7 @@ def _operation(scope: Scope) -> str:
 def install(app: FastAPI, settings: Settings) -> None:
     """Add the middleware; the last one added is the outermost."""
     app.state.rate_limits = RateLimits()
-    app.state.metrics = Metrics()
+    app.state.metrics = Metrics(hidden=COHORT_OPERATIONS if "central" in settings.trusts else frozenset())
     app.add_middleware(BodyCeiling, max_bytes=settings.max_body_bytes)
     app.add_middleware(
         Envelope, metrics=app.state.metrics, is_https=settings.public_url.startswith("https://")

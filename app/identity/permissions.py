@@ -61,6 +61,7 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "releases:read": _row(*_STAFF, own=(Role.CLIENT,)),
         "budgets:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
         "budgets:grant": _row(Role.PRIVACY_OFFICER),
+        "violations:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "jobs:read": _row(),
         "jobs:retry": _row(),
         "metrics:read": _row(),

@@ -1,5 +1,8 @@
 """The life of a round: the only writer of its state. Each verb checks its precondition and commits nothing.
 
+A round whose cohort is secret tells nobody who takes part or how many: not in its history, its jobs or its
+refusals. When it is sealed, and when its deadline was, is public.
+
 Every change is notified on channel `dpfl_rounds` with the round's id; when a round opens, also with
 `client:<id>` for each client of its cohort, which is what their wait for an assignment listens to.
 """
@@ -15,17 +18,23 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.core import clock
+from app.core.crypto import Vault
 from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition
 from app.core.i18n import _
 from app.jobs.queue import enqueue
+from app.rounds import noise_secrets
 from app.rounds.models import Assignment, Round
-from app.rounds.queries import lock_round, updates_by_state
+from app.rounds.queries import cohort_size, get_round, lock_round, updates_by_state
 from app.rounds.states import RoundState, sources_of
 
 CHANNEL = "dpfl_rounds"
 PURGE_AFTER = timedelta(seconds=90)
 """The purge spares files that were written within the last minute: it comes after that."""
+SECOND_PURGE_AFTER = timedelta(days=1)
+"""Of a round with a secret cohort: whether an update came too late is not to be read from its jobs."""
+UNNAMED = "cohort"
+"""Who sealed a round with a secret cohort by completing it."""
 
 
 class QuorumMissing(Conflict):
@@ -75,8 +84,13 @@ def plan(
     adapter_sha256: str,
     client_ids: Iterable[UUID],
     actor: str,
+    clip_norm: float | None = None,
+    cohort_secret: bool = False,
 ) -> Round:
-    """Insert a round with its cohort, in state `planned`; `open_round` lets updates in."""
+    """Insert a round with its cohort, in state `planned`; `open_round` lets updates in.
+
+    `clip_norm` is given where the server adds the noise; `cohort_secret` where its price rests on that.
+    """
     act_as(session, actor)
     row = Round(
         run_id=run_id,
@@ -86,6 +100,8 @@ def plan(
         max_updates=max_updates,
         deadline=deadline,
         adapter_sha256=adapter_sha256,
+        clip_norm=clip_norm,
+        cohort_secret=cohort_secret,
     )
     session.add(row)
     session.flush()
@@ -95,8 +111,10 @@ def plan(
 
 
 def open_round(session: Session, round_id: UUID, *, actor: str) -> None:
-    """Let the cohort's updates in, and wake its clients."""
+    """Let the cohort's updates in, and wake its clients. A drawn cohort may be empty: closed at once."""
     advance(session, round_id, RoundState.OPEN, actor=actor, opened_at=sa.func.now())
+    if get_round(session, round_id).cohort_secret:  # empty or not: the job itself tells nothing
+        enqueue(session, "deadline", key=f"{round_id}:opened", payload={"round_id": str(round_id)})
     session.execute(
         sa.select(sa.func.pg_notify(CHANNEL, sa.func.concat("client:", Assignment.client_id))).where(
             Assignment.round_id == round_id
@@ -115,8 +133,11 @@ def hold_open(session: Session, round_id: UUID) -> Round:
     return row
 
 
-def seal(session: Session, round_id: UUID, *, actor: str) -> None:
-    """Fix the set of updates for ever and ask for its aggregation; raises QuorumMissing."""
+def seal(session: Session, round_id: UUID, *, actor: str, vault: Vault) -> None:
+    """Fix the set of updates for ever and ask for its aggregation; raises QuorumMissing.
+
+    Where the server adds the noise, the secret behind it is drawn in this same transaction.
+    """
     row = lock_round(session, round_id)
     received = updates_by_state(session, round_id).get("received", 0)
     if row.state is RoundState.OPEN and received < row.min_updates:
@@ -126,10 +147,12 @@ def seal(session: Session, round_id: UUID, *, actor: str) -> None:
             min_updates=row.min_updates,
         )
     advance(session, round_id, RoundState.SEALED, actor=actor, sealed_at=sa.func.now())
+    if row.clip_norm is not None:
+        noise_secrets.make(session, vault, round_id)
     enqueue(session, "aggregate", key=str(round_id), payload={"round_id": str(round_id)})
 
 
-def seal_if_complete(session: Session, round_id: UUID, *, actor: str) -> bool:
+def seal_if_complete(session: Session, round_id: UUID, *, actor: str, vault: Vault) -> bool:
     """Seal the round when no further update can come; called after one was taken.
 
     Complete means `max_updates` received, or the whole cohort heard of, with the quorum reached.
@@ -137,13 +160,10 @@ def seal_if_complete(session: Session, round_id: UUID, *, actor: str) -> bool:
     row = lock_round(session, round_id)
     counts = updates_by_state(session, round_id)
     received, rejected = counts.get("received", 0), counts.get("rejected", 0)
-    cohort = session.scalar(
-        sa.select(sa.func.count()).select_from(Assignment).where(Assignment.round_id == round_id)
-    )
-    complete = received >= row.max_updates or received + rejected >= (cohort or 0)
+    complete = received >= row.max_updates or received + rejected >= cohort_size(session, round_id)
     if row.state is not RoundState.OPEN or not complete or received < row.min_updates:
         return False
-    seal(session, round_id, actor=actor)
+    seal(session, round_id, actor=UNNAMED if row.cohort_secret else actor, vault=vault)
     return True
 
 
@@ -153,9 +173,15 @@ def begin_aggregation(session: Session, round_id: UUID, *, actor: str) -> None:
 
 
 def record_candidate(
-    session: Session, round_id: UUID, *, candidate_sha256: str, device: str, actor: str
+    session: Session,
+    round_id: UUID,
+    *,
+    candidate_sha256: str,
+    device: str,
+    actor: str,
+    next_clip_norm: float | None = None,
 ) -> None:
-    """Keep the aggregated adapter and ask for its validation."""
+    """Keep the aggregated adapter, and what adaptive clipping found; ask for the adapter's validation."""
     advance(
         session,
         round_id,
@@ -163,6 +189,7 @@ def record_candidate(
         actor=actor,
         candidate_sha256=candidate_sha256,
         device=device,
+        next_clip_norm=next_clip_norm,
     )
     enqueue(session, "validate", key=str(round_id), payload={"round_id": str(round_id)})
 
@@ -175,7 +202,7 @@ def ask_for_publication(session: Session, round_id: UUID) -> None:
 def publish(session: Session, round_id: UUID, *, actor: str) -> None:
     """The round's adapter is released, in the same transaction; its updates may be purged."""
     advance(session, round_id, RoundState.PUBLISHED, actor=actor, finished_at=sa.func.now())
-    ask_for_purge(session, round_id)
+    _clean_up(session, round_id)
 
 
 def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: str) -> None:
@@ -189,10 +216,25 @@ def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: st
         abort_reason=reason,
         finished_at=sa.func.now(),
     )
-    ask_for_purge(session, round_id)
+    _clean_up(session, round_id)
 
 
-def ask_for_purge(session: Session, round_id: UUID, *, late: UUID | None = None) -> None:
-    """Have the bytes of the round's updates deleted soon; again for the update that came too `late`."""
-    key, payload = (str(round_id) if late is None else f"{round_id}:{late}"), {"round_id": str(round_id)}
-    enqueue(session, "purge", key=key, payload=payload, run_at=clock.now() + PURGE_AFTER)
+def _clean_up(session: Session, round_id: UUID) -> None:
+    """The round is over: its noise secret goes, and the bytes of its updates soon after."""
+    noise_secrets.destroy(session, round_id)
+    _enqueue_purge(session, round_id, key=str(round_id), after=PURGE_AFTER)
+    if get_round(session, round_id).cohort_secret:
+        _enqueue_purge(session, round_id, key=f"{round_id}:again", after=SECOND_PURGE_AFTER)
+
+
+def purge_late(session: Session, round_id: UUID, update_id: UUID) -> None:
+    """Have the bytes of an update deleted that came when its round was closed.
+
+    Of a secret cohort no update may leave a trace of its own: the second purge of its round finds it.
+    """
+    if not get_round(session, round_id).cohort_secret:
+        _enqueue_purge(session, round_id, key=f"{round_id}:{update_id}", after=PURGE_AFTER)
+
+
+def _enqueue_purge(session: Session, round_id: UUID, *, key: str, after: timedelta) -> None:
+    enqueue(session, "purge", key=key, payload={"round_id": str(round_id)}, run_at=clock.now() + after)

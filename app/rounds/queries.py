@@ -60,14 +60,15 @@ def round_for(
 
 
 def show(session: Session, row: Round) -> RoundOut:
-    """A round as the API shows it."""
+    """A round as the API shows it: of a secret cohort, without any count of its updates."""
     kind = JOB_OF.get(row.state)
     job = None
     if kind is not None:
         job = session.scalar(
             sa.select(Job).where(Job.kind.in_(kind), Job.key == str(row.id)).order_by(Job.id.desc()).limit(1)
         )
-    return RoundOut.of(row, updates=updates_by_state(session, row.id), job=job)
+    updates = None if row.cohort_secret else updates_by_state(session, row.id)
+    return RoundOut.of(row, updates=updates, job=job)
 
 
 def lock_round(session: Session, round_id: UUID) -> Round:
@@ -107,6 +108,13 @@ def cohort_of(session: Session, round_id: UUID) -> Sequence[UUID]:
     return session.scalars(
         sa.select(Assignment.client_id).where(Assignment.round_id == round_id).order_by(Assignment.client_id)
     ).all()
+
+
+def cohort_size(session: Session, round_id: UUID) -> int:
+    """How many clients a round asks; never to be shown where its cohort is secret."""
+    return session.scalars(
+        sa.select(sa.func.count()).select_from(Assignment).where(Assignment.round_id == round_id)
+    ).one()
 
 
 def is_assigned(session: Session, round_id: UUID, client_id: UUID) -> bool:

@@ -12,6 +12,7 @@ from app.http.deps import SessionDep, requires
 from app.http.downloads import UNCHANGED, is_known, unchanged
 from app.http.idempotency import IdempotentRoute
 from app.http.longpoll import Since, WaitS, read_when
+from app.http.state import VaultDep
 from app.identity.roles import Principal
 from app.rounds import lifecycle, queries
 from app.rounds.schemas import RoundHistory, RoundOut, RoundStep
@@ -64,8 +65,8 @@ def get_round_log(round_id: UUID, session: SessionDep, principal: CanReadRounds)
 
 
 @router.post("/{round_id}/seal", status_code=202)
-def seal_round(round_id: UUID, session: SessionDep, principal: CanSealRounds) -> RoundOut:
+def seal_round(round_id: UUID, session: SessionDep, principal: CanSealRounds, vault: VaultDep) -> RoundOut:
     """Close the round to further updates and start its aggregation."""
     row = queries.round_for(session, principal, round_id, "rounds:seal")
-    lifecycle.seal(session, row.id, actor=principal.actor)
+    lifecycle.seal(session, row.id, actor=principal.actor, vault=vault)
     return queries.show(session, queries.lock_round(session, row.id))

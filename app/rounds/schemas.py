@@ -22,6 +22,7 @@ _ROUND: dict[str, Any] = {
     "max_updates": 8,
     "updates": {"receiving": 0, "received": 3, "rejected": 0},
     "deadline": "2026-11-25T12:10:00Z",
+    "clip_norm": None,
     "adapter_sha256": "0" * 64,
     "candidate_sha256": None,
     "device": None,
@@ -69,7 +70,10 @@ class RoundOut(BaseModel):
     """Grows with every change of state."""
     min_updates: int
     max_updates: int
-    updates: UpdateCounts
+    updates: UpdateCounts | None
+    """Null where the cohort is secret: neither its members nor their number are shown to anybody."""
+    clip_norm: float | None
+    """C of this round where the server clips and adds the noise; null under every other trust."""
     deadline: datetime | None
     """When the round is sealed with what it has, or aborted for want of a quorum."""
     adapter_sha256: str
@@ -87,8 +91,8 @@ class RoundOut(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, row: Round, *, updates: dict[str, int], job: Job | None) -> Self:
-        """From a row, the counts of its updates, and the job that it waits for."""
+    def of(cls, row: Round, *, updates: dict[str, int] | None, job: Job | None) -> Self:
+        """From a row, the counts of its updates unless they are secret, and the job that it waits for."""
         return cls(
             id=row.id,
             run_id=row.run_id,
@@ -97,7 +101,8 @@ class RoundOut(BaseModel):
             version=row.version,
             min_updates=row.min_updates,
             max_updates=row.max_updates,
-            updates=UpdateCounts(**updates),
+            updates=None if updates is None else UpdateCounts(**updates),
+            clip_norm=row.clip_norm,
             deadline=row.deadline,
             adapter_sha256=row.adapter_sha256,
             candidate_sha256=row.candidate_sha256,
@@ -115,6 +120,8 @@ class RoundOut(BaseModel):
     def tag(self) -> str:
         """Changes with everything that is shown, except how often a job was tried."""
         counts = self.updates
+        if counts is None:
+            return str(self.version)
         return f"{self.version}.{counts.receiving}.{counts.received}.{counts.rejected}"
 
 

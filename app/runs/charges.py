@@ -14,6 +14,7 @@ from app.budget import arithmetic
 from app.budget.queries import AccountView
 from app.core.errors import Conflict
 from app.core.i18n import _
+from app.runs.manifest import Manifest
 from app.runs.models import Run
 
 
@@ -70,7 +71,8 @@ def schedule(run: Run, account: AccountView) -> list[Charge]:
     """What a client's first, second, ... update in this run spends; sums to the reservation.
 
     Part j is the step from j - 1 to j updates of one client, whichever rounds they belong to, so that the
-    sum of what was spent is never below the cost of the updates that were sent.
+    sum of what was spent is never below the cost of the updates that were sent. Under `central` a part is
+    a round, drawn or not.
     """
     whole = reservation(run, account)
     rounds = int(run.manifest["rounds"])
@@ -96,7 +98,9 @@ def event_of(run: Run) -> dict[str, Any]:
         "examples": privacy["examples"],
         "clip_norm": privacy["clip_norm"],
         "noise_multiplier": privacy["noise_multiplier"],
-        "steps": run.manifest["rounds"] * run.manifest["training"]["local_steps"],
+        "adaptive_clip": privacy.get("adaptive_clip"),
+        "person": privacy.get("person"),
+        "steps": Manifest.model_validate(run.manifest).steps,
         "delta": privacy["delta"],
         "accountant": (run.price or {}).get("accountant"),
     }

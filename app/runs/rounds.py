@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -13,7 +14,9 @@ from app.core.i18n import _
 from app.rounds import lifecycle
 from app.rounds.models import Round
 from app.rounds.queries import lock_round, rounds_of
+from app.rounds.selection import draw_cohort
 from app.rounds.states import FINAL, RoundState
+from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
 
@@ -29,7 +32,7 @@ def has_further(session: Session, run: Run) -> bool:
 
 
 def open_next(session: Session, run: Run, *, actor: str) -> Round:
-    """Plan and open the next round, from the adapter of the last published one."""
+    """Plan and open the next round, from the adapter of the last published one, with its cohort."""
     former = rounds_of(session, run.id)
     adapter = run.start_adapter_sha256
     for round_ in former:
@@ -37,21 +40,36 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
             adapter = round_.candidate_sha256
     if adapter is None:
         raise Conflict(_("the run has no adapter to start from"))
-    quorum = run.manifest["quorum"]
+    manifest = Manifest.model_validate(run.manifest)
+    cohort, client_ids = manifest.privacy.cohort, client_ids_of(session, run.id)
+    if isinstance(cohort, PoissonCohort):
+        if len(client_ids) > cohort.n_max:
+            raise Conflict(_("the run has more clients than its price holds for"))
+        client_ids = draw_cohort(client_ids, rate=cohort.rate, cap=cohort.cap)
     round_ = lifecycle.plan(
         session,
         run_id=run.id,
         organisation_id=run.organisation_id,
         number=len(former) + 1,
-        min_updates=quorum["min_updates"],
-        max_updates=quorum["max_updates"],
-        deadline=now() + timedelta(seconds=run.manifest["round_deadline_s"]),
+        min_updates=manifest.quorum.min_updates,
+        max_updates=manifest.quorum.max_updates,
+        deadline=now() + timedelta(seconds=manifest.round_deadline_s),
         adapter_sha256=adapter,
-        client_ids=client_ids_of(session, run.id),
+        client_ids=client_ids,
         actor=actor,
+        clip_norm=_clip_norm(manifest, former),
+        cohort_secret=manifest.privacy.has_secret_cohort,
     )
     lifecycle.open_round(session, round_.id, actor=actor)
     return round_
+
+
+def _clip_norm(manifest: Manifest, former: Sequence[Round]) -> float | None:
+    """C of the next round where the server clips: the manifest's, or what the last noised bits gave."""
+    if manifest.privacy.trust != "central":
+        return None
+    found = [round_.next_clip_norm for round_ in former if round_.next_clip_norm is not None]
+    return found[-1] if found else manifest.privacy.clip_norm
 
 
 def abort_unsealed(session: Session, run_id: UUID, *, reason: str, actor: str) -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget.arithmetic import AmountInvalid
-from app.budget.queries import accounts_of_clients
+from app.budget.queries import accounts_of_clients, covers
 from app.core.canonical import canonical_sha256
 from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition, Invalid, NotFound
@@ -26,7 +26,7 @@ from app.runs.charges import is_charged, reservation
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.plan import check_plan
-from app.runs.reserving import reserve_for_all
+from app.runs.reserving import note_ceiling_hit, reserve_for_all
 from app.runs.states import RunState, sources_of
 
 CHANNEL = "dpfl_runs"
@@ -38,6 +38,14 @@ class ClientUnfit(Invalid):
     code, title = "client_unfit", _("A client cannot take part")
     meaning = _("A client of the plan is suspended, or its data set has no privacy account.")
     remedy = _("Leave it out, reinstate it, or enrol it with a budget.")
+
+
+class UnitTooFine(Invalid):
+    """A run that protects less than an account stands for."""
+
+    code, title = "unit_too_fine", _("The plan protects less than an account stands for")
+    meaning = _("An account by client or person cannot pay for a plan that protects only a finer unit.")
+    remedy = _("Plan with the unit that the answer names, or a coarser one, or leave the client out.")
 
 
 class LineageMismatch(Invalid):
@@ -93,7 +101,7 @@ def create(
         trusts=settings.trusts,
         max_update_bytes=settings.max_update_bytes,
     )
-    clients = _fit_clients(session, principal, client_ids, charged=manifest.privacy.trust != "none")
+    clients = _fit_clients(session, principal, client_ids, unit=_charged_unit(manifest))
     if from_release_id is not None:
         _check_lineage(session, principal, from_release_id, manifest)
     if clone_of_id is not None:
@@ -114,8 +122,13 @@ def create(
     return run
 
 
+def _charged_unit(manifest: Manifest) -> str | None:
+    """What the run's charges protect; None where it charges nothing."""
+    return None if manifest.privacy.trust == "none" else manifest.privacy.unit
+
+
 def _fit_clients(
-    session: Session, principal: Principal, client_ids: Sequence[UUID], *, charged: bool
+    session: Session, principal: Principal, client_ids: Sequence[UUID], *, unit: str | None
 ) -> list[Client]:
     if len(set(client_ids)) != len(client_ids):
         raise Invalid(_("a client is listed twice"))
@@ -127,11 +140,17 @@ def _fit_clients(
     for row in rows:
         if row.state is not ClientState.ACTIVE:
             raise ClientUnfit(_("client {client_id} is suspended"), client_id=str(row.id))
-    if charged:
+    if unit is not None:
         with_account = accounts_of_clients(session, list(client_ids))
         for row in rows:
             if row.id not in with_account:
                 raise ClientUnfit(_("client {client_id} has no privacy account"), client_id=str(row.id))
+            if not covers(unit, with_account[row.id].unit):
+                raise UnitTooFine(
+                    _("the account of client {client_id} stands for unit `{unit}`"),
+                    client_id=str(row.id),
+                    unit=with_account[row.id].unit,
+                )
     return list(rows)
 
 
@@ -159,7 +178,7 @@ def update_manifest(
         trusts=settings.trusts,
         max_update_bytes=settings.max_update_bytes,
     )
-    _fit_clients(session, principal, client_ids, charged=manifest.privacy.trust != "none")
+    _fit_clients(session, principal, client_ids, unit=_charged_unit(manifest))
     if run.from_release_id is not None:
         _check_lineage(session, principal, run.from_release_id, manifest)
     run.manifest = manifest.as_json()
@@ -189,8 +208,8 @@ def accept_price(
 ) -> bool:
     """Keep what the price job computed; the run becomes `priced`, or `refused` when an account cannot pay.
 
-    `price` is {"noise_multiplier", "epsilon", "delta", "epsilon_by_round", "accountant", "rdp": {order:
-    total}}, all null or empty with trust `none`. False, and nothing happens, when the run has moved on.
+    `price` is what workers/handlers/price.py makes, all null or empty with trust `none`. False, and nothing
+    happens, when the run has moved on.
     """
     run = queries.lock_run(session, run_id)
     if run.state is not RunState.PRICING or run.version != version:
@@ -201,6 +220,7 @@ def accept_price(
         advance(session, run_id, RunState.PRICED, actor=actor, start_adapter_sha256=start_adapter_sha256)
         return True
     code, reason = OVER_BUDGET
+    note_ceiling_hit(session, run)
     advance(session, run_id, RunState.REFUSED, actor=actor, reason_code=code, reason=reason)
     return True
 
@@ -252,6 +272,7 @@ def start(session: Session, principal: Principal, run_id: UUID) -> Run:
     session.flush()
     if is_charged(manifest) and not reserve_for_all(session, run, actor=principal.actor):
         code, reason = OVER_BUDGET
+        note_ceiling_hit(session, run)
         advance(session, run_id, RunState.REFUSED, actor=principal.actor, reason_code=code, reason=reason)
     else:
         advance(session, run_id, RunState.RUNNING, actor=principal.actor, started_at=sa.func.now())

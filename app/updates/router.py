@@ -11,11 +11,12 @@ from sqlalchemy.orm import Session
 
 from app.budget.schemas import AccountOut
 from app.core.blobs import LocalBlobs
+from app.core.crypto import Vault
 from app.http.deps import SessionDep, requires, short_tx
 from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
 from app.identity.roles import Principal
-from app.rounds.lifecycle import RoundClosed, ask_for_purge
+from app.rounds.lifecycle import RoundClosed, purge_late
 from app.updates import service
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
@@ -55,7 +56,8 @@ async def put_update(
     """Send this client's one update for a round: a safetensors file of the trained tensors' changes.
 
     The id is the client's choice; the same id with the same bytes is the same PUT. Under local trust the
-    round's budget is spent on the headers, before the body.
+    round's budget is spent on the headers, before the body; under central trust every client of the run is
+    charged for every round, and this PUT spends nothing.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/octet-stream":
         raise UnsupportedMedia
@@ -67,7 +69,8 @@ async def put_update(
         return admission if admission.received is None else _receipt(session, admission.received)
 
     def accept(session: Session) -> Receipt:
-        return _receipt(session, service.accept(session, principal, sent))
+        vault: Vault = request.app.state.vault
+        return _receipt(session, service.accept(session, principal, sent, vault=vault))
 
     admission = await short_tx(request, "announce_update", announce)
     if isinstance(admission, Receipt):
@@ -83,9 +86,7 @@ async def put_update(
     try:
         return await short_tx(request, "accept_update", accept)
     except RoundClosed:
-        await short_tx(
-            request, "purge_late", lambda session: ask_for_purge(session, round_id, late=update_id)
-        )
+        await short_tx(request, "purge_late", lambda session: purge_late(session, round_id, update_id))
         raise
 
 

@@ -1,8 +1,8 @@
 """Taking a client's update: announced in one transaction, accepted in another, the bytes in between.
 
 Under local trust the announcement spends: once the first byte may have arrived, the round is paid for,
-whatever becomes of the body. One client sends one update for a round, for ever; the same bytes may be
-sent again.
+whatever becomes of the body. Under central trust the aggregation spends, for every client of the run alike.
+One client sends one update for a round, for ever; the same bytes may be sent again.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.budget import ledger
 from app.budget.queries import AccountView, account_of_client
 from app.core.clock import now
+from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid, NotFound, TooLarge
 from app.core.i18n import _
 from app.identity.permissions import Scope, scope_of
@@ -92,7 +93,7 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
     run = session.get_one(Run, round_.run_id)
     expected = expected_tensors(run.manifest)
     _check_size(expected, sent.size_bytes)
-    if is_charged(run.manifest):
+    if run.manifest["privacy"]["trust"] == "local":
         _spend(session, principal, round_, run)
     if row is None:
         made = session.scalar(
@@ -155,7 +156,7 @@ def _spend(session: Session, principal: Principal, round_: Round, run: Run) -> N
     )
 
 
-def accept(session: Session, principal: Principal, sent: Sent) -> Update:
+def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) -> Update:
     """The bytes are here, checked and stored under their digest: they become part of the round.
 
     Seals the round when its cohort is complete. Idempotent. Raises RoundClosed when the round was closed
@@ -172,18 +173,19 @@ def accept(session: Session, principal: Principal, sent: Sent) -> Update:
     row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
     row.received_at = now()
     session.flush()
-    lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor)
+    lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
     return row
 
 
 def update_for(session: Session, principal: Principal, *, round_id: UUID, update_id: UUID) -> Update:
-    """One update that the caller may see; raises NotFound."""
+    """One update that the caller may see; raises NotFound. Of a secret cohort a client sees its own only."""
     statement = sa.select(Update).where(Update.id == update_id, Update.round_id == round_id)
     if scope_of(principal, "updates:read") is Scope.OWN:
         statement = statement.where(Update.client_id == principal.id)
     else:
         visible = runs(principal, "updates:read").with_only_columns(Run.id)
         statement = statement.join(Round, Round.id == Update.round_id).where(Round.run_id.in_(visible))
+        statement = statement.where(Round.cohort_secret.is_(False))
     row = session.scalar(statement)
     if row is None:
         raise NotFound(_("there is no such update"))

@@ -23,6 +23,7 @@ from app.rounds.models import RoundEdge
 from app.rounds.states import EDGES, RoundState
 from app.updates.models import UpdateState
 from tests.builders import build_round, build_run, build_update, clients_of
+from tests.http.accounts import VAULT
 
 
 def jobs(session: Session) -> list[tuple[str, str]]:
@@ -89,7 +90,7 @@ def test_a_round_is_planned_with_its_cohort_and_opened(session: Session) -> None
 def test_sealing_without_a_quorum_is_refused_and_queues_nothing(session: Session) -> None:
     row = build_round(session, updates=1)
     with pytest.raises(lifecycle.QuorumMissing) as refusal:
-        lifecycle.seal(session, row.id, actor="test")
+        lifecycle.seal(session, row.id, actor="test", vault=VAULT)
     assert refusal.value.members == {"received": 1, "min_updates": 2}
     session.refresh(row)
     assert (row.state, jobs(session)) == (RoundState.OPEN, [])
@@ -100,14 +101,14 @@ def test_an_update_that_is_not_whole_does_not_count_for_the_quorum(session: Sess
     other = queries.cohort_of(session, row.id)[1]
     build_update(session, row, other, state=UpdateState.RECEIVING)
     with pytest.raises(lifecycle.QuorumMissing):
-        lifecycle.seal(session, row.id, actor="test")
+        lifecycle.seal(session, row.id, actor="test", vault=VAULT)
 
 
 def test_sealing_fixes_the_set_and_queues_the_aggregation_once(session: Session) -> None:
     row = build_round(session, updates=2)
-    lifecycle.seal(session, row.id, actor="test")
+    lifecycle.seal(session, row.id, actor="test", vault=VAULT)
     with pytest.raises(IllegalTransition):
-        lifecycle.seal(session, row.id, actor="test")
+        lifecycle.seal(session, row.id, actor="test", vault=VAULT)
     with pytest.raises(lifecycle.RoundClosed):
         lifecycle.hold_open(session, row.id)
     assert jobs(session) == [("aggregate", str(row.id))]
@@ -122,7 +123,7 @@ def test_a_round_seals_itself_when_everybody_was_heard_and_the_quorum_is_there(
     row = build_round(session, run=build_run(session, clients=3), updates=received)
     for client_id in queries.cohort_of(session, row.id)[received : received + rejected]:
         build_update(session, row, client_id, state=UpdateState.REJECTED)
-    assert lifecycle.seal_if_complete(session, row.id, actor="test") is seals
+    assert lifecycle.seal_if_complete(session, row.id, actor="test", vault=VAULT) is seals
     session.refresh(row)
     assert row.state is (RoundState.SEALED if seals else RoundState.OPEN)
 
@@ -137,7 +138,7 @@ def test_an_abort_says_why_and_asks_for_the_purge(session: Session) -> None:
 
 def test_an_absent_round_is_not_found(session: Session) -> None:
     with pytest.raises(NotFound):
-        lifecycle.seal(session, new_id(), actor="test")
+        lifecycle.seal(session, new_id(), actor="test", vault=VAULT)
     with pytest.raises(NotFound):
         queries.get_round(session, new_id())
 
@@ -151,7 +152,7 @@ def test_of_thirty_two_racing_seals_one_wins_and_one_job_is_queued(database: Dat
         start.wait(timeout=20)
         try:
             with database.run_tx("seal") as session:
-                lifecycle.seal(session, row.id, actor="test")
+                lifecycle.seal(session, row.id, actor="test", vault=VAULT)
         except IllegalTransition:
             return False
         return True
@@ -171,7 +172,7 @@ def test_an_update_that_holds_the_round_open_is_in_the_sealed_set(database: Data
 
     def seal() -> None:
         with database.run_tx("seal") as session:
-            lifecycle.seal(session, row.id, actor="test")
+            lifecycle.seal(session, row.id, actor="test", vault=VAULT)
 
     with ThreadPoolExecutor(1) as pool:
         with database.run_tx("accept") as session:

@@ -24,6 +24,7 @@ from app.updates.service import Sent
 from tests.builders import build_update
 from tests.database import settings_for
 from tests.federation import Federation, sha256_of, update_file
+from tests.http.accounts import VAULT
 
 
 def settings_of(database_url: str, tmp_path: Path) -> Settings:
@@ -90,7 +91,7 @@ def test_a_round_that_is_sealed_while_its_run_is_stopped_is_finished(
 
     with ThreadPoolExecutor(1) as pool:
         with database.run_tx("seal") as session:
-            lifecycle.seal(session, round_id, actor="test")
+            lifecycle.seal(session, round_id, actor="test", vault=VAULT)
             stopping = pool.submit(stop)
             _until_somebody_waits(database)
         assert stopping.result(timeout=30) is RunState.ABORTED
@@ -129,7 +130,7 @@ def test_the_same_update_from_8_connections_is_one_update_charged_once_and_seals
         with database.run_tx("announce") as session:
             updates.announce(session, principal, one)
         with database.run_tx("accept") as session:
-            return updates.accept(session, principal, one).id
+            return updates.accept(session, principal, one, vault=VAULT).id
 
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(send, range(16))) == {one.update_id for one in sent}

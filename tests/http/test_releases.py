@@ -41,7 +41,7 @@ class Publisher:
         digest = self.api.app.state.blobs.put(content)
         for client in self.federation.clients:
             build_update(self.session, round_, client.id)
-        lifecycle.seal(self.session, round_.id, actor="test")
+        lifecycle.seal(self.session, round_.id, actor="test", vault=VAULT)
         lifecycle.begin_aggregation(self.session, round_.id, actor="test")
         lifecycle.record_candidate(
             self.session, round_.id, candidate_sha256="c" * 64, device="cpu", actor="test"

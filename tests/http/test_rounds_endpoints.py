@@ -24,7 +24,7 @@ from app.runs.models import Run
 from app.runs.states import RunState
 from tests.builders import build_client, build_round, clients_of
 from tests.database import settings_for
-from tests.http.accounts import Caller, add_caller, client_headers
+from tests.http.accounts import VAULT, Caller, add_caller, client_headers
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_a_round_is_shown_with_its_updates_and_what_it_waits_for(
     api: TestClient, session: Session, admin: Caller
 ) -> None:
     row = build_round(session, updates=2)
-    lifecycle.seal(session, row.id, actor="test")
+    lifecycle.seal(session, row.id, actor="test", vault=VAULT)
     session.flush()
     shown = api.get(f"/v1/rounds/{row.id}", headers=admin.headers).json()
     assert shown["state"] == "sealed"
@@ -187,7 +187,7 @@ def test_dead_jobs_are_listed_and_retried_by_administrators_only(
     api: TestClient, session: Session, admin: Caller
 ) -> None:
     row = build_round(session, updates=2)
-    lifecycle.seal(session, row.id, actor="test")
+    lifecycle.seal(session, row.id, actor="test", vault=VAULT)
     session.execute(sa.update(Job).values(state=JobState.DEAD, attempts=5, last_error="ValueError at x:1"))
     coordinator = of_organisation(session, Role.COORDINATOR, row)
     assert api.get("/v1/admin/jobs", headers=coordinator.headers).status_code == 403
@@ -203,7 +203,7 @@ def test_dead_jobs_are_listed_and_retried_by_administrators_only(
 
 def test_jobs_come_newest_first_in_pages(api: TestClient, session: Session, admin: Caller) -> None:
     for _number in range(3):
-        lifecycle.seal(session, build_round(session, updates=2).id, actor="test")
+        lifecycle.seal(session, build_round(session, updates=2).id, actor="test", vault=VAULT)
     session.flush()
     first = api.get("/v1/admin/jobs?limit=2", headers=admin.headers).json()
     rest = api.get(f"/v1/admin/jobs?limit=2&cursor={first['next_cursor']}", headers=admin.headers).json()

@@ -72,8 +72,10 @@ def test_a_manifest_with_an_unknown_member_is_refused_with_its_place(
 @pytest.mark.parametrize(
     ("section", "members", "expected"),
     [
-        ("privacy", {"trust": "central"}, ("trust_not_available", "local")),
-        ("privacy", {"unit": "person"}, ("unit_not_available", "example")),
+        ("privacy", {"trust": "distributed"}, ("trust_not_available", "local")),
+        ("privacy", {"trust": "central"}, ("unit_not_available", "client")),
+        ("privacy", {"unit": "client"}, ("unit_not_available", "example")),
+        ("privacy", {"unit": "person"}, ("person_incomplete", "person")),
         ("privacy", {"relation": "add_remove"}, ("relation_unsound", "zero_out")),
         ("privacy", {"delta": None}, ("privacy_incomplete", "delta")),
         ("aggregation", {"mode": "secagg"}, ("aggregation_not_available", "plain")),

@@ -74,7 +74,7 @@ class Processes:
             "BLOB_URL": f"file://{folder}/blobs",
             "DPFL_MASTER_KEY": TEST_MASTER_KEY,
             "DPFL_ENVIRONMENT": "development",
-            "DPFL_TRUSTS": "local,none",
+            "DPFL_TRUSTS": "local,central,none",
             "DPFL_PUBLIC_URL": self.url,
             "DPFL_PORT": str(self.port),
             "DPFL_LEASE_S": str(lease_s),

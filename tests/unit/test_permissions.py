@@ -21,11 +21,13 @@ IN_ORGANISATION = {
         "clients:suspend",
         "updates:read",
         "budgets:read",
+        "violations:read",
     }
     | {"runs:create", "runs:price", "runs:start", "runs:control", "rounds:seal", "rounds:abort"},
     Role.PRIVACY_OFFICER: READS_IN_ORGANISATION
-    | {"members:read", "enrolments:read", "budgets:read", "budgets:grant"},
-    Role.AUDITOR: READS_IN_ORGANISATION | {"members:read", "enrolments:read", "updates:read", "budgets:read"},
+    | {"members:read", "enrolments:read", "budgets:read", "budgets:grant", "violations:read"},
+    Role.AUDITOR: READS_IN_ORGANISATION
+    | {"members:read", "enrolments:read", "updates:read", "budgets:read", "violations:read"},
     Role.VIEWER: READS_IN_ORGANISATION,
 }
 

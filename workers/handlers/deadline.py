@@ -1,4 +1,7 @@
-"""A round's time is over: it is sealed with what it has, or aborted for want of a quorum."""
+"""A round's time is over: it is sealed with what it has, or aborted for want of a quorum.
+
+A round that asks nobody is over at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,13 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.core.crypto import Vault
 from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.rounds import lifecycle
 from app.rounds.models import Round
-from app.rounds.queries import get_round, lock_round
+from app.rounds.queries import cohort_size, get_round, lock_round
 from app.rounds.states import RoundState
 from app.runs.queries import lock_run
 from app.runs.service import after_abort
@@ -25,23 +29,23 @@ QUORUM_MISSING = (
 
 
 def run(context: Context, claim: Claim) -> None:
-    """Close one round that is overdue by the database's clock; any other is left alone."""
+    """Close one round that is overdue by the database's clock, or asks nobody; any other is left alone."""
     round_id = UUID(claim.payload["round_id"])
     with context.database.run_tx("deadline") as session:
         leases.finish(session, claim)
         lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
         row = lock_round(session, round_id)
-        if row.state is RoundState.OPEN and _has_passed(session, row):
-            _close(session, row)
+        if row.state is RoundState.OPEN and (_has_passed(session, row) or not cohort_size(session, round_id)):
+            _close(session, row, context.vault)
 
 
 def _has_passed(session: Session, row: Round) -> bool:
     return bool(session.scalar(sa.select(sa.func.now() >= row.deadline)))
 
 
-def _close(session: Session, row: Round) -> None:
+def _close(session: Session, row: Round, vault: Vault) -> None:
     try:
-        lifecycle.seal(session, row.id, actor="deadline")
+        lifecycle.seal(session, row.id, actor="deadline", vault=vault)
     except lifecycle.QuorumMissing:
         code, reason = QUORUM_MISSING
         lifecycle.abort(session, row.id, code=code, reason=reason, actor="deadline")

@@ -1,0 +1,58 @@
+"""What went against a privacy promise, or would have: recorded where it is found, counted for operators.
+
+A record is evidence and stays. It names rules and numbers, never data, and never a client of a secret cohort.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from app.budget.models import PrivacyViolation, ViolationKind
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
+
+__all__ = ["ViolationKind", "counted", "counts_for", "record"]
+
+
+def record(
+    session: Session,
+    kind: ViolationKind,
+    *,
+    organisation_id: UUID,
+    run_id: UUID | None = None,
+    client_id: UUID | None = None,
+    detail: dict[str, Any],
+) -> None:
+    """Note a violation, in the transaction that found it.
+
+    `client_id` only where it is public who takes part; under a secret cohort it is never given.
+    """
+    session.add(
+        PrivacyViolation(
+            kind=kind, organisation_id=organisation_id, run_id=run_id, client_id=client_id, detail=detail
+        )
+    )
+    session.flush()
+
+
+def counted(session: Session) -> dict[ViolationKind, int]:
+    """How many of each kind there are in the federation; every kind is named."""
+    return _counts(session, sa.true())
+
+
+def counts_for(session: Session, principal: Principal) -> dict[ViolationKind, int]:
+    """How many of each kind the caller may see: those of its organisation's runs, or all."""
+    if scope_of(principal, "violations:read") is Scope.FEDERATION:
+        return counted(session)
+    return _counts(session, PrivacyViolation.organisation_id == principal.organisation_id)
+
+
+def _counts(session: Session, which: sa.ColumnElement[bool]) -> dict[ViolationKind, int]:
+    rows = session.execute(
+        sa.select(PrivacyViolation.kind, sa.func.count()).where(which).group_by(PrivacyViolation.kind)
+    )
+    return dict.fromkeys(ViolationKind, 0) | {row[0]: row[1] for row in rows}
