@@ -267,6 +267,13 @@ def test_noise_out_of_range_is_refused(name: str, value: float) -> None:
         dataclasses.replace(noise_of(), **{name: value})  # type: ignore[arg-type]
 
 
+def test_tails_and_widths_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="probability"):
+        tail_stds_for(0.0, dimension=10)
+    with pytest.raises(ValueError, match="bits lie"):
+        finest_granularity(noise_of(), bits=65, clients=100, tail_stds=4.0)
+
+
 def test_prices_that_have_no_bound_are_refused() -> None:
     replaced = noise_of(relation=Relation.REPLACE_ONE)
     with pytest.raises(ValueError, match="replace-one"):
