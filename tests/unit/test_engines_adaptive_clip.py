@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
@@ -50,6 +50,7 @@ def test_the_joint_mechanism_has_the_plans_multiplier(
     assert epsilon_of_mean(mean) == pytest.approx(epsilon_of_mean(1.0 / multiplier), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-3, 1e4), st.floats(1e-6, 0.999999))
 def test_in_exact_arithmetic_the_joint_mechanism_never_has_less_noise_than_the_plan(
     bit_std: float, part: float

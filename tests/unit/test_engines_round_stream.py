@@ -103,7 +103,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(values, values)
 def test_two_values_share_a_stream_only_when_they_are_the_same_value(
     one: Parameter, other: Parameter

@@ -111,7 +111,7 @@ points = st.lists(st.lists(coordinates, min_size=2, max_size=2), min_size=CLIENT
 
 
 @pytest.mark.parametrize(("name", "relation"), ALL)
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(points, st.integers(0, CLIENTS - 1))
 def test_no_client_moves_a_rule_by_more_than_its_delta(
     name: str, relation: Relation, raw: list[list[float]], at: int
@@ -279,7 +279,7 @@ def test_a_projected_output_moves_by_at_most_twice_the_clip_norm() -> None:
     assert float(np.linalg.norm(outputs[0] - outputs[1])) == pytest.approx(2 * C)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(coordinates, min_size=4, max_size=4), st.lists(coordinates, min_size=4, max_size=4))
 def test_rounding_two_outputs_to_the_grid_adds_no_more_than_is_charged(
     one: list[float], other: list[float]
