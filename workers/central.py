@@ -1,0 +1,99 @@
+"""The noised sum of a `central` round: from what was sealed, its secret and the manifest to an update.
+
+The same sealed round gives the same bytes, on any worker and after any death; nothing else gives its noise.
+What this module learns of single updates (their norms, whether they are finite) it tells nobody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from torch import Tensor
+
+from app.core.blobs import LocalBlobs
+from app.runs.manifest import Manifest, PoissonCohort
+from engines.privacy.adaptive_clip import AdaptiveClip
+from engines.privacy.central import CentralPlan, CentralSum
+from engines.privacy.round_stream import SealedInput, round_stream
+from workers.layout import trained_shapes
+from workers.tensors import read_tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisedRound:
+    """What a sealed round's noise depends on, besides its updates."""
+
+    round_id: UUID
+    clip_norm: float
+    clients: int
+    """How many the run has: public, and fixed when it started."""
+    secret: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a round lets out."""
+
+    update: dict[str, Tensor]
+    next_clip_norm: float | None
+    """What adaptive clipping gives the next round; None without it."""
+
+
+def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
+    """The public constants of a round; raises ValueError where the manifest names no noise."""
+    privacy, cohort = manifest.privacy, manifest.privacy.cohort
+    if privacy.noise_multiplier is None:
+        raise ValueError("a central round needs the noise multiplier that its run was priced with")
+    expected, most = float(noised.clients), noised.clients
+    if isinstance(cohort, PoissonCohort):
+        expected, most = cohort.rate * cohort.n_max, cohort.cap
+    adaptive = None
+    if privacy.adaptive_clip is not None:
+        adaptive = AdaptiveClip(
+            bit_std=privacy.adaptive_clip.bit_noise,
+            expected_cohort=expected,
+            target=privacy.adaptive_clip.quantile,
+            learning_rate=privacy.adaptive_clip.learning_rate,
+        )
+    return CentralPlan(
+        clip_norm=noised.clip_norm,
+        noise_multiplier=privacy.noise_multiplier,
+        divisor=privacy.divisor,
+        most_updates=most,
+        adaptive=adaptive,
+    )
+
+
+def noised_step(
+    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
+) -> Step:
+    """Clip, sum and noise a round's updates, one in memory at a time.
+
+    Args:
+        blobs: where the updates lie.
+        manifest: the run's, with the noise multiplier that it was priced with.
+        noised: the round's secret and constants.
+        updates: (client id, blob) of every update that was received, in the order of client ids.
+    Raises:
+        ValueError: more updates than the cohort's cap, or constants out of range.
+        BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
+    """
+    shapes = trained_shapes(manifest)
+    plan = plan_of(manifest, noised)
+    total = CentralSum(shapes, plan)
+    for _client_id, digest in updates:
+        total.add(read_tensors(blobs, digest, shapes))
+    stream = round_stream(
+        noised.secret,
+        parameters={**total.parameters(), "round": str(noised.round_id)},
+        sealed=[
+            SealedInput(contribution=str(client_id), digest=bytes.fromhex(digest))
+            for client_id, digest in updates
+        ],
+    )
+    release = total.release(stream)
+    if plan.adaptive is None or release.share_within is None:
+        return Step(release.update, None)
+    following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
+    return Step(release.update, following)
