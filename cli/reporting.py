@@ -30,7 +30,7 @@ _QUIET = {
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn every error into one line on stderr and exit code 1."""
+    """Turn every error into one line on stderr and exit code 1; a second one names evidence, if it was kept."""
     from client.errors import ClientError
     from client.i18n import translate
 
@@ -38,6 +38,8 @@ def one_line_errors() -> Iterator[None]:
         yield
         sys.stdout.flush()  # here, where a reader that has gone is still an error of ours
     except ClientError as error:
+        if error.evidence is not None:
+            print("dpfl:", _("what was announced and held: {path}", path=error.evidence), file=sys.stderr)
         _end(error.code, translate(error.message, **error.members))
     except KeyboardInterrupt:
         print("dpfl: [interrupted]", _("stopped; the same command goes on where it was"), file=sys.stderr)

@@ -117,6 +117,16 @@ class Book:
         """Nano-epsilon of the runs committed at or after an RFC 3339 time in UTC."""
         return sum(run.epsilon for run in self.commitments.values() if not run.void and run.at >= at)
 
+    def receipts_of(self, *, server: str, client_id: str) -> list[dict[str, Any]]:
+        """Every receipt that a server gave this client for the data set, in no certain order."""
+        return [
+            one.receipt
+            for run in self.commitments.values()
+            if (run.server, run.client_id) == (server, client_id)
+            for one in run.contributions.values()
+            if one.receipt is not None
+        ]
+
     def contribution(self, run_id: str, number: int) -> Contribution | None:
         """Return the update of a round, if one is prepared or gone."""
         run = self.commitments.get(run_id)

@@ -17,6 +17,8 @@ class ClientError(Exception):
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.evidence: str | None = None
+        """Path of a file that shows what a server announced and what this client held."""
         self.members = {
             name: printable(value) if isinstance(value, str) else value for name, value in members.items()
         }

@@ -81,6 +81,12 @@ class Ledger:
         with self._held() as (book, _journal):
             return book
 
+    def head(self) -> tuple[int, str]:
+        """Number of entries, and the hash that chains them all."""
+        with self._held() as (_book, journal):
+            last = journal.records[-1]
+            return last.seq, last.hash
+
     def enrol_data(self, sha256: str) -> None:
         """Note that a file is this data set; refuse a file that is enrolled under another name."""
         for other in sorted(self.home.glob("*/ledger.jsonl")):
@@ -103,11 +109,7 @@ class Ledger:
                 _write(book, journal, "commit", asdict(terms))
                 return book.commitments[terms.run_id]
         if known.manifest_sha256 != terms.manifest_sha256:
-            raise ClientError(
-                "manifest_changed",
-                _("run {run} was accepted under another manifest: nothing is trained or sent"),
-                run=terms.run_id,
-            )
+            raise manifest_changed(terms.run_id)
         if not known.is_the_same(manifest_sha256=terms.manifest_sha256, client_id=terms.client_id):
             raise _refused("run_disclaimed" if known.void else "run_taken")
         return known
@@ -158,6 +160,15 @@ class Ledger:
             if journal.cut_bytes:
                 _write(book, journal, "repaired", {"cut_bytes": journal.cut_bytes})
             yield book, journal
+
+
+def manifest_changed(run_id: str) -> ClientError:
+    """Refuse a run whose manifest is another than when this data set joined it."""
+    return ClientError(
+        "manifest_changed",
+        _("run {run} was accepted under another manifest: nothing is trained or sent"),
+        run=run_id,
+    )
 
 
 def _read(journal: Journal) -> Book:
@@ -220,4 +231,13 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-__all__ = ["Ceiling", "Commitment", "Contribution", "Ledger", "Stage", "Terms", "folder_of"]
+__all__ = [
+    "Ceiling",
+    "Commitment",
+    "Contribution",
+    "Ledger",
+    "Stage",
+    "Terms",
+    "folder_of",
+    "manifest_changed",
+]

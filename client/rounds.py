@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from client.errors import ClientError
+from client.evidence import Witness, require_trusted, witnessed
 from client.i18n import _
-from client.ledger import Commitment, Contribution, Stage
+from client.ledger import Commitment, Contribution, Stage, manifest_changed
 from client.pauses import pause_at
 from client.plan import TrainingPlan
 from client.policy import judge
@@ -56,20 +57,27 @@ def fetch(
 ) -> RoundFiles:
     """Judge a round's run, set its price aside in the ledger, and bring what training needs here."""
     run_id = str(assignment.run_id)
-    files = RoundFiles(into or profile.round_folder(run_id, assignment.number))
-    raw = session.get(f"/v1/runs/{run_id}/manifest").content
-    frozen = FrozenManifest(raw)
-    frozen.require(assignment.manifest_sha256)
-    accept(profile, assignment, frozen)
-    files.write_assignment(assignment, raw)
-    if not is_unsent(profile, assignment) or files.holds_adapter():
-        return files  # what is sent again is an update; what is here already is not brought again
-    limit = min(_HEADER_BYTES + _trained_bytes(frozen.manifest), _MAX_ADAPTER_BYTES)
-    content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
-    if hashlib.sha256(content).hexdigest() != assignment.adapter_sha256:
-        raise ClientError("adapter_mismatch", _("the downloaded adapter is not the one that was announced"))
-    files.write_adapter(content)
-    return files
+    require_trusted(profile)
+    with witnessed(profile, run_id, assignment) as witness:
+        files = RoundFiles(into or profile.round_folder(run_id, assignment.number))
+        raw = session.get(f"/v1/runs/{run_id}/manifest").content
+        frozen = FrozenManifest(raw)
+        witness.saw(manifest_sha256=frozen.sha256, privacy=frozen.values["privacy"])
+        frozen.require(assignment.manifest_sha256)
+        accept(profile, assignment, frozen)
+        files.write_assignment(assignment, raw)
+        if not is_unsent(profile, assignment) or files.holds_adapter():
+            return files  # what is sent again is an update; what is here already is not brought again
+        limit = min(_HEADER_BYTES + _trained_bytes(frozen.manifest), _MAX_ADAPTER_BYTES)
+        content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
+        found = hashlib.sha256(content).hexdigest()
+        witness.saw(adapter_sha256=found)
+        if found != assignment.adapter_sha256:
+            raise ClientError(
+                "adapter_mismatch", _("the downloaded adapter is not the one that was announced")
+            )
+        files.write_adapter(content)
+        return files
 
 
 def is_unsent(profile: Profile, assignment: Assignment) -> bool:
@@ -102,22 +110,27 @@ def join(profile: Profile, session: Session, run_id: str) -> bool:
         raise
     frozen = FrozenManifest(raw)
     if frozen.manifest.privacy.trust == "central":
-        _committed(profile, run_id, frozen)
+        require_trusted(profile)
+        with witnessed(profile, run_id) as witness:
+            witness.saw(manifest_sha256=frozen.sha256, privacy=frozen.values["privacy"])
+            _committed(profile, run_id, frozen)
     return True
 
 
 def _committed(profile: Profile, run_id: str, frozen: FrozenManifest) -> Commitment:
     policy, config = profile.policy, profile.config
+    book = profile.ledger.book()
+    known = book.commitments.get(run_id)
+    if known is not None and known.manifest_sha256 != frozen.sha256:
+        raise manifest_changed(run_id)
     judge(frozen.manifest, policy)
     TrainingPlan.from_manifest(frozen.values)  # what cannot be trained sets nothing aside
-    book = profile.ledger.book()
     if config.data_sha256 not in book.digests:
         raise ClientError(
             "ledger_lost",
             _("the ledger in {path} was begun anew after this client enrolled: put the old one back"),
             path=str(profile.ledger.folder),
         )
-    known = book.commitments.get(run_id)
     if known is not None and known.is_the_same(manifest_sha256=frozen.sha256, client_id=config.client_id):
         return known  # priced when it was committed
     terms = terms_of(frozen, run_id=run_id, client_id=config.client_id, server=config.server)
@@ -158,6 +171,12 @@ def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnS
 def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:
     """Send the prepared update: spent first, then the first byte; the same bytes after any doubt."""
     assignment = files.assignment()
+    with witnessed(profile, str(assignment.run_id), assignment) as witness:
+        return _submit(profile, session, files, witness=witness)
+
+
+def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: Witness) -> Receipt:
+    assignment = files.assignment()
     run_id, number = str(assignment.run_id), assignment.number
     known = profile.ledger.book().contribution(run_id, number)
     if known is None:
@@ -176,10 +195,35 @@ def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:
         if known.stage is Stage.PREPARED:
             profile.ledger.spend(run_id, number, sha256=known.sha256)
             pause_at("after_spent")
-        receipt = _send(session, known, descriptor)
+        receipt = _send(session, known, descriptor, witness=witness)
+    earlier = profile.ledger.book().receipts_of(
+        server=profile.config.server, client_id=profile.config.client_id
+    )
     profile.ledger.acknowledge(run_id, number, sha256=known.sha256, receipt=receipt.model_dump(mode="json"))
     pause_at("after_receipt")
+    require_kept_account(receipt, earlier)
     return receipt
+
+
+def require_kept_account(receipt: Receipt, earlier: list[dict[str, Any]]) -> None:
+    """Refuse a server whose append-only account of this data set lost entries or was begun anew.
+
+    Raises:
+        ClientError: `ledger_reset`.
+    """
+    account = receipt.account
+    if account is None:  # a run without a claim uses none
+        return
+    seen = [one["account"] for one in earlier if one.get("account") is not None]
+    accounts = [one for one in seen if one["unit"] == account.unit]
+    most = max((one["entries"] for one in accounts), default=0)
+    is_another = bool(accounts) and str(account.id) not in {one["id"] for one in accounts}
+    if is_another or account.entries < most:
+        raise ClientError(
+            "ledger_reset",
+            _("the server's account of this data set had {most} entries and now is another or shorter one"),
+            most=most,
+        )
 
 
 def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
@@ -190,7 +234,7 @@ def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
 
 
-def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
+def _send(session: Session, one: Contribution, descriptor: int, *, witness: Witness) -> Receipt:
     digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
     headers = {
         "Content-Type": "application/octet-stream",
@@ -205,6 +249,7 @@ def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
     receipt = parse(Receipt, reply.json("receipt"), what="receipt")
+    witness.saw(receipt=receipt.model_dump(mode="json"))
     if (str(receipt.update_id), receipt.sha256) != (one.update_id, one.sha256):
         raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
     return receipt

@@ -192,6 +192,10 @@ class Service:
 
     def _tell(self, seat: Seat, error: ClientError) -> None:
         self._watcher.note(seat.profile.name, f"[{error.code}] {translate(error.message, **error.members)}")
+        if error.evidence is not None:
+            self._watcher.note(
+                seat.profile.name, translate(_("what was announced and held: {path}"), path=error.evidence)
+            )
 
 
 def next_assignments(seat: Seat) -> tuple[Assignment, ...]:

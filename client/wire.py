@@ -236,6 +236,15 @@ class Assignment(Answer):
     adapter_sha256: Sha256
 
 
+class ServerAccount(Answer):
+    """The server's mirror of this data set's ledger: an append-only account."""
+
+    id: UUID
+    entries: int
+    unit: str = ""
+    """What the account protects; a data set has one account for each unit at most."""
+
+
 class Receipt(Answer):
     """The server has the update, whole."""
 
@@ -244,6 +253,7 @@ class Receipt(Answer):
     sha256: Sha256
     size_bytes: int
     received_at: datetime
+    account: ServerAccount | None = None
 
 
 class TokenAnswer(Answer):

@@ -54,6 +54,8 @@ class PlayedRun:
     state: str = "running"
     announced_sha256: str | None = None
     received: set[str] = field(default_factory=set)
+    account: dict[str, Any] | None = None
+    """The account that receipts show."""
 
     @property
     def manifest_bytes(self) -> bytes:
@@ -180,6 +182,7 @@ class RecordingServer:
                 "sha256": digest.hexdigest(),
                 "size_bytes": len(heard.body),
                 "received_at": datetime.now(UTC).isoformat(),
+                "account": self.run.account,
             },
         )
 
