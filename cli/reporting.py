@@ -30,7 +30,7 @@ _QUIET = {
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn every error into one line on stderr and exit code 1; a second one names evidence, if it was kept."""
+    """Turn every error into one line on stderr and exit code 1; evidence that was kept has a line before."""
     from client.errors import ClientError
     from client.i18n import translate
 

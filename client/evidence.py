@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,6 +35,9 @@ LIES = frozenset(
     }
 )
 """Refusals after which the server, or somebody between, has something to explain."""
+
+_OF_RUN = ("client_id", "server", "manifest_sha256", "trust", "unit", "epsilon", "delta", "at", "void")
+_OF_ROUND = ("round_id", "update_id", "adapter_sha256", "stage", "receipt")
 
 
 class Witness:
@@ -67,15 +71,15 @@ class Witness:
             if _read(path).get("sha256") == digest:
                 return path
         key = self._profile.key()
+        at = datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
         signed = {
             "evidence": body,
             "sha256": digest,
-            "at": datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
+            "at": at,
             "public_key": base64.b64encode(raw_public_key(key)).decode(),
             "signature": base64.b64encode(key.sign(bytes.fromhex(digest))).decode(),
         }
-        moment = signed["at"].replace("-", "").replace(":", "").replace(".", "")
-        path = folder / f"evidence-{moment}.json"
+        path = folder / f"evidence-{re.sub('[-:.]', '', at)}.json"
         write_whole(path, json.dumps(signed, indent=2, ensure_ascii=False).encode() + b"\n")
         return path
 
@@ -85,28 +89,16 @@ class Witness:
         held: dict[str, Any] = {"ledger_entries": entries, "ledger_head": head}
         run = book.commitments.get(self._run_id)
         if run is not None:
-            names = (
-                "client_id",
-                "server",
-                "manifest_sha256",
-                "trust",
-                "unit",
-                "epsilon",
-                "delta",
-                "at",
-                "void",
-            )
-            held["run"] = {name: getattr(run, name) for name in names}
+            held["run"] = {name: getattr(run, name) for name in _OF_RUN}
         one = None if self._number is None else book.contribution(self._run_id, self._number)
         if one is not None:
-            names = ("round_id", "update_id", "adapter_sha256", "stage", "receipt")
-            held["round"] = {name: getattr(one, name) for name in names}
+            held["round"] = {name: getattr(one, name) for name in _OF_ROUND}
         return held
 
 
 @contextmanager
 def witnessed(profile: Profile, run_id: str, assignment: Assignment | None = None) -> Iterator[Witness]:
-    """Keep evidence of a refusal that the server has to explain; the refusal goes on, with the file's path."""
+    """Keep evidence of a refusal that the server has to explain; the refusal then names the file."""
     witness = Witness(profile, run_id, number=None if assignment is None else assignment.number)
     if assignment is not None:
         witness.saw(assignment=assignment.model_dump(mode="json"))

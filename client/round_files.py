@@ -4,6 +4,7 @@ It is all that has to travel between a node with a network and one without.
 
 assignment.json, manifest.json, adapter.safetensors   from the server, checked against their digests
 update.safetensors, update.json                       the finished update and its digest, written once
+declaration.json                                      what made it, signed; it is not sent
 """
 
 from __future__ import annotations
@@ -91,6 +92,10 @@ class RoundFiles:
         write_whole(self.folder / "update.json", json.dumps(stated).encode())
         pause_at("after_digest_fsync")
         return written
+
+    def write_declaration(self, content: bytes) -> None:
+        """Keep what this client declares about the finished update."""
+        write_whole(self.folder / "declaration.json", content)
 
     def holds_update(self, sha256: str) -> bool:
         """Say whether the update on the disk is the one with this digest."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from client.declaring import declaration
 from client.errors import ClientError
 from client.evidence import Witness, require_trusted, witnessed
 from client.i18n import _
@@ -162,6 +163,7 @@ def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnS
         raise
     require_wanted(update, frozen.manifest)
     written = files.write_update(_serialized(update), update_id=uuid4())
+    files.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
     prepared = _prepared(assignment, written)
     profile.ledger.prepare(run_id, number, prepared)
     pause_at("after_prepared")

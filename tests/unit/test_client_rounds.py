@@ -1,5 +1,7 @@
 """Fetch, train and submit: what they refuse, and that one data set sends one update a round."""
 
+import base64
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from client.book import Stage
+from client.declaring import code_sha256
 from client.errors import ClientError
 from client.profile import Profile
 from client.round_files import RoundFiles
@@ -15,6 +18,7 @@ from client.rounds import RoundMissed, fetch, submit, train
 from client.serving import Seat, Service, list_assignments
 from client.session import Identity, Session
 from client.watching import LineWatcher
+from client.wire import canonical_sha256
 from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer, problem
 
@@ -244,6 +248,27 @@ def test_an_update_that_fails_its_check_is_not_trained_again(
     with refused("update_lost"):
         submit(profile, session, files)
     assert server.bodies() == []
+
+
+def test_a_finished_update_is_declared_in_its_folder_and_nowhere_else(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    files = fetched(profile, session)
+    update = trained(profile, files)
+    submit(profile, session, files)
+    kept = json.loads((files.folder / "declaration.json").read_text())
+    said = kept["declaration"]
+    assert (said["attestation"], said["unit"], said["noise_multiplier"], said["clip_norm"]) == (
+        "declared",
+        "example",
+        2.0,
+        1.0,
+    )
+    assert (said["update_sha256"], said["code_sha256"]) == (update.sha256, code_sha256())
+    assert canonical_sha256(said) == kept["sha256"]
+    signature = base64.b64decode(kept["signature"])
+    profile.key().public_key().verify(signature, bytes.fromhex(kept["sha256"]))
+    assert not [heard for heard in server.heard if b"declared" in heard.body]
 
 
 def test_nothing_is_sent_before_training(profile: Profile, session: Session) -> None:
