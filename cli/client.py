@@ -13,6 +13,7 @@ from cli.invite import invite
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
+    from client.policy import Policy
     from client.profile import Profile
 
 app = typer.Typer(
@@ -46,6 +47,13 @@ TokenOption = Annotated[
 EpsilonOption = Annotated[float, typer.Option(min=0, help=_("Ceiling of epsilon for all runs together."))]
 DeltaOption = Annotated[float, typer.Option(min=0, max=1, help=_("Ceiling of delta for all runs together."))]
 TrustOption = Annotated[list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))]
+UnitOption = Annotated[
+    list[str] | None,
+    typer.Option(help=_("Whose data a run must protect: example, person or client; all three by default.")),
+]
+YearOption = Annotated[
+    float | None, typer.Option(min=0, help=_("Ceiling of epsilon for what is committed in 365 days."))
+]
 CohortOption = Annotated[int, typer.Option(min=1, help=_("Refuse rounds that may have fewer clients."))]
 BaseModelOption = Annotated[
     list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
@@ -69,7 +77,9 @@ def enrol(
     token: TokenOption,
     epsilon: EpsilonOption = 8.0,
     delta: DeltaOption = 1e-5,
+    epsilon_per_year: YearOption = None,
     trust: TrustOption = None,
+    unit: UnitOption = None,
     smallest_cohort: CohortOption = 2,
     base_model: BaseModelOption = None,
     ledgers: LedgersOption = None,
@@ -81,23 +91,30 @@ def enrol(
     with one_line_errors():
         from client.enrolment import Wish
         from client.enrolment import enrol as enrol_client
-        from client.policy import Policy
 
-        terms = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "smallest_cohort": smallest_cohort}
-        folders = _folders(base_model or [])
+        terms: dict[str, object] = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "trusts": trust}
+        terms |= {"epsilon_per_year": epsilon_per_year, "units": unit, "smallest_cohort": smallest_cohort}
         wish = Wish(
             folder=folder,
             server=server,
             token=_secret(token),
             name=name,
             data=data,
-            policy=Policy.of(**terms, trusts=trust or ["local"], base_model_folders=folders),
+            policy=_policy(terms, base_models=base_model or []),
             home=ledgers,
             ca_file=ca_file,
             proxy=proxy,
             allow_http=allow_http,
         )
         _say_enrolled(enrol_client(wish), name=name)
+
+
+def _policy(terms: dict[str, object], *, base_models: list[str]) -> Policy:
+    """Make the policy; what is not given keeps the policy's own default."""
+    from client.policy import Policy
+
+    given = {name: value for name, value in terms.items() if value is not None}
+    return Policy.of(**given, base_model_folders=_folders(base_models))
 
 
 def _say_enrolled(profile: Profile, *, name: str) -> None:

@@ -59,14 +59,10 @@ def train_round(
         new minus downloaded, float32, by name, of exactly the trained tensors.
 
     Raises:
-        ClientError: `unsupported_plan`, `seeded_sampling`, `persons_unknown`, `adapter_unusable` or
-            `update_unusable`.
+        ClientError: the plan, the seed, the adapter or the update is refused; its code says which.
     """
     plan = TrainingPlan.from_manifest(manifest)
-    if (plan.private or plan.central) and order_seed is not None:
-        raise ClientError("seeded_sampling", _("A private run draws its examples from no seed."))
-    if plan.per_person and cache.persons is None:
-        raise ClientError("persons_unknown", _("The examples were read without their persons."))
+    _require_drawable(plan, cache, order_seed=order_seed)
     _require_trainable(model)
     start = _start_from(model, adapter)
     keep_freed_memory()
@@ -181,6 +177,14 @@ def _start_from(model: TrainedPart, adapter: Mapping[str, Tensor]) -> dict[str, 
     except ModelRefused as error:
         raise _misfit() from error
     return adapter_state(model.model, trained_only=True)
+
+
+def _require_drawable(plan: TrainingPlan, cache: CachedExamples, *, order_seed: int | None) -> None:
+    """Refuse a seed where sampling has to be secret, and examples whose persons nobody knows."""
+    if (plan.private or plan.central) and order_seed is not None:
+        raise ClientError("seeded_sampling", _("A private run draws its examples from no seed."))
+    if plan.per_person and cache.persons is None:
+        raise ClientError("persons_unknown", _("The examples were read without their persons."))
 
 
 def _require_trainable(model: TrainedPart) -> None:

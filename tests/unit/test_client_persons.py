@@ -1,5 +1,6 @@
 """Unit `person`: ids never leave, all of a person's records are one contribution, clipped once."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from client.workbench import Workbench
 from engines.privacy.clipping import clip_per_sample
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
-from modelling.adapters import load_adapter
-from modelling.cache import CachedExamples
+from modelling.adapters import build_model, load_adapter
+from modelling.cache import CachedExamples, build_cache
 from modelling.gradients import per_example_gradients, per_example_hooks, per_person_gradients
-from modelling.spec import TaskSpec
+from modelling.spec import ModelSpec, TaskSpec
 from modelling.trained import TrainedPart
 from tests.client_folders import manifest, profile_in
+from tests.contracts.sources import ROOT
 from tests.recording import canonical
 from tests.unit.tiny_model import manifest_of, shaken, texts_and_labels, trained_part_of, write_tiny_bert
 
@@ -335,3 +337,47 @@ def test_no_id_is_left_on_the_disk(tiny: Path, tmp_path: Path) -> None:
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "mails.jsonl"]
     assert {"person.key", "policy.toml"} <= {path.name for path in kept}
     assert not [path for path in kept if b"canary" in path.read_bytes()]
+
+
+# --- the demo's mails, whose author is the person ---------------------------------------------------
+
+
+def mails_of_a_silo(folder: Path) -> Path:
+    with gzip.open(ROOT / "demo" / "data" / "mails.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    path = folder / "mails.jsonl"
+    mails = [row for row in rows if row["split"] == "train" and row["silo"] == 3]
+    path.write_text("".join(json.dumps(row) + "\n" for row in mails), encoding="utf-8")
+    return path
+
+
+def test_a_clip_a_record_is_caught_on_the_demos_mails(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = mails_of_a_silo(tmp_path)
+    by_author = PersonRule(id_field="client", records_cap=22, key=bytes(32))
+    with pytest.raises(ClientError) as refused:
+        read_examples(path, TASK, rule=PersonRule(id_field="client", records_cap=21, key=bytes(32)))
+    assert refused.value.code == "person_over_cap"  # every author of the demo has at most 22 mails
+
+    examples = read_examples(path, TASK, rule=by_author)
+    values, part, _cache, adapter = ready(tiny)
+    spec = ModelSpec.from_manifest(values)
+    cache = build_cache(
+        build_model(spec, tiny),
+        spec,
+        tiny,
+        texts=examples.texts,
+        labels=examples.labels,
+        persons=examples.persons,
+    )
+    assert cache.persons is not None
+    busiest = int(cache.persons.bincount().argmax())
+    mine = (values, part, cache, adapter)
+    assert moved(mine, without_person(cache, busiest)) <= 0.01 * (1 + SLACK) + SLACK * 0.01
+    monkeypatch.setattr(
+        trainer,
+        "per_person_gradients",
+        lambda model, batch, *, persons, bf16=False: per_example_gradients(model, batch, bf16=bf16),
+    )
+    assert moved(mine, without_person(cache, busiest)) > 3 * 0.01
