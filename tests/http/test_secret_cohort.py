@@ -1,0 +1,266 @@
+"""A secret cohort leaves no trace: nothing that anybody else is shown depends on who takes part, or how many.
+
+Not searched for by name alone (the run's clients are public) but compared: every answer, to every role, is
+the same whoever was drawn and whatever they sent.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+import sqlalchemy as sa
+from fastapi import FastAPI
+from httpx2 import Response
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.budget.queries import accounts_of_clients
+from app.core.blobs import LocalBlobs
+from app.core.settings import Settings
+from app.http.deps import Requires
+from app.http.metrics import COHORT_OPERATIONS
+from app.identity.keys import ensure_signing_keys
+from app.identity.models import Organisation
+from app.identity.permissions import PERMISSIONS
+from app.identity.roles import Principal, Role
+from app.jobs.models import Job
+from app.main import api_routes, build_app, declared
+from app.rounds import lifecycle
+from app.rounds.models import Round
+from app.rounds.states import RoundState
+from app.runs.models import Run
+from app.runs.queries import client_ids_of
+from app.runs.reserving import spend_for_all
+from app.updates.models import Update
+from tests.builders import build_organisation
+from tests.central import CLIENTS, first_round, set_cohort, start_central_run
+from tests.federation import sha256_of, update_file
+from tests.http.accounts import VAULT, Caller, add_caller, client_headers
+
+STAFF = [role for role in Role if role is not Role.CLIENT]
+OUTSIDER = CLIENTS - 1
+"""The number of a client of the run that no test draws."""
+_VARIES = re.compile(r'"(last_used_at|request_id)":("[^"]*"|null)')
+
+
+@dataclass
+class Walk:
+    """A started run with a secret cohort, and everybody who could look at it."""
+
+    api: TestClient
+    session: Session
+    run: Run
+    round: Round
+    client_ids: list[UUID]
+    staff: dict[Role, Caller]
+    sent: list[tuple[str, str]] = field(default_factory=list)
+    """(update id, digest) of everything that was sent: nobody else may ever be shown either."""
+
+    def draw(self, *numbers: int) -> None:
+        set_cohort(self.session, self.round.id, [self.client_ids[number] for number in numbers])
+
+    def as_client(self, number: int) -> dict[str, str]:
+        organisation_id = self.run.organisation_id
+        principal = Principal(self.client_ids[number], organisation_id, Role.CLIENT)
+        return client_headers(self.api.app, principal)  # type: ignore[arg-type]  # it is our FastAPI
+
+    def put(self, number: int) -> Response:
+        """The client sends its update."""
+        body, update_id = update_file(self.run.manifest, fill=number), str(uuid4())
+        digest = bytes.fromhex(sha256_of(body))
+        self.sent.append((update_id, digest.hex()))
+        return self.api.put(
+            f"/v1/rounds/{self.round.id}/updates/{update_id}",
+            content=body,
+            headers=self.as_client(number)
+            | {
+                "Content-Type": "application/octet-stream",
+                "Content-Digest": f"sha-256=:{base64.b64encode(digest).decode()}:",
+            },
+        )
+
+    def looked_at(self) -> dict[tuple[str, str], str]:
+        """What every endpoint answers to every member of the staff, and to a client that was not drawn."""
+        viewers = {role.value: (role, caller.headers) for role, caller in self.staff.items()}
+        viewers["outsider"] = (Role.CLIENT, self.as_client(OUTSIDER))
+        found = {}
+        for name, (role, headers) in viewers.items():
+            for path, permission in readable(self.api):
+                if role in PERMISSIONS[permission]:
+                    for filled in self.addresses(path):
+                        answer = self.api.get(filled, headers=headers)
+                        assert answer.status_code in {200, 404}, (filled, answer.text)
+                        shown = f"{answer.status_code} {answer.headers.get('etag')} {answer.text}"
+                        found[name, filled] = _VARIES.sub("", shown)
+        return found
+
+    def addresses(self, path: str) -> list[str]:
+        """A path with the ids of this run filled in; of every update that there is."""
+        account = accounts_of_clients(self.session, self.client_ids[:1])[self.client_ids[0]]
+        ids: dict[str, Any] = {
+            "run_id": self.run.id,
+            "round_id": self.round.id,
+            "client_id": self.client_ids[0],
+            "account_id": account.id,
+            "release_id": uuid4() if "release_id" in path else None,
+        }
+        if "release_id" in path:
+            return []  # there is no release yet
+        names = self.session.scalars(sa.select(Update.id)).all() if "update_id" in path else [None]
+        return [path.format_map(ids | {"update_id": name}) for name in names]
+
+    def require_no_trace(self, texts: dict[tuple[str, str], str]) -> None:
+        for (viewer, path), text in texts.items():
+            for update_id, digest in self.sent:
+                assert update_id not in text.replace(path, ""), (viewer, path)
+                assert digest not in text, (viewer, path)
+
+
+def readable(api: TestClient) -> list[tuple[str, str]]:
+    """Every GET endpoint that needs credentials, with its permission."""
+    assert isinstance(api.app, FastAPI)
+    return [
+        (str(route.path), rule.permission)
+        for route in api_routes(api.app)
+        for rule in declared(route)
+        if isinstance(rule, Requires) and "GET" in (route.methods or ())
+    ]
+
+
+@pytest.fixture
+def walk(api: TestClient, session: Session, settings: Settings) -> Walk:
+    ensure_signing_keys(session, VAULT)
+    organisation: Organisation = build_organisation(session)
+    start = LocalBlobs(settings.blob_folder).put(b"the adapter that the round starts from")
+    run = start_central_run(session, settings, organisation=organisation, start_adapter_sha256=start)
+    return Walk(
+        api=api,
+        session=session,
+        run=run,
+        round=first_round(session, run, cohort=(0, 1)),
+        client_ids=client_ids_of(session, run.id),
+        staff={role: add_caller(session, role, organisation.id) for role in STAFF},
+    )
+
+
+def test_every_answer_is_the_same_whoever_was_drawn(walk: Walk) -> None:
+    before = walk.looked_at()
+    assert len(before) > 100
+    for cohort in ((), (2,), (0, 1, 2, 3, 4)):
+        walk.draw(*cohort)
+        assert walk.looked_at() == before
+
+
+def test_every_answer_is_the_same_while_members_send(walk: Walk) -> None:
+    walk.draw(0, 1, 2, 3)
+    before = walk.looked_at()
+    for number in range(3):
+        assert walk.put(number).status_code == 201
+        now = walk.looked_at()
+        assert {key: text for key, text in now.items() if "/updates/" not in key[1]} == before
+        walk.require_no_trace(now)
+    assert all(text.startswith("404") for (_, path), text in now.items() if "/updates/" in path)
+
+
+def test_the_walk_would_find_a_cohort_that_is_not_secret(walk: Walk) -> None:
+    walk.session.execute(sa.text("SET LOCAL session_replication_role = replica"))
+    walk.session.execute(sa.update(Round).values(cohort_secret=False))
+    walk.session.refresh(walk.round)
+    before = walk.looked_at()
+    assert walk.put(0).status_code == 201
+    now = walk.looked_at()
+    assert {key: text for key, text in now.items() if "/updates/" not in key[1]} != before
+
+
+def test_the_last_member_seals_the_round_without_its_name(walk: Walk) -> None:
+    for number in (0, 1):
+        assert walk.put(number).status_code == 201
+    walk.session.refresh(walk.round)
+    assert walk.round.state is RoundState.SEALED
+    shown = walk.looked_at()
+    walk.require_no_trace(shown)
+    log = shown["admin", f"/v1/rounds/{walk.round.id}/log"]
+    assert '"actor":"cohort"' in log
+    assert not any(str(client_id) in log for client_id in walk.client_ids)
+
+
+def test_a_member_sees_itself_and_nobody_else(walk: Walk) -> None:
+    assert walk.put(0).status_code == 201
+    own = f"/v1/rounds/{walk.round.id}/updates/{walk.sent[0][0]}"
+    assert walk.api.get(own, headers=walk.as_client(0)).status_code == 200
+    for number in (1, OUTSIDER):
+        assert walk.api.get(own, headers=walk.as_client(number)).status_code == 404
+    for headers in (caller.headers for caller in walk.staff.values()):
+        assert walk.api.get(own, headers=headers).status_code in {403, 404}
+    shown = walk.api.get(f"/v1/rounds/{walk.round.id}", headers=walk.as_client(1)).json()
+    assert shown["updates"] is None
+
+
+def test_a_client_that_was_not_drawn_can_send_nothing(walk: Walk) -> None:
+    assert walk.put(OUTSIDER).status_code == 404
+    assert walk.session.scalar(sa.select(sa.func.count()).select_from(Update)) == 0
+
+
+def test_sending_spends_nothing_and_a_round_spends_the_same_on_every_account(walk: Walk) -> None:
+    receipt = walk.put(0).json()
+    assert receipt["account"]["amounts"]["spent"] == 0
+    spend_for_all(walk.session, walk.run, walk.round, actor="worker")
+    admin = walk.staff[Role.ADMIN].headers
+    items = walk.api.get("/v1/budgets", headers=admin).json()["items"]
+    assert len(items) == CLIENTS
+    assert len({str((item["amounts"], item["delta_amounts"], item["entries"])) for item in items}) == 1
+    for item in items:
+        entries = walk.api.get(f"/v1/budgets/{item['id']}/entries", headers=admin).json()["items"]
+        assert [entry["actor"] for entry in entries][-1] == "worker"
+
+
+def test_metrics_and_logs_are_the_same_whether_members_send_or_not(
+    walk: Walk, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def metrics() -> list[str]:
+        lines = walk.api.get("/metrics", headers=walk.staff[Role.ADMIN].headers).text.splitlines()
+        return [line for line in lines if "get_metrics" not in line]
+
+    metrics()
+    before = metrics()
+    capfd.readouterr()
+    assert walk.put(0).status_code == 201
+    headers = walk.as_client(1)
+    walk.api.get("/v1/assignments", headers=headers)
+    walk.api.get(f"/v1/rounds/{walk.round.id}/adapter", headers=headers)
+    walk.api.get(f"/v1/runs/{walk.run.id}/manifest", headers=headers)
+    written = capfd.readouterr()
+    assert metrics() == before
+    for text in (walk.sent[0][0], str(walk.round.id), *map(str, walk.client_ids), "/updates/", "assignments"):
+        assert text not in written.out + written.err
+
+
+def test_what_a_cohort_asks_for_is_counted_where_no_run_can_have_a_secret_one(settings: Settings) -> None:
+    app = build_app(settings.model_copy(update={"trusts": ("local",)}))
+    assert app.state.metrics.hidden == frozenset()
+    names = {route.original_route.name for route in api_routes(app)}
+    assert names >= COHORT_OPERATIONS
+
+
+def test_an_update_that_comes_too_late_leaves_no_job_of_its_own(walk: Walk) -> None:
+    lifecycle.seal(walk.session, walk.round.id, actor="test", vault=VAULT)
+    assert walk.put(0).status_code == 409
+    lifecycle.purge_late(walk.session, walk.round.id, UUID(walk.sent[0][0]))
+    assert walk.session.scalars(sa.select(Job.id).where(Job.kind == "purge")).all() == []
+    lifecycle.abort(walk.session, walk.round.id, code="x", reason="x", actor="test")
+    keys = walk.session.scalars(sa.select(Job.key).where(Job.kind == "purge").order_by(Job.key)).all()
+    assert keys == [str(walk.round.id), f"{walk.round.id}:again"]
+
+
+def test_sealing_and_aborting_by_hand_say_no_count(walk: Walk) -> None:
+    assert walk.put(0).status_code == 201
+    coordinator = walk.staff[Role.COORDINATOR].headers
+    sealed = walk.api.post(f"/v1/rounds/{walk.round.id}/seal", headers=coordinator)
+    assert (sealed.status_code, sealed.json()["updates"]) == (202, None)
+    aborted = walk.api.post(f"/v1/rounds/{walk.round.id}/abort", json={"reason": "x"}, headers=coordinator)
+    assert (aborted.status_code, aborted.json()["updates"]) == (202, None)
