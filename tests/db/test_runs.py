@@ -23,6 +23,7 @@ from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
 from tests.builders import build_account, build_client, build_update, tiny_manifest
+from tests.central import CENTRAL
 from tests.federation import NOTHING, OPEN_PRIVACY, PRICE, Federation, publish
 
 
@@ -350,3 +351,28 @@ def test_a_run_without_a_price_at_an_accounts_order_is_not_started(
         service.accept_price(
             session, run.id, version=run.version, price=PRICE, start_adapter_sha256="a" * 64, actor="job"
         )
+
+
+@pytest.mark.parametrize(("account", "fits"), [("example", True), ("person", False), ("client", False)])
+def test_a_run_that_protects_less_than_an_account_stands_for_is_refused(
+    federation: Federation, account: str, fits: bool
+) -> None:
+    client = build_client(federation.session, federation.organisation)
+    build_account(federation.session, client, unit=account)
+    if fits:
+        federation.draft(client_ids=[federation.clients[0].id, client.id])
+        return
+    with pytest.raises(service.UnitTooFine) as refusal:
+        federation.draft(client_ids=[federation.clients[0].id, client.id])
+    assert refusal.value.members["unit"] == account
+
+
+@pytest.mark.parametrize("account", ["example", "person", "client"])
+def test_a_run_by_client_may_be_charged_to_an_account_of_any_unit(
+    federation: Federation, account: str
+) -> None:
+    clients = [build_client(federation.session, federation.organisation) for _number in range(2)]
+    for client in clients:
+        build_account(federation.session, client, unit=account)
+    privacy = CENTRAL | {"cohort": {"kind": "everyone"}}
+    federation.draft(client_ids=[client.id for client in clients], privacy=privacy)

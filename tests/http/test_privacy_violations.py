@@ -1,0 +1,92 @@
+"""Privacy violations: recorded where they are found, kept for ever, counted for who may see them."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import torch
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.budget import violations
+from app.budget.models import PrivacyViolation
+from app.budget.violations import ViolationKind
+from app.core.db import Database
+from app.core.settings import Settings
+from app.identity.roles import Role
+from app.runs import service
+from app.runs.states import RunState
+from tests.builders import build_organisation, tiny_manifest
+from tests.federation import PRICE, Federation
+from tests.http.accounts import Caller, add_caller
+from tests.worker_bench import build_sealed, context_for, trained, work
+from workers.handlers import aggregate
+
+NONE = dict.fromkeys((kind.value for kind in ViolationKind), 0)
+
+
+def seen_by(api: TestClient, caller: Caller) -> dict[str, int]:
+    answer = api.get("/v1/privacy/violations", headers=caller.headers)
+    assert answer.status_code == 200
+    counts: dict[str, int] = answer.json()["counts"]
+    return counts
+
+
+@pytest.mark.parametrize("role", [Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR])
+def test_an_operator_counts_its_own_organisations_and_an_administrator_all(
+    api: TestClient, session: Session, role: Role
+) -> None:
+    own, other = build_organisation(session), build_organisation(session)
+    for organisation, kind in ((own, ViolationKind.SCALED_NOISE), (other, ViolationKind.RESIDENCY)):
+        violations.record(session, kind, organisation_id=organisation.id, detail={"why": "a test"})
+    assert seen_by(api, add_caller(session, role, own.id)) == NONE | {"scaled_noise": 1}
+    assert seen_by(api, add_caller(session)) == NONE | {"scaled_noise": 1, "residency": 1}
+    metrics = api.get("/metrics", headers=add_caller(session).headers).text
+    assert 'dpfl_privacy_violations{kind="residency"} 1.0' in metrics
+    assert 'dpfl_privacy_violations{kind="missing_noise"} 0.0' in metrics
+
+
+def test_a_viewer_may_not_count_them(api: TestClient, session: Session) -> None:
+    headers = add_caller(session, Role.VIEWER).headers
+    assert api.get("/v1/privacy/violations", headers=headers).status_code == 403
+
+
+def test_a_record_is_never_changed_or_removed(session: Session) -> None:
+    organisation = build_organisation(session)
+    violations.record(session, ViolationKind.NO_CONSENT, organisation_id=organisation.id, detail={})
+    for statement in (
+        "UPDATE privacy_violations SET kind = 'residency'",
+        "DELETE FROM privacy_violations",
+        "TRUNCATE privacy_violations",
+    ):
+        with pytest.raises(DBAPIError), session.begin_nested():
+            session.execute(sa.text(statement))
+
+
+def test_a_plan_that_an_account_does_not_cover_is_a_ceiling_that_was_hit_of_nobody_in_particular(
+    session: Session, settings: Settings
+) -> None:
+    federation = Federation(session, settings, epsilon=5.0)
+    first, second = federation.priced(), federation.priced()
+    service.start(session, federation.coordinator, first.id)
+    refused = service.start(session, federation.coordinator, second.id)
+    assert refused.state is RunState.REFUSED
+    federation.priced(PRICE | {"epsilon": 9.0, "epsilon_by_round": [5.0, 9.0]})
+    rows = session.scalars(sa.select(PrivacyViolation).order_by(PrivacyViolation.id)).all()
+    assert [(row.kind, row.client_id) for row in rows] == [(ViolationKind.CEILING_HIT, None)] * 2
+    assert rows[0].run_id == second.id
+    assert rows[1].detail == {"epsilon": 9.0, "delta": 1e-5}
+
+
+def test_an_update_over_the_declared_clip_is_recorded_with_its_client_where_clients_noise(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    manifest = tiny_manifest(aggregation={"clip_norm": 2.0})
+    round_id = build_sealed(context, [trained(100.0), trained(0.0), trained(torch.nan)], manifest=manifest)
+    work(context, aggregate.run, "aggregate", round_id)
+    with database.run_tx("test") as session:
+        row = session.scalars(sa.select(PrivacyViolation)).one()
+    assert (row.kind, row.detail) == (ViolationKind.BOUND_EXCEEDED, {"round": 1, "clip_norm": 2.0})
+    assert row.client_id is not None
