@@ -44,7 +44,8 @@ def declaration(
         "run_id": str(assignment.run_id),
         "number": assignment.number,
         "manifest_sha256": frozen.sha256,
-        "update_sha256": update_sha256,
+        # Without noise the digest would confirm a guess of the update to whoever is shown this.
+        "update_sha256": update_sha256 if by_client else None,
         "software": _versions(),
         "code_sha256": code_sha256(),
         "trust": privacy.trust,

@@ -19,7 +19,7 @@ from client.durable import write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.profile import Profile, raw_public_key
-from client.wire import Assignment, canonical_sha256
+from client.wire import Assignment, Receipt, canonical_sha256
 
 LIES = frozenset(
     {
@@ -52,6 +52,10 @@ class Witness:
     def saw(self, **said: Any) -> None:
         """Note more of what the server said, as JSON values."""
         self._announced |= said
+
+    def saw_receipt(self, receipt: Receipt, *, noised: bool) -> None:
+        """Note a receipt; the digest of an update without noise would confirm a guess of it."""
+        self.saw(receipt=_without_digest(receipt.model_dump(mode="json"), noised=noised))
 
     def keep(self, error: ClientError) -> Path:
         """Put the evidence on the disk; the same evidence again is kept once."""
@@ -93,6 +97,9 @@ class Witness:
         one = None if self._number is None else book.contribution(self._run_id, self._number)
         if one is not None:
             held["round"] = {name: getattr(one, name) for name in _OF_ROUND}
+            if one.receipt is not None:
+                noised = run is not None and run.trust == "local"
+                held["round"]["receipt"] = _without_digest(one.receipt, noised=noised)
         return held
 
 
@@ -136,6 +143,10 @@ def verify(path: Path) -> dict[str, Any]:
     if canonical_sha256(body) != kept.get("sha256"):
         raise ClientError("evidence_changed", _("{path} is not as it was written"), path=str(path))
     return body
+
+
+def _without_digest(receipt: dict[str, Any], *, noised: bool) -> dict[str, Any]:
+    return receipt if noised else {name: value for name, value in receipt.items() if name != "sha256"}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -197,7 +197,11 @@ def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: W
         if known.stage is Stage.PREPARED:
             profile.ledger.spend(run_id, number, sha256=known.sha256)
             pause_at("after_spent")
-        receipt = _send(session, known, descriptor, witness=witness)
+        receipt = _send(session, known, descriptor)
+    noised = files.manifest().manifest.privacy.trust == "local"
+    witness.saw_receipt(receipt, noised=noised)
+    if (str(receipt.update_id), receipt.sha256) != (known.update_id, known.sha256):
+        raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
     earlier = profile.ledger.book().receipts_of(
         server=profile.config.server, client_id=profile.config.client_id
     )
@@ -236,7 +240,7 @@ def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
 
 
-def _send(session: Session, one: Contribution, descriptor: int, *, witness: Witness) -> Receipt:
+def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
     digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
     headers = {
         "Content-Type": "application/octet-stream",
@@ -250,11 +254,7 @@ def _send(session: Session, one: Contribution, descriptor: int, *, witness: Witn
         if error.status in {404, 409}:
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
-    receipt = parse(Receipt, reply.json("receipt"), what="receipt")
-    witness.saw(receipt=receipt.model_dump(mode="json"))
-    if (str(receipt.update_id), receipt.sha256) != (one.update_id, one.sha256):
-        raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
-    return receipt
+    return parse(Receipt, reply.json("receipt"), what="receipt")
 
 
 def _readdressed(profile: Profile, assignment: Assignment, known: Contribution) -> Contribution:

@@ -92,6 +92,25 @@ def test_a_client_killed_again_and_again_sends_one_update(server: RecordingServe
     require_one_update(profile, server)
 
 
+@pytest.mark.parametrize("point", ["after_prepared", "after_spent", "after_body_before_receipt"])
+def test_a_client_of_a_central_run_that_is_killed_sends_one_update(
+    server: RecordingServer, tmp_path: Path, point: str
+) -> None:
+    privacy = {"trust": "central", "unit": "client"}
+    server.run = PlayedRun(manifest(privacy=privacy), adapter())
+    made = profile_in(tmp_path / "central", server=server.url, client_id=server.client_id, trusts=["central"])
+    run = server.run
+    accept(made, Assignment.model_validate(run.assignment()), FrozenManifest(run.manifest_bytes))
+    whole = made.ledger.book().epsilon_spent
+    kill_at(made, server, point)
+    with start(made, run.run_id) as process:
+        out, complaints = process.communicate(timeout=BOUND_S)
+    assert (process.returncode, complaints) == (0, "")
+    assert "round 1 of 2 sent" in out
+    require_one_update(made, server)
+    assert made.ledger.book().epsilon_spent == whole > 0
+
+
 def test_pause_points_are_dead_in_production(server: RecordingServer, profile: Profile) -> None:
     environment = os.environ | {"DPFL_ENVIRONMENT": "production", "DPFL_CLIENT_PAUSE_AT": "after_spent"}
     command = [sys.executable, "-m", "tests.client_driver", str(profile.folder), server.run.run_id]

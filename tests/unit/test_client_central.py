@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import torch
@@ -190,6 +191,22 @@ def test_a_central_round_is_sent_in_the_same_order_of_writes(
     submit(profile, session, files)
     assert stages == [Stage.SPENT]
     assert server.bodies() == [files.update_path.read_bytes()]
+
+
+def test_no_file_meant_for_others_holds_the_digest_of_an_update_without_noise(
+    server: RecordingServer, profile: Profile, session: Session
+) -> None:
+    server.run.account = {"id": str(uuid4()), "entries": 4, "unit": "client"}
+    files = fetch(profile, session, list_assignments(session, wait_s=0)[0])
+    digest = train(profile, files, RandomTrainer(), on_step=lambda _done, _steps: None).sha256
+    submit(profile, session, files)
+    server.run.open_again(adapter=adapter() + b" ")
+    again = fetch(profile, session, list_assignments(session, wait_s=0)[0])
+    with pytest.raises(ClientError) as refused:
+        submit(profile, session, again)
+    assert refused.value.evidence is not None
+    for path in (Path(refused.value.evidence), files.folder / "declaration.json"):
+        assert digest not in path.read_text(encoding="utf-8")
 
 
 def test_the_person_is_told_that_the_server_sees_the_update(
