@@ -1,14 +1,16 @@
 """Unit `person`: ids never leave, all of a person's records are one contribution, clipped once."""
 
 import gzip
+import hmac
 import json
+import sys
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from client import trainer
@@ -18,7 +20,10 @@ from client.persons import PersonRule, silo_key
 from client.plan import TrainingPlan
 from client.policy import Policy, judge
 from client.pricing import terms_of
+from client.serving import Seat, Service
+from client.session import Identity, Session
 from client.trainer import train_round
+from client.watching import LineWatcher
 from client.wire import FrozenManifest
 from client.workbench import Workbench
 from engines.privacy.clipping import clip_per_sample
@@ -31,7 +36,7 @@ from modelling.spec import ModelSpec, TaskSpec
 from modelling.trained import TrainedPart
 from tests.client_folders import manifest, profile_in
 from tests.contracts.sources import ROOT
-from tests.recording import canonical
+from tests.recording import PlayedRun, RecordingServer, canonical
 from tests.unit.tiny_model import manifest_of, shaken, texts_and_labels, trained_part_of, write_tiny_bert
 
 TASK = TaskSpec(
@@ -316,27 +321,45 @@ def test_examples_without_persons_are_not_trained_by_person(tiny: Path) -> None:
         anonymous.of_persons(torch.zeros(1, dtype=torch.int64))
 
 
-def test_no_id_is_left_on_the_disk(tiny: Path, tmp_path: Path) -> None:
+def test_no_id_and_no_hash_of_one_leaves_or_is_written(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     texts, labels = texts_and_labels(8)
     names = ("ham", "spam")
+    authors = [f"canary-{number % 3}@example" for number in range(8)]
     mails = [
-        {"subject": "", "body": text, "label": names[label], "author": f"canary-{number % 3}@example"}
-        for number, (text, label) in enumerate(zip(texts, labels, strict=True))
+        {"subject": "", "body": text, "label": names[label], "author": author}
+        for text, label, author in zip(texts, labels, authors, strict=True)
     ]
     (tmp_path / "mails.jsonl").write_text("".join(json.dumps(mail) + "\n" for mail in mails))
     plan = manifest_of(tiny)
     _part, _cache, start = trained_part_of(plan, tiny)
-    plan["privacy"] |= {"unit": "person", "person": PERSON}
-    folder = tmp_path / "mailbox"
-    profile = profile_in(
-        folder, server="https://one.example", client_id=str(uuid4()), base_model_folders={"tiny": str(tiny)}
-    )
-    bench, frozen = Workbench(), FrozenManifest(json.dumps(manifest() | plan).encode())
-    update = bench.train(profile, frozen, save(start), on_step=lambda _done, _steps: None)
-    assert set(update) == set(start)
-    kept = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "mails.jsonl"]
-    assert {"person.key", "policy.toml"} <= {path.name for path in kept}
-    assert not [path for path in kept if b"canary" in path.read_bytes()]
+    plan["privacy"] |= {"unit": "person", "person": PERSON, "noise_multiplier": 2.0}
+    with RecordingServer(PlayedRun(manifest() | plan, save(start))) as server:
+        profile = profile_in(
+            tmp_path / "mailbox",
+            server=server.url,
+            client_id=server.client_id,
+            base_model_folders={"tiny": str(tiny)},
+        )
+        identity = Identity(profile.config.client_id, profile.key())
+        with Session(server.url, identity=identity, patience_s=5.0) as session:
+            seats = [Seat(profile, session)]
+            Service(seats, trainer=Workbench(), watcher=LineWatcher(sys.stdout), once=True).run()
+        (body,) = server.bodies()
+        sent = b"".join(
+            str(heard.headers).encode() + heard.path.encode() + heard.body for heard in server.heard
+        )
+    assert set(load(body)) == set(start)
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    del kept[tmp_path / "mails.jsonl"]
+    key = kept.pop(profile.ledger.folder / "person.key")
+    told = capfd.readouterr()
+    ways_out = [sent, *kept.values(), (told.out + told.err + caplog.text).encode()]
+    tags = [hmac.new(key, author.encode(), "sha256").digest() for author in authors]
+    secrets = [key, *tags]
+    forbidden = [b"canary", *secrets, *(one.hex().encode() for one in secrets), *map(b64encode, secrets)]
+    assert not [word for way in ways_out for word in forbidden if word in way]
 
 
 # --- the demo's mails, whose author is the person ---------------------------------------------------
