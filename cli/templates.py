@@ -45,17 +45,19 @@ def manifest_for(locator: str, shape: Shape) -> dict[str, Any]:
 
 
 def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
+    from modelling.architectures import architecture_of
     from modelling.base import locate_base_model, weights_digest
 
     folder = locate_base_model(locator)
     config = _config(locator)
+    architecture = architecture_of(config["model_type"])
     return {
         "task": {
             "kind": "sequence_classification",
             "labels": shape.labels,
             "text_fields": shape.text_fields,
             "label_field": "label",
-            "max_tokens": min(_MAX_TOKENS, config.get("max_position_embeddings", _MAX_TOKENS)),
+            "max_tokens": min(_MAX_TOKENS, _positions(config)),
             "pooling": "mean",
         },
         "base_model": {
@@ -68,12 +70,18 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
             "method": shape.method,
             "rank": shape.rank,
             "alpha": float(shape.rank),
-            "target_modules": ["query", "value"],
+            "target_modules": list(architecture.usual_targets),
             "layers": shape.layers,
-            "modules_to_save": ["classifier"],
+            "modules_to_save": [architecture.mean_head],
             "seed": shape.seed,
         },
     }
+
+
+def _positions(config: dict[str, Any]) -> int:
+    """How many tokens a text may have at most; GPT-2 has its own word for it."""
+    found = config.get("max_position_embeddings", config.get("n_positions", _MAX_TOKENS))
+    return found if isinstance(found, int) else _MAX_TOKENS
 
 
 def _config(locator: str) -> dict[str, Any]:

@@ -16,6 +16,10 @@ class Architecture:
     """The list of layers; each takes hidden states first and gives hidden states back."""
     embeddings: str
     """The module that turns token numbers, or `inputs_embeds`, into the first hidden states."""
+    usual_targets: tuple[str, ...]
+    """Where LoRA goes if nobody says otherwise: the projections of queries and values."""
+    mean_head: str
+    """The head that pooling `mean` trains."""
     positions: str | None = None
     """A table of positions that the body adds to `inputs_embeds` by itself; the hidden states hold it."""
     is_causal: bool = False
@@ -29,13 +33,26 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "bert": Architecture(layers="bert.encoder.layer", embeddings="bert.embeddings"),
+    "bert": Architecture(
+        layers="bert.encoder.layer",
+        embeddings="bert.embeddings",
+        usual_targets=("query", "value"),
+        mean_head="classifier",
+    ),
     "llama": Architecture(
-        layers="model.layers", embeddings="model.embed_tokens", is_causal=True, body="model", head="score"
+        layers="model.layers",
+        embeddings="model.embed_tokens",
+        usual_targets=("q_proj", "v_proj"),
+        mean_head="score",
+        is_causal=True,
+        body="model",
+        head="score",
     ),
     "gpt2": Architecture(
         layers="transformer.h",
         embeddings="transformer.wte",
+        usual_targets=("c_attn",),
+        mean_head="classifier",
         positions="transformer.wpe",
         is_causal=True,
         body="transformer",

@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cli.templates import Shape, manifest_for
 from client.errors import ClientError
 from client.trainer import train_round
 from engines.lora.adapter import peft_config
@@ -230,6 +231,17 @@ def test_a_release_loads_with_plain_peft_and_gives_the_same_logits(
     theirs = (logits * mask).sum(1) / mask.sum(1) if pooling == "mean" else logits
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert float(ours.std()) > 0.05
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+def test_a_proposed_manifest_fits_its_base_model(bases: dict[str, Path], name: str) -> None:
+    shape = Shape(labels=["ham", "spam"], text_fields=["body"], layers=[2], rank=4, method="ffa", seed=1)
+    plan = manifest_for(str(bases[name]), shape)
+    assert plan["base_model"]["architecture"] == name
+    assert plan["task"]["max_tokens"] == 32
+    part, cache, adapter = trained_part_of(plan, bases[name], count=6)
+    assert {tensor["name"] for tensor in plan["tensors"] if tensor["trained"]} == set(adapter)
+    assert logits_of(part, cache).shape == (6, 2)
 
 
 # --- what is refused, and why -----------------------------------------------------------------------
