@@ -37,6 +37,7 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
     {
         "organisations:create": _row(),
         "organisations:read": _row(*_STAFF),
+        "organisations:limit": _row(Role.PRIVACY_OFFICER),
         "members:create": _row(),
         "members:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "api_keys:create": _row(own=_STAFF),

@@ -18,6 +18,7 @@ from app.identity.schemas import (
     ApiKeyIn,
     ApiKeyOnce,
     ApiKeyView,
+    CeilingIn,
     MemberIn,
     MemberView,
     OrganisationIn,
@@ -45,6 +46,20 @@ def list_organisations(
     """List the organisations that you may see, oldest first."""
     rows, cursor = page(session, queries.organisations(principal), Organisation.id, params)
     return Page(items=[OrganisationView.model_validate(row) for row in rows], next_cursor=cursor)
+
+
+@router.put("/organisations/{organisation_id}/ceiling")
+def limit_organisation(
+    organisation_id: UUID,
+    body: CeilingIn,
+    session: SessionDep,
+    principal: Annotated[Principal, requires("organisations:limit")],
+) -> OrganisationView:
+    """Set the most epsilon that any account of the organisation may be granted from now on."""
+    row = service.limit_organisation(
+        session, principal, organisation_id, epsilon_ceiling=body.epsilon_ceiling
+    )
+    return OrganisationView.model_validate(row)
 
 
 @router.post("/members", status_code=201)

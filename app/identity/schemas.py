@@ -46,12 +46,23 @@ class OrganisationIn(StrictModel):
     region: Region
 
 
+class CeilingIn(StrictModel):
+    """The most that any account of an organisation may be granted."""
+
+    model_config = _example(epsilon_ceiling=8.0)
+
+    epsilon_ceiling: Epsilon | None
+    """Null: no ceiling but that of whoever grants."""
+
+
 class OrganisationView(View):
     """A party of the federation."""
 
     id: UUID
     name: str
     region: str
+    epsilon_ceiling: float | None
+    """No account of the organisation is granted more; what was granted before stays."""
     created_at: datetime
 
 

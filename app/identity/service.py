@@ -58,6 +58,19 @@ def add_organisation(session: Session, *, name: str, region: str) -> Organisatio
     return created
 
 
+def limit_organisation(
+    session: Session, principal: Principal, organisation_id: UUID, *, epsilon_ceiling: float | None
+) -> Organisation:
+    """Cap what any account of an organisation may be granted; raises NotFound."""
+    reaches_all = scope_of(principal, "organisations:limit") is Scope.FEDERATION
+    row = session.get(Organisation, organisation_id, with_for_update=True)
+    if row is None or not (reaches_all or row.id == principal.organisation_id):
+        raise NotFound(_("there is no such organisation"))
+    row.epsilon_ceiling = epsilon_ceiling
+    session.flush()
+    return row
+
+
 def create_member(
     session: Session, principal: Principal, *, organisation_id: UUID, name: str, role: Role
 ) -> Member:

@@ -28,7 +28,7 @@ class Run(Base):
     manifest_sha256: Mapped[str | None] = mapped_column(sa.String(64))
     """Hash of the canonical manifest, set when the run starts and fixed from then on."""
     price: Mapped[dict[str, Any] | None]
-    """{"noise_multiplier", "epsilon", "delta", "epsilon_by_round": [...], "accountant", "rdp": {...}}."""
+    """What workers/handlers/price.py found: noise_multiplier, epsilon, delta, epsilon_by_round, ..."""
     reason_code: Mapped[str | None] = mapped_column(sa.String(64))
     """Why the run was refused, paused or aborted."""
     reason: Mapped[str | None]

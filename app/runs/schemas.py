@@ -67,6 +67,13 @@ class PriceOut(BaseModel):
     epsilon: float | None = None
     delta: float | None = None
     epsilon_by_round: list[float] = []
+    """Cumulative, after each round of a client's own: what its account spends."""
+    epsilon_rdp: float | None = None
+    """By the Renyi accountant, for comparison; null where it has no bound for the sampling."""
+    epsilon_by_silos: dict[str, float] = {}
+    """With unit `person`: epsilon of a person in so many data sets of the run."""
+    clip_noise_multiplier: float | None = None
+    """With adaptive clipping: what is left of the noise multiplier to the sum of updates."""
     accountant: str | None = None
     rdp: dict[str, float] = {}
     """Divergence at the order of each renyi account that would pay."""

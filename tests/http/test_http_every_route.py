@@ -98,7 +98,7 @@ def test_without_credentials_every_guarded_route_answers_401(api: TestClient) ->
 
 
 def _ids() -> dict[str, Any]:
-    names = ("round_id", "client_id", "release_id", "account_id", "api_key_id")
+    names = ("round_id", "client_id", "release_id", "account_id", "api_key_id", "organisation_id")
     return {name: uuid4() for name in names}
 
 

@@ -17,7 +17,7 @@ from app.core.settings import Settings
 from app.identity.roles import Role
 from app.runs import service
 from app.runs.states import RunState
-from tests.builders import build_organisation, tiny_manifest
+from tests.builders import build_account, build_client, build_organisation, tiny_manifest
 from tests.federation import PRICE, Federation
 from tests.http.accounts import Caller, add_caller
 from tests.worker_bench import build_sealed, context_for, trained, work
@@ -90,3 +90,24 @@ def test_an_update_over_the_declared_clip_is_recorded_with_its_client_where_clie
         row = session.scalars(sa.select(PrivacyViolation)).one()
     assert (row.kind, row.detail) == (ViolationKind.BOUND_EXCEEDED, {"round": 1, "clip_norm": 2.0})
     assert row.client_id is not None
+
+
+def test_a_privacy_officer_limits_its_own_organisations_grants_and_no_others(
+    api: TestClient, session: Session
+) -> None:
+    own, other = build_organisation(session), build_organisation(session)
+    officer = add_caller(session, Role.PRIVACY_OFFICER, own.id)
+    body = {"epsilon_ceiling": 4.0}
+    answer = api.put(f"/v1/organisations/{own.id}/ceiling", json=body, headers=officer.headers)
+    assert (answer.status_code, answer.json()["epsilon_ceiling"]) == (200, 4.0)
+    foreign = api.put(f"/v1/organisations/{other.id}/ceiling", json=body, headers=officer.headers)
+    assert foreign.status_code == 404
+    account_id = build_account(session, build_client(session, own), epsilon=3.0)
+    grant = {"epsilon": 1.5, "delta": 0.0, "reason": "a second study"}
+    refused = api.post(f"/v1/budgets/{account_id}/grants", json=grant, headers=officer.headers)
+    assert (refused.status_code, refused.json()["code"]) == (409, "ceiling_over_organisation")
+    lifted = api.put(
+        f"/v1/organisations/{own.id}/ceiling", json={"epsilon_ceiling": None}, headers=officer.headers
+    )
+    assert lifted.json()["epsilon_ceiling"] is None
+    assert api.post(f"/v1/budgets/{account_id}/grants", json=grant, headers=officer.headers).is_success

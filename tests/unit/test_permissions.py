@@ -25,7 +25,14 @@ IN_ORGANISATION = {
     }
     | {"runs:create", "runs:price", "runs:start", "runs:control", "rounds:seal", "rounds:abort"},
     Role.PRIVACY_OFFICER: READS_IN_ORGANISATION
-    | {"members:read", "enrolments:read", "budgets:read", "budgets:grant", "violations:read"},
+    | {
+        "members:read",
+        "enrolments:read",
+        "budgets:read",
+        "budgets:grant",
+        "violations:read",
+        "organisations:limit",
+    },
     Role.AUDITOR: READS_IN_ORGANISATION
     | {"members:read", "enrolments:read", "updates:read", "budgets:read", "violations:read"},
     Role.VIEWER: READS_IN_ORGANISATION,
