@@ -196,10 +196,20 @@ def _judge_priced(manifest: Manifest) -> None:
         raise ClientError("plan_incomplete", _("the manifest names no clip norm, noise, epsilon or delta"))
     if (privacy.person is not None) != (privacy.unit == "person"):
         raise _unsupported()
-    if privacy.trust == "central" and (
-        manifest.aggregation.weights != "uniform" or manifest.aggregation.clip_norm is not None
-    ):
+    if privacy.trust == "central":
+        _judge_central(manifest)
+    elif privacy.adaptive_clip is not None:  # this client clips at the plan's C, always
         raise _unsupported()
+
+
+def _judge_central(manifest: Manifest) -> None:
+    """Refuse what the server could not noise as the plan says."""
+    aggregation, adaptive = manifest.aggregation, manifest.privacy.adaptive_clip
+    if aggregation.weights != "uniform" or aggregation.clip_norm is not None:
+        raise _unsupported()
+    noise_multiplier = manifest.privacy.noise_multiplier or math.inf
+    if adaptive is not None and not noise_multiplier < 2 * adaptive.bit_noise:
+        raise _unsupported()  # nothing of the plan's noise would be left for the updates
 
 
 def _least_cohort(manifest: Manifest) -> int:

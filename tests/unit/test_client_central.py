@@ -30,6 +30,8 @@ from tests.unit.tiny_model import manifest_of, trained_part_of, write_tiny_bert
 CENTRAL = {"trust": "central", "unit": "client", "noise_multiplier": 1.5, "divisor": 4.0}
 POISSON = {"kind": "poisson", "rate": 0.25, "cap": 100, "n_max": 202}
 
+ADAPTIVE = {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 5.0}
+
 
 def central(**changed: Any) -> dict[str, Any]:
     """A central run whose every client is in every round; keywords replace members of its privacy plan."""
@@ -103,12 +105,24 @@ def test_a_claim_under_the_computed_price_is_refused() -> None:
         ({"unit": "person"}, "plan_unsupported"),
         ({"relation": "add_remove"}, "relation_refused"),
         ({"noise_multiplier": None}, "plan_incomplete"),
+        ({"adaptive_clip": ADAPTIVE | {"bit_noise": 0.75}}, "plan_unsupported"),
     ],
 )
 def test_a_central_plan_that_does_not_hold_is_refused(changed: dict[str, Any], code: str) -> None:
     with pytest.raises(ClientError) as refused:
         judge(read(central(**changed)), policy())
     assert refused.value.code == code
+
+
+def test_adaptive_clipping_costs_nothing_beyond_the_plans_noise() -> None:
+    judge(read(central(adaptive_clip=ADAPTIVE)), policy())
+    assert terms(central(adaptive_clip=ADAPTIVE)).epsilon == terms(central()).epsilon
+
+
+def test_a_local_plan_whose_clip_would_move_is_refused() -> None:
+    with pytest.raises(ClientError) as refused:
+        judge(read(manifest(privacy={"adaptive_clip": ADAPTIVE})), policy(trusts=["local"]))
+    assert refused.value.code == "plan_unsupported"
 
 
 @pytest.mark.parametrize("change", [{"weights": "sizes"}, {"clip_norm": 1.0}])
