@@ -85,42 +85,51 @@ def audit_report(
         canaries: those whose commitment was published before the run. Opened by this call.
         scores: shape (m,), cosines with the change of the model, or the largest over all rounds.
         statistic: which of the two the scores are; chosen before, since looking at both is two audits.
-        claimed_epsilon: above 0; the claim on one such client under zero-out or add/remove, or under
-            replace-one, whose claim is about more pairs of data sets and so refuted by the same bound.
+        claimed_epsilon: above 0, under any relation: replace-one covers more pairs than a canary's.
         claimed_delta: above 0, below 1.
     Raises:
         ValueError: an argument is out of range, or there is not one score a canary.
     """
     if not 0.0 < claimed_epsilon < math.inf:
         raise ValueError("the claimed epsilon must be a number above 0")
-    coins, plan, delta = canaries.coins(), GuessPlan.standard(canaries.count), claimed_delta
-    if statistic is Statistic.FINAL_ITERATE:
-        seen = estimate_from_final_iterate(scores, coins, dimension=canaries.dimension, delta=delta)
-    else:
-        seen = estimate_from_all_iterates(scores, coins, delta=delta)
+    coins, plan = canaries.coins(), GuessPlan.standard(canaries.count)
     correct = tuple(correct_guesses(scores, coins, counts=choice) for choice in plan.choices)
-    shown = best_bounds(plan, correct, delta=delta)
+    shown = best_bounds(plan, correct, delta=claimed_delta)
     return AuditReport(
         method=METHOD,
-        statistic=statistic.value,
         canaries=canaries.count,
         canaries_in=int(np.count_nonzero(coins)),
         dimension=canaries.dimension,
         commitment=canaries.commitment,
         secret=canaries.secret.hex(),
         claimed_epsilon=claimed_epsilon,
-        claimed_delta=delta,
+        claimed_delta=claimed_delta,
         confidence=1.0 - plan.significance,
         correct_guesses=correct,
         lower_bound=shown.epsilon,
         lower_bound_if_gaussian=shown.epsilon_if_gaussian,
-        largest_reachable=largest_reachable_bound(plan, delta=delta),
-        estimated_mean=seen.mean,
-        estimated_mean_standard_error=seen.mean_standard_error,
-        estimate=seen.epsilon,
-        estimate_standard_error=seen.standard_error,
+        largest_reachable=largest_reachable_bound(plan, delta=claimed_delta),
+        **_estimate_members(canaries, scores, statistic=statistic, delta=claimed_delta),
         refuted=shown.epsilon > claimed_epsilon,
     )
+
+
+def _estimate_members(
+    canaries: Canaries, scores: ArrayLike, *, statistic: Statistic, delta: float
+) -> dict[str, Any]:
+    if statistic is Statistic.FINAL_ITERATE:
+        seen = estimate_from_final_iterate(
+            scores, canaries.coins(), dimension=canaries.dimension, delta=delta
+        )
+    else:
+        seen = estimate_from_all_iterates(scores, canaries.coins(), delta=delta)
+    return {
+        "statistic": seen.statistic.value,
+        "estimated_mean": seen.mean,
+        "estimated_mean_standard_error": seen.mean_standard_error,
+        "estimate": seen.epsilon,
+        "estimate_standard_error": seen.standard_error,
+    }
 
 
 def report_from(members: Mapping[str, Any]) -> AuditReport:
