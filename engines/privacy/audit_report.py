@@ -82,23 +82,23 @@ def audit_report(
     """Open the coins and audit one run's claim.
 
     Args:
-        canaries: those whose commitment was published before the run. Opened by this call.
+        canaries: those whose commitment was published before the run.
         scores: shape (m,), cosines with the change of the model, or the largest over all rounds.
-        statistic: which of the two the scores are; chosen before, since looking at both is two audits.
+        statistic: which of the two they are; chosen before, since looking at both is two audits.
         claimed_epsilon: above 0, under any relation: replace-one covers more pairs than a canary's.
         claimed_delta: above 0, below 1.
     Raises:
-        ValueError: an argument is out of range, or there is not one score a canary.
+        ValueError: a claim is out of range, or there is not one score a canary.
     """
     if not 0.0 < claimed_epsilon < math.inf:
         raise ValueError("the claimed epsilon must be a number above 0")
-    coins, plan = canaries.coins(), GuessPlan.standard(canaries.count)
-    correct = tuple(correct_guesses(scores, coins, counts=choice) for choice in plan.choices)
+    plan = GuessPlan.standard(canaries.count)
+    correct = tuple(correct_guesses(scores, canaries.coins(), counts=one) for one in plan.choices)
     shown = best_bounds(plan, correct, delta=claimed_delta)
     return AuditReport(
         method=METHOD,
         canaries=canaries.count,
-        canaries_in=int(np.count_nonzero(coins)),
+        canaries_in=_inside(canaries),
         dimension=canaries.dimension,
         commitment=canaries.commitment,
         secret=canaries.secret.hex(),
@@ -112,6 +112,10 @@ def audit_report(
         **_estimate_members(canaries, scores, statistic=statistic, delta=claimed_delta),
         refuted=shown.epsilon > claimed_epsilon,
     )
+
+
+def _inside(canaries: Canaries) -> int:
+    return int(np.count_nonzero(canaries.coins()))
 
 
 def _estimate_members(
@@ -180,7 +184,7 @@ def first_contradiction(report: AuditReport) -> str | None:
 def _opened(report: AuditReport, canaries: Canaries) -> dict[str, Any]:
     return {
         "commitment": canaries.commitment,
-        "canaries_in": int(np.count_nonzero(canaries.coins())),
+        "canaries_in": _inside(canaries),
         "statistic": next((one.value for one in Statistic if one == report.statistic), None),
     }
 
