@@ -36,7 +36,7 @@ _RECOMPUTED_WITHIN = 1e-6
 class AuditReport:
     """One audit of one run. Plain values only, so `dataclasses.asdict` is its JSON."""
 
-    method: str
+    method: str = METHOD
     statistic: str
     """Which cosines were scored: `final_iterate` or `all_iterates`."""
     canaries: int
@@ -96,7 +96,6 @@ def audit_report(
     correct = tuple(correct_guesses(scores, canaries.coins(), counts=one) for one in plan.choices)
     shown = best_bounds(plan, correct, delta=claimed_delta)
     return AuditReport(
-        method=METHOD,
         canaries=canaries.count,
         canaries_in=_inside(canaries),
         dimension=canaries.dimension,
