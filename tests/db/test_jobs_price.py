@@ -19,11 +19,14 @@ from app.jobs.queue import enqueue
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
+from engines.privacy.accounting import GaussianRun, Relation, epsilon_pld
 from tests.builders import build_run, tiny_manifest
+from tests.central import CENTRAL
 from tests.worker_bench import LEASE_S, context_for
 from workers.context import Context
 from workers.handlers import price, sweep
 
+EVERYONE: dict[str, Any] = {"kind": "everyone"}
 NO_DP: dict[str, Any] = {
     "trust": "none",
     "clip_norm": None,
@@ -92,6 +95,56 @@ def test_an_unreachable_epsilon_is_refused() -> None:
 
 def test_a_plan_without_a_trustworthy_bound_is_refused() -> None:
     assert refusal_of(plan(epsilon=None, noise_multiplier=0.001)) == "not_priceable"
+
+
+COHORT = {"kind": "poisson", "rate": 0.25, "cap": 82, "n_max": 202}
+
+
+def central(**privacy: Any) -> Manifest:
+    """The client-level plan of 202 clients, priced by its rounds."""
+    quorum = {"min_updates": 0, "max_updates": 82}
+    return Manifest.model_validate(
+        tiny_manifest(privacy=CENTRAL | {"cohort": COHORT} | privacy, quorum=quorum, rounds=30)
+    )
+
+
+def test_how_clients_draw_their_batches_changes_no_central_price() -> None:
+    by_examples = [
+        price.price_of(
+            central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE, examples=examples), orders=()
+        )
+        for examples in ({"kind": "all"}, {"kind": "poisson", "rate": 0.01})
+    ]
+    assert by_examples[0] == by_examples[1]
+    closed = price.price_of(central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE), orders=(8.0,))
+    assert closed["rdp"]["8.0"] == pytest.approx(8.0 * 30 / (2 * 16.0), rel=1e-6)
+
+
+def test_adaptive_clipping_takes_its_part_of_the_multiplier_and_costs_nothing_more() -> None:
+    bound = {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.525}
+    plain = price.price_of(central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE), orders=())
+    found = price.price_of(
+        central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE, adaptive_clip=bound), orders=()
+    )
+    assert found["epsilon"] == plain["epsilon"]
+    assert found["clip_noise_multiplier"] == pytest.approx((4.0**-2 - 5.05**-2) ** -0.5)
+    spent = bound | {"bit_noise": 2.0}
+    over = central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE, adaptive_clip=spent)
+    assert refusal_of(over) == "not_priceable"
+
+
+def test_a_person_in_several_data_sets_is_priced_for_one_and_for_all() -> None:
+    person = {"id_field": "author", "records_cap": 4, "silos": 3}
+    found = price.price_of(plan(unit="person", person=person, epsilon=None, noise_multiplier=2.0), orders=())
+    whole = GaussianRun(noise_multiplier=2.0, sampling_rate=0.1, steps=12, relation=Relation.ZERO_OUT)
+    assert found["epsilon_by_silos"] == {"1": found["epsilon"], "3": epsilon_pld([whole], delta=1e-5)}
+    assert found["epsilon_by_silos"]["3"] > found["epsilon"]
+
+
+def test_the_renyi_epsilon_stands_beside_the_claim_and_is_never_lower() -> None:
+    found = price.price_of(plan(epsilon=None, noise_multiplier=2.0), orders=())
+    assert found["epsilon_rdp"] > found["epsilon"]
+    assert found["epsilon_by_silos"] == {}
 
 
 def test_an_account_whose_order_has_no_price_is_refused() -> None:

@@ -1,7 +1,13 @@
-"""What a plan costs: calibrates or checks its noise, prices it by round, and builds the first adapter."""
+"""What a plan costs: calibrates or checks its noise, prices it by round, and builds the first adapter.
+
+Which sampling is priced depends on who adds the noise. Under `local` every client's own steps are, with the
+sampling of its records (of its persons, where they are the unit); under `central` the rounds are, with the
+sampling of the cohort, and what clients do with their batches enters nothing.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +18,7 @@ from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.runs import queries, service
-from app.runs.manifest import Manifest
+from app.runs.manifest import Manifest, PoissonCohort
 from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
@@ -23,8 +29,10 @@ from engines.privacy.accounting import (
     calibrate_noise_multiplier,
     epsilon_by_round,
     epsilon_pld,
+    epsilon_rdp,
     rdp_at_order,
 )
+from engines.privacy.adaptive_clip import AdaptiveClip
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.tensors import write_tensors
@@ -56,6 +64,9 @@ NOTHING_CLAIMED: dict[str, Any] = {
     "epsilon": None,
     "delta": None,
     "epsilon_by_round": [],
+    "epsilon_rdp": None,
+    "epsilon_by_silos": {},
+    "clip_noise_multiplier": None,
     "accountant": None,
     "rdp": {},
 }
@@ -122,12 +133,14 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
     try:
         plan = GaussianRun(
             noise_multiplier=_noise_multiplier(manifest, delta=privacy.delta),
-            sampling_rate=privacy.rate,
+            sampling_rate=_rate(manifest),
             steps=manifest.steps,
             relation=Relation(privacy.relation),
         )
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
+        by_silos = _by_silos(manifest, plan, epsilon=epsilon, delta=privacy.delta)
+        clip_noise_multiplier = _clip_noise_multiplier(manifest, plan)
     except ImpossiblePlan as error:
         raise Refused(IMPOSSIBLE) from error
     except (AccountingFailed, ValueError) as error:
@@ -139,6 +152,9 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         "epsilon": epsilon,
         "delta": privacy.delta,
         "epsilon_by_round": list(by_round),
+        "epsilon_rdp": _rdp_for_information(plan, delta=privacy.delta),
+        "epsilon_by_silos": by_silos,
+        "clip_noise_multiplier": clip_noise_multiplier,
         "accountant": ACCOUNTANT,
         "rdp": {str(order): _divergence(plan, order) for order in orders},
     }
@@ -154,10 +170,51 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
     return calibrate_noise_multiplier(
         epsilon=privacy.epsilon,
         delta=delta,
-        sampling_rate=privacy.rate,
+        sampling_rate=_rate(manifest),
         steps=manifest.steps,
         relation=Relation(privacy.relation),
     )
+
+
+def _rate(manifest: Manifest) -> float:
+    """The probability with which the unit takes part in a noised step."""
+    privacy = manifest.privacy
+    if privacy.trust != "central":
+        return privacy.rate
+    if isinstance(privacy.cohort, PoissonCohort):  # the cut couples clients, and its price is not known here
+        raise Refused(NOT_PRICEABLE)
+    return 1.0
+
+
+def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
+    """Epsilon of a person whose records are in one data set, and in as many as the plan declares."""
+    person = manifest.privacy.person
+    if person is None:
+        return {}
+    every = dataclasses.replace(plan, steps=plan.steps * person.silos)
+    return {"1": epsilon, str(person.silos): epsilon_pld([every], delta=delta)}
+
+
+def _clip_noise_multiplier(manifest: Manifest, plan: GaussianRun) -> float | None:
+    """What adaptive clipping leaves of the plan's multiplier to the sum; ValueError where nothing is left."""
+    bound = manifest.privacy.adaptive_clip
+    if bound is None:
+        return None
+    adaptive = AdaptiveClip(
+        bit_std=bound.bit_noise,
+        expected_cohort=1.0,  # moves the clip norm, not its price
+        target=bound.quantile,
+        learning_rate=bound.learning_rate,
+    )
+    return adaptive.sum_multiplier(plan.noise_multiplier)
+
+
+def _rdp_for_information(plan: GaussianRun, *, delta: float) -> float | None:
+    """The Renyi accountant's epsilon beside the claim; None where it has no bound for this sampling."""
+    try:
+        return epsilon_rdp([plan], delta=delta)
+    except (AccountingFailed, ValueError):
+        return None
 
 
 def _divergence(plan: GaussianRun, order: float) -> float:
