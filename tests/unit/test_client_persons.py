@@ -16,7 +16,7 @@ from torch import Tensor
 from client import trainer
 from client.dataset import read_examples
 from client.errors import ClientError
-from client.persons import PersonRule, silo_key
+from client.persons import PersonRule, Roll, silo_key
 from client.plan import TrainingPlan
 from client.policy import Policy, judge
 from client.pricing import terms_of
@@ -88,6 +88,13 @@ def test_a_person_over_the_cap_is_refused_by_the_cap_and_not_by_name(tmp_path: P
     error = refusal(path, cap=1)
     assert (error.code, error.members) == ("person_over_cap", {"cap": 1})
     assert "ann" not in str(error)
+
+
+def test_not_even_the_memory_of_reading_holds_an_id() -> None:
+    roll = Roll(rule())
+    assert [roll.number_of(name, line=1) for name in ("canary-ann", "canary-bob")] == [0, 1]
+    assert "canary" not in str(vars(roll))
+    assert hmac.new(bytes(32), b"canary-ann", "sha256").digest() in vars(roll)["_numbers"]
 
 
 def test_a_run_of_another_unit_reads_no_ids(tmp_path: Path) -> None:
