@@ -79,7 +79,6 @@ def test_persons_and_then_whole_clients_are_protected_on_one_stack(tmp_path: Pat
         "epsilon": 4.0,
         "delta": 4e-6,
         "divisor": 2.0,
-        "examples": {"kind": "all"},
     }
     first = served(outside, by_person, clients, stack)
     second = served(outside, by_client, clients, stack)
