@@ -15,6 +15,7 @@ from app.core.db import Database
 from app.core.errors import NotFound
 from app.core.ids import new_id
 from tests.builders import build_account, build_client, build_organisation
+from tests.system.driver import eventually
 
 PARTS = [(7, 4), (3, 0), (2, 0)]
 WHOLE = (12, 4)
@@ -170,6 +171,23 @@ def test_a_reservation_that_was_given_back_cannot_be_spent(session: Session, acc
         spend(session, account_ids)
 
 
+def test_not_even_nothing_is_spent_from_a_reservation_that_was_given_back(
+    session: Session, account_ids: list[UUID]
+) -> None:
+    reserve(session, account_ids)
+    ledger.void(session, account_ids[0], ref="disclaimer:1", reserve_ref="run:1", event={}, actor="test")
+    with pytest.raises(NotReserved):
+        bulk.spend_round(
+            session,
+            account_ids=account_ids[:1],
+            ref="round:1",
+            reserve_ref="run:1",
+            parts=[(0, 0)],
+            event=EVENT,
+            actor="test",
+        )
+
+
 def test_a_round_that_was_charged_leaves_no_way_to_give_the_reservation_back(
     session: Session, account_ids: list[UUID]
 ) -> None:
@@ -236,6 +254,38 @@ def test_of_racing_workers_and_clients_each_account_is_charged_once_a_round(data
     with database.run_tx("check") as session:
         assert {spent(session, account_id) for account_id in account_ids} == {(7, 4)}
         assert all(chain.verify_chain(session, account_id).holds for account_id in account_ids)
+
+
+def is_waiting(database: Database) -> bool:
+    """Say whether somebody waits for a lock."""
+    with database.run_tx("look") as session:
+        waiting = sa.text(
+            "SELECT count(*) FROM pg_stat_activity "
+            "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(session.scalar(waiting))
+
+
+def test_accounts_are_locked_in_the_order_of_their_ids_wherever_their_rows_lie(database: Database) -> None:
+    with database.run_tx("set up") as session:
+        account_ids = build_accounts(session, 6)
+        reserve(session, account_ids)
+    with database.run_tx("move the first row behind all others") as session:
+        ledger.grant(session, account_ids[0], ref="g", epsilon=1.0, delta=0.0, reason="more", actor="test")
+
+    def bulk_round() -> int:
+        with database.run_tx("spend") as session:
+            return spend(session, account_ids[::-1])
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.run_tx("hold the first") as session:
+            session.execute(sa.select(Account.id).where(Account.id == account_ids[0]).with_for_update())
+            waiter = pool.submit(bulk_round)
+            eventually(lambda: is_waiting(database), what="the round waits for the first account")
+            with database.run_tx("take the others") as other:
+                free = sa.select(Account.id).where(Account.id.in_(account_ids[1:]))
+                assert len(other.scalars(free.with_for_update(nowait=True)).all()) == 5
+        assert waiter.result() == 6
 
 
 def test_runs_that_race_for_one_budget_reserve_whole_or_not_at_all(database: Database) -> None:
