@@ -134,6 +134,12 @@ def test_weights_by_size_and_a_second_clip_are_refused(change: dict[str, Any]) -
     assert refused.value.code == "plan_unsupported"
 
 
+def test_a_cohort_that_may_be_cut_is_refused_while_nothing_prices_the_cut() -> None:
+    with pytest.raises(ClientError) as refused:
+        terms(drawn())
+    assert refused.value.code == "cannot_price"
+
+
 def test_a_secret_cohort_is_held_to_the_policy_by_its_mean() -> None:
     judge(read(drawn()), policy(smallest_cohort=50))  # 202 clients at rate .25
     with pytest.raises(ClientError) as refused:
