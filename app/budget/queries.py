@@ -37,6 +37,8 @@ class AccountView:
     delta_reserved: int
     delta_spent: int
     entries: int
+    head_hash: str
+    """Hash of the last entry, which chains all before it."""
     created_at: datetime
 
     @property
@@ -84,6 +86,7 @@ def view_of(account: Account) -> AccountView:
         delta_reserved=account.delta_reserved,
         delta_spent=account.delta_spent,
         entries=account.seq,
+        head_hash=account.head_hash.hex(),
         created_at=account.created_at,
     )
 

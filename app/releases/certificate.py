@@ -15,40 +15,13 @@ from uuid import UUID
 
 from app.budget.arithmetic import shown_delta, shown_spent
 from app.budget.queries import AccountView, claimed_epsilon
-from app.core.canonical import canonical_bytes
+from app.core.canonical import canonical_bytes, canonical_sha256
+from app.releases import statements
 
-VERSION = 1
+VERSION = 2
 ALGORITHM = "EdDSA"
 Sign = Callable[[bytes], tuple[str, bytes]]
 """Signs bytes: (key id, signature)."""
-
-_UNIT = (
-    "One record in one client's data set. A person with m records is protected by group privacy only: about "
-    "m times epsilon, at a larger delta. A record that k clients hold is charged k times."
-)
-_ADVERSARY = (
-    "Sees every update that leaves a client, every release and all data but the one record; does not learn "
-    "which records entered a step's batch, which is drawn inside the client and never leaves it."
-)
-_BASIS = (
-    "Declared by the clients, not attested: each client clips and adds the noise itself, and no hardware "
-    "or third party has confirmed that it did."
-)
-_COMPOSITION = (
-    "Each client's loss is the composition of its own noised steps; averaging and everything later is "
-    "post-processing. The claim is the maximum over clients, never a sum divided by their number."
-)
-_NOT_CLAIMED = (
-    "Anything about a person as such.",
-    "The choice of this plan (model, rate, learning rate), if it was tuned on the same data.",
-    "That the clients' software ran unmodified.",
-    "Any influence of the public base model's own training data.",
-)
-_RELATIONS = {
-    "zero_out": "One record's contribution is replaced by zero; the existence, participation, timing and "
-    "sizes of clients are public.",
-    "replace_one": "One record is replaced by another; the sensitivity is twice the clip norm.",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +46,12 @@ class Facts:
     round_id: UUID
     number: int
     adapter_sha256: str
+    adapter_config_sha256: str
+    """Of adapter_config.json in its canonical form, which is how it is served."""
+    previous: str | None
+    """SHA-256 of the canonical form of the certificate before it in the run, signature included."""
+    steps: int
+    """Noised steps that were priced: under `central` the rounds, else every client's own."""
     manifest: dict[str, Any]
     manifest_sha256: str
     price: dict[str, Any]
@@ -102,11 +81,14 @@ def build(facts: Facts) -> dict[str, Any]:
             "rounds_aggregated": list(facts.rounds_aggregated),
             "clients": facts.clients,
             "adapter_sha256": facts.adapter_sha256,
+            "adapter_config_sha256": facts.adapter_config_sha256,
             "base_model": manifest["base_model"],
             "lora_method": manifest["lora"]["method"],
             "parents": [str(ancestor.release_id) for ancestor in facts.ancestors],
         },
         "manifest_sha256": facts.manifest_sha256,
+        "previous": facts.previous,
+        "ledger": ledger_of(facts.accounts),
         "privacy": _privacy(facts),
     }
 
@@ -143,19 +125,19 @@ def _claim(facts: Facts) -> dict[str, Any]:
         "statement": f"({price['epsilon']}, {price['delta']})-differential privacy of one {privacy['unit']} "
         f"under {privacy['relation']}, for the whole schedule of this run.",
         "trust": privacy["trust"],
-        "basis": _BASIS,
+        "basis": statements.basis_of(privacy),
         "unit": privacy["unit"],
-        "unit_means": _UNIT,
+        "unit_means": statements.UNITS[privacy["unit"]],
         "relation": privacy["relation"],
-        "relation_means": _RELATIONS[privacy["relation"]],
+        "relation_means": statements.RELATIONS[privacy["relation"]],
         "cohort": privacy["cohort"],
         "examples": privacy["examples"],
         "clip_norm": privacy["clip_norm"],
-        "noise_multiplier": privacy["noise_multiplier"],
+        "noise_multiplier": price["noise_multiplier"],
         "divisor": privacy["divisor"],
-        "steps": manifest["rounds"] * manifest["training"]["local_steps"],
-        "adversary": _ADVERSARY,
-        "composition": _COMPOSITION,
+        "steps": facts.steps,
+        "adversary": statements.adversary_of(privacy),
+        "composition": statements.composition_of(privacy),
         "this_run": {
             "epsilon": price["epsilon"],
             "delta": price["delta"],
@@ -164,8 +146,31 @@ def _claim(facts: Facts) -> dict[str, Any]:
         },
         "population": _population(facts),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
-        "not_claimed": list(_NOT_CLAIMED),
-    }
+        "not_claimed": statements.not_claimed(privacy),
+    } | _particulars(privacy, price)
+
+
+def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
+    """What only some plans have: a person's rule with its price by data sets, a clip norm that moves."""
+    found: dict[str, Any] = {}
+    if privacy.get("person") is not None:
+        found |= {"person": privacy["person"], "epsilon_by_silos": price["epsilon_by_silos"]}
+    if privacy.get("adaptive_clip") is not None:
+        found |= {
+            "adaptive_clip": privacy["adaptive_clip"],
+            "clip_noise_multiplier": price["clip_noise_multiplier"],
+            "adaptive_clip_means": statements.ADAPTIVE_CLIP,
+        }
+    return found
+
+
+def ledger_of(accounts: Sequence[AccountView]) -> dict[str, Any]:
+    """One commitment over the heads of all accounts that pay, in the order of their ids; names none of them.
+
+    Whoever holds the heads computes it again; whoever changes an entry later has another head.
+    """
+    heads = [account.head_hash for account in sorted(accounts, key=lambda account: account.id)]
+    return {"accounts": len(heads), "heads_sha256": canonical_sha256(heads)}
 
 
 def _population(facts: Facts) -> dict[str, Any]:

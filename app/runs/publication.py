@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget.queries import accounts_reserving, clients_on_same_data
+from app.core.canonical import canonical_sha256
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
@@ -22,6 +23,7 @@ from app.rounds.models import Round
 from app.rounds.queries import get_round, rounds_of
 from app.rounds.states import RoundState
 from app.runs.charges import run_ref
+from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.queries import client_ids_of
 
@@ -51,7 +53,15 @@ def release_round(
     parent = latest_of_run(session, run.id)
     return releases.record(
         session,
-        facts=_facts(session, run, round_, adapter_sha256=adapter_sha256, issuer=issuer),
+        facts=_facts(
+            session,
+            run,
+            round_,
+            adapter_sha256=adapter_sha256,
+            adapter_config_sha256=canonical_sha256(dict(adapter_config)),
+            previous=None if parent is None else canonical_sha256(parent.certificate),
+            issuer=issuer,
+        ),
         organisation_id=run.organisation_id,
         size_bytes=size_bytes,
         adapter_config=adapter_config,
@@ -60,7 +70,16 @@ def release_round(
     )
 
 
-def _facts(session: Session, run: Run, round_: Round, *, adapter_sha256: str, issuer: str) -> Facts:
+def _facts(
+    session: Session,
+    run: Run,
+    round_: Round,
+    *,
+    adapter_sha256: str,
+    adapter_config_sha256: str,
+    previous: str | None,
+    issuer: str,
+) -> Facts:
     """Collect what the certificate of a round's release rests on."""
     if run.manifest_sha256 is None:
         raise Conflict(_("the run was never started"))
@@ -72,6 +91,9 @@ def _facts(session: Session, run: Run, round_: Round, *, adapter_sha256: str, is
         round_id=round_.id,
         number=round_.number,
         adapter_sha256=adapter_sha256,
+        adapter_config_sha256=adapter_config_sha256,
+        previous=previous,
+        steps=Manifest.model_validate(run.manifest).steps,
         manifest=run.manifest,
         manifest_sha256=run.manifest_sha256,
         price=run.price or {},

@@ -1,0 +1,79 @@
+"""What a certificate says in words, by trust, unit, relation and cohort.
+
+Fixed English, since the texts are part of what is signed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+UNITS = {
+    "example": "One record in one client's data set. A person with m records is protected by group privacy "
+    "only: about m times epsilon, at a larger delta. A record that k clients hold is charged k times.",
+    "person": "All records of one person in one client's data set, told by the field that `person` names. "
+    "Persons without an id there are not covered. For a person whose records are in several data sets, "
+    "`epsilon_by_silos` holds.",
+    "client": "The whole data set of one client, and so every person and record in it. A person whose "
+    "records several clients hold is protected by group privacy only.",
+}
+RELATIONS = {
+    "zero_out": "The unit's contribution is replaced by zero; the existence of clients, the times of rounds "
+    "and receipts, and the sizes of updates are public.",
+    "replace_one": "The unit is replaced by another; the sensitivity is twice the clip norm.",
+}
+_ADVERSARIES = {
+    "local": "Sees every update that leaves a client, every release and all data but the unit's; does not "
+    "learn which records entered a step's batch, which is drawn inside the client and never leaves it.",
+    "central": "Everybody but the operator of the server, who is trusted with the updates as they are sent. "
+    "Sees every release and certificate, the times of all rounds, and all other clients' data sets.",
+}
+_SECRET_COHORT = (
+    " Does not learn which clients, or how many, were drawn for a round; a client that was drawn knows it "
+    "of itself. Whoever counts on this has to trust the operator for it, and the network to the server."
+)
+_WHOLE_COHORT = " Every client takes part in every round: there is no secret about who does."
+_BASES = {
+    "local": "Declared by the clients, not attested: each client clips and adds the noise itself, and no "
+    "hardware or third party has confirmed that it did.",
+    "central": "Done by the operator's server, declared and not attested: it clips every update and adds the "
+    "noise. A client's own software protects nothing here.",
+}
+_COMPOSITIONS = {
+    "local": "Each client's loss is the composition of its own noised steps; averaging and everything later "
+    "is post-processing. The claim is the maximum over clients, never a sum divided by their number.",
+    "central": "The loss is the composition of the rounds, each of them one noised sum of clipped updates "
+    "divided by a constant. Every client is charged for every round, drawn or not.",
+}
+ADAPTIVE_CLIP = (
+    "The clip norm follows a quantile of the updates' norms by noised counts. noise_multiplier is that of "
+    "sum and count together; the sum alone has clip_noise_multiplier times the round's clip norm."
+)
+_NOT_CLAIMED = (
+    "The choice of this plan (model, rate, learning rate), if it was tuned on the same data.",
+    "That the software of those who add the noise ran unmodified.",
+    "Any influence of the public base model's own training data.",
+)
+_NOT_PERSONS = "Anything about a person as such."
+
+
+def adversary_of(privacy: dict[str, Any]) -> str:
+    """Say what the adversary sees and does not learn."""
+    text = _ADVERSARIES[privacy["trust"]]
+    if privacy["trust"] == "central":
+        text += _SECRET_COHORT if privacy["cohort"]["kind"] == "poisson" else _WHOLE_COHORT
+    return text
+
+
+def basis_of(privacy: dict[str, Any]) -> str:
+    """Say on whose word the claim rests."""
+    return _BASES[privacy["trust"]]
+
+
+def composition_of(privacy: dict[str, Any]) -> str:
+    """Say how the parts become the whole."""
+    return _COMPOSITIONS[privacy["trust"]]
+
+
+def not_claimed(privacy: dict[str, Any]) -> list[str]:
+    """Say what a reader might take for claimed and is not."""
+    return [*([_NOT_PERSONS] if privacy["unit"] == "example" else []), *_NOT_CLAIMED]

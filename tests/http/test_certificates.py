@@ -1,0 +1,137 @@
+"""What certificates say under each trust and unit, and what they chain and commit to."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.budget import ledger
+from app.budget.queries import account_of_client, accounts_reserving
+from app.core.canonical import canonical_sha256
+from app.core.settings import Settings
+from app.identity.keys import ensure_signing_keys
+from app.releases.certificate import ledger_of
+from app.releases.models import Release
+from app.rounds import lifecycle
+from app.runs import service
+from app.runs.charges import run_ref
+from app.runs.models import Run
+from app.runs.publication import release_round
+from tests.builders import build_update
+from tests.central import EVERYONE, start_central_run
+from tests.federation import PRICE, Federation
+from tests.http.accounts import VAULT
+
+CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0}
+PERSON: dict[str, Any] = {
+    "unit": "person",
+    "person": {"id_field": "author", "records_cap": 3, "silos": 2},
+}
+ADAPTIVE = {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.0}}
+
+
+class Issuer:
+    """Publishes rounds with the gateway's keys."""
+
+    def __init__(self, api: TestClient, session: Session, settings: Settings) -> None:
+        self.api, self.session, self.settings = api, session, settings
+        self._federation: Federation | None = None
+        ensure_signing_keys(session, VAULT)
+
+    @property
+    def federation(self) -> Federation:
+        if self._federation is None:
+            self._federation = Federation(self.session, self.settings, epsilon=20.0, delta=1e-4)
+        return self._federation
+
+    def issue(self, run: Run, number: int = 1) -> Release:
+        round_ = self.federation.round_of(run, number)
+        if run.manifest["privacy"]["trust"] == "local":
+            for client in self.federation.clients:
+                build_update(self.session, round_, client.id)
+        lifecycle.seal(self.session, round_.id, actor="test", vault=VAULT)
+        lifecycle.begin_aggregation(self.session, round_.id, actor="test")
+        lifecycle.record_candidate(
+            self.session, round_.id, candidate_sha256="c" * 64, device="cpu", actor="test"
+        )
+        release = release_round(
+            self.session,
+            round_.id,
+            adapter_sha256="d" * 64,
+            size_bytes=1,
+            adapter_config=CONFIG,
+            sign=self.api.app.state.keys.sign,
+            issuer="http://127.0.0.1:8000",
+        )
+        lifecycle.publish(self.session, round_.id, actor="test")
+        service.after_publish(self.session, run.id, actor="test")
+        self.session.expire(release)
+        return release
+
+
+@pytest.fixture
+def issuer(api: TestClient, session: Session, settings: Settings) -> Issuer:
+    return Issuer(api, session, settings)
+
+
+def central(issuer: Issuer, **privacy: Any) -> dict[str, Any]:
+    run = start_central_run(issuer.session, issuer.settings, **privacy)
+    claim: dict[str, Any] = issuer.issue(run).certificate["privacy"]
+    return claim
+
+
+def test_each_certificate_of_a_run_names_the_one_before_it(issuer: Issuer) -> None:
+    run = issuer.federation.running()
+    first, second = issuer.issue(run), issuer.issue(run, 2)
+    assert first.certificate["previous"] is None
+    assert second.certificate["previous"] == canonical_sha256(first.certificate)
+
+
+def test_the_adapters_configuration_is_part_of_what_is_signed(issuer: Issuer) -> None:
+    release = issuer.issue(issuer.federation.running())
+    assert release.certificate["release"]["adapter_config_sha256"] == canonical_sha256(release.adapter_config)
+
+
+def test_the_ledger_is_committed_to_by_the_heads_of_all_accounts_that_pay(issuer: Issuer) -> None:
+    run = issuer.federation.running()
+    committed = issuer.issue(run).certificate["ledger"]
+    accounts = accounts_reserving(issuer.session, run_ref(run.id))
+    heads = [account.head_hash for account in sorted(accounts, key=lambda account: account.id)]
+    assert committed == {"accounts": 2, "heads_sha256": canonical_sha256(heads)}
+    one = account_of_client(issuer.session, issuer.federation.clients[0].id)
+    ledger.grant(issuer.session, one.id, ref="g", epsilon=1.0, delta=0.0, reason="r", actor="test")
+    assert ledger_of(accounts_reserving(issuer.session, run_ref(run.id))) != committed
+
+
+def test_under_central_the_adversary_is_everybody_but_the_operator(issuer: Issuer) -> None:
+    claim = central(issuer)
+    assert claim["adversary"].startswith("Everybody but the operator of the server")
+    assert "times of all rounds" in claim["adversary"]
+    assert "which clients, or how many, were drawn" in claim["adversary"]
+    assert "declared and not attested" in claim["basis"]
+    assert (claim["unit"], claim["steps"], claim["noise_multiplier"]) == ("client", 2, 1.5)
+    assert claim["unit_means"].startswith("The whole data set of one client")
+
+
+def test_without_a_secret_cohort_none_is_claimed(issuer: Issuer) -> None:
+    claim = central(issuer, **EVERYONE)
+    assert "no secret about who does" in claim["adversary"]
+    assert "were drawn" not in claim["adversary"]
+
+
+def test_a_person_in_several_data_sets_has_its_own_epsilon(issuer: Issuer) -> None:
+    price = PRICE | {"epsilon_by_silos": {"1": 3.9, "2": 6.0}}
+    claim = issuer.issue(issuer.federation.running(price=price, privacy=PERSON)).certificate["privacy"]
+    assert (claim["person"], claim["epsilon_by_silos"]) == (PERSON["person"], {"1": 3.9, "2": 6.0})
+    assert "person" in claim["unit_means"]
+    assert not any("person" in line for line in claim["not_claimed"])
+
+
+def test_a_clip_norm_that_moves_is_told_with_its_share_of_the_noise(issuer: Issuer) -> None:
+    run = start_central_run(issuer.session, issuer.settings, **ADAPTIVE)
+    run.price = {**(run.price or {}), "clip_noise_multiplier": 1.6}
+    claim = issuer.issue(run).certificate["privacy"]
+    assert claim["adaptive_clip"] == ADAPTIVE["adaptive_clip"]
+    assert (claim["noise_multiplier"], claim["clip_noise_multiplier"]) == (1.5, 1.6)
+    assert "clip_noise_multiplier" in claim["adaptive_clip_means"]
