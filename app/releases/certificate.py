@@ -125,19 +125,14 @@ def _claim(facts: Facts) -> dict[str, Any]:
         "statement": f"({price['epsilon']}, {price['delta']})-differential privacy of one {privacy['unit']} "
         f"under {privacy['relation']}, for the whole schedule of this run.",
         "trust": privacy["trust"],
-        "basis": statements.basis_of(privacy),
         "unit": privacy["unit"],
-        "unit_means": statements.UNITS[privacy["unit"]],
         "relation": privacy["relation"],
-        "relation_means": statements.RELATIONS[privacy["relation"]],
         "cohort": privacy["cohort"],
         "examples": privacy["examples"],
         "clip_norm": privacy["clip_norm"],
         "noise_multiplier": price["noise_multiplier"],
         "divisor": privacy["divisor"],
         "steps": facts.steps,
-        "adversary": statements.adversary_of(privacy),
-        "composition": statements.composition_of(privacy),
         "this_run": {
             "epsilon": price["epsilon"],
             "delta": price["delta"],
@@ -146,8 +141,9 @@ def _claim(facts: Facts) -> dict[str, Any]:
         },
         "population": _population(facts),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
-        "not_claimed": statements.not_claimed(privacy),
-    } | _particulars(privacy, price)
+        **statements.meanings_of(privacy),
+        **_particulars(privacy, price),
+    }
 
 
 def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ _ADVERSARIES = {
     "central": "Everybody but the operator of the server, who is trusted with the updates as they are sent. "
     "Sees every release and certificate, the times of all rounds, and all other clients' data sets.",
 }
-_SECRET_COHORT = (
+_DRAWN_COHORT = (
     " Does not learn which clients, or how many, were drawn for a round; a client that was drawn knows it "
     "of itself. Whoever counts on this has to trust the operator for it, and the network to the server."
 )
@@ -56,24 +56,21 @@ _NOT_CLAIMED = (
 _NOT_PERSONS = "Anything about a person as such."
 
 
+def meanings_of(privacy: dict[str, Any]) -> dict[str, Any]:
+    """Say in words what unit, relation and adversary are, and on whose word all of it rests."""
+    return {
+        "basis": _BASES[privacy["trust"]],
+        "unit_means": UNITS[privacy["unit"]],
+        "relation_means": RELATIONS[privacy["relation"]],
+        "adversary": adversary_of(privacy),
+        "composition": _COMPOSITIONS[privacy["trust"]],
+        "not_claimed": [*([_NOT_PERSONS] if privacy["unit"] == "example" else []), *_NOT_CLAIMED],
+    }
+
+
 def adversary_of(privacy: dict[str, Any]) -> str:
     """Say what the adversary sees and does not learn."""
     text = _ADVERSARIES[privacy["trust"]]
     if privacy["trust"] == "central":
-        text += _SECRET_COHORT if privacy["cohort"]["kind"] == "poisson" else _WHOLE_COHORT
+        text += _DRAWN_COHORT if privacy["cohort"]["kind"] == "poisson" else _WHOLE_COHORT
     return text
-
-
-def basis_of(privacy: dict[str, Any]) -> str:
-    """Say on whose word the claim rests."""
-    return _BASES[privacy["trust"]]
-
-
-def composition_of(privacy: dict[str, Any]) -> str:
-    """Say how the parts become the whole."""
-    return _COMPOSITIONS[privacy["trust"]]
-
-
-def not_claimed(privacy: dict[str, Any]) -> list[str]:
-    """Say what a reader might take for claimed and is not."""
-    return [*([_NOT_PERSONS] if privacy["unit"] == "example" else []), *_NOT_CLAIMED]

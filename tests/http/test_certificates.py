@@ -20,6 +20,7 @@ from app.runs.models import Run
 from app.runs.publication import release_round
 from tests.builders import build_update
 from tests.central import EVERYONE, start_central_run
+from tests.central import PRICE as CENTRAL_PRICE
 from tests.federation import PRICE, Federation
 from tests.http.accounts import VAULT
 
@@ -28,7 +29,7 @@ PERSON: dict[str, Any] = {
     "unit": "person",
     "person": {"id_field": "author", "records_cap": 3, "silos": 2},
 }
-ADAPTIVE = {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.0}}
+ADAPTIVE: dict[str, Any] = {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.0}}
 
 
 class Issuer:
@@ -128,10 +129,11 @@ def test_a_person_in_several_data_sets_has_its_own_epsilon(issuer: Issuer) -> No
     assert not any("person" in line for line in claim["not_claimed"])
 
 
-def test_a_clip_norm_that_moves_is_told_with_its_share_of_the_noise(issuer: Issuer) -> None:
-    run = start_central_run(issuer.session, issuer.settings, **ADAPTIVE)
-    run.price = {**(run.price or {}), "clip_noise_multiplier": 1.6}
-    claim = issuer.issue(run).certificate["privacy"]
+def test_a_clip_norm_that_moves_is_told_with_its_share_of_the_noise(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CENTRAL_PRICE, "clip_noise_multiplier", 1.6)
+    claim = central(issuer, **ADAPTIVE)
     assert claim["adaptive_clip"] == ADAPTIVE["adaptive_clip"]
     assert (claim["noise_multiplier"], claim["clip_noise_multiplier"]) == (1.5, 1.6)
     assert "clip_noise_multiplier" in claim["adaptive_clip_means"]
