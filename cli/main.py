@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import client, release, run
+from cli import client, price, release, run, verify
 from cli.i18n import _
 
 app = typer.Typer(
@@ -19,7 +19,13 @@ app = typer.Typer(
 )
 for group in (client.app, run.app, release.app):
     app.add_typer(group)
-app.command("price", help=_("Price a plan, without any server."))(run.price_plan)
+app.command("price", help=_("Price a plan, without any server."))(price.price_plan)
+app.command("verify-certificate", help=_("Check a certificate and compute its epsilon again, offline."))(
+    verify.verify_certificate
+)
+app.command(
+    "verify-release", help=_("Check that adapter, configuration and base model are those of the certificate.")
+)(verify.verify_release)
 
 DataOption = Annotated[
     Path | None,

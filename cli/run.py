@@ -1,10 +1,10 @@
-"""`dpfl run`: plan, price, start and follow a run; `dpfl price` prices a plan without any server."""
+"""`dpfl run`: plan, price, start and follow a run."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = typer.Typer(name="run", help=_("Plan, price, start and follow runs."), no_args_is_help=True)
 
 RunArgument = Annotated[UUID, typer.Argument(help=_("The run."))]
-Relation = Literal["zero_out", "replace_one", "add_remove"]
 _HELD_S = 20.0
 
 
@@ -152,36 +151,6 @@ def show(
             run = _read(session, run_id, since=version)
             if run["version"] != version:
                 _show(run)
-
-
-def price_plan(
-    *,
-    epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))],
-    rate: Annotated[float, typer.Option(help=_("Probability of a record to be in a step."))],
-    steps: Annotated[int, typer.Option(min=1, help=_("Steps of the whole run: rounds times local steps."))],
-    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
-    relation: Annotated[Relation, typer.Option(help=_("Which data sets count as neighbours."))] = "zero_out",
-) -> None:
-    """Print the noise multiplier of a plan and the epsilon that it gives."""
-    quiet_libraries()
-    with one_line_errors():
-        from client.errors import ClientError
-        from engines.privacy import accounting
-
-        neighbours = accounting.Relation(relation)
-        try:
-            z = accounting.calibrate_noise_multiplier(
-                epsilon=epsilon, delta=delta, sampling_rate=rate, steps=steps, relation=neighbours
-            )
-            run = accounting.GaussianRun(
-                noise_multiplier=z, sampling_rate=rate, steps=steps, relation=neighbours
-            )
-            reached = accounting.epsilon_pld([run], delta=delta)
-        except (accounting.ImpossiblePlan, accounting.AccountingFailed, ValueError) as error:
-            raise ClientError("cannot_price", _("this plan has no price: {why}"), why=str(error)) from error
-        print(_("noise multiplier {z}", z=f"{z:.4f}"))
-        print(_("epsilon {epsilon} at delta {delta}", epsilon=f"{reached:.4f}", delta=f"{delta:g}"))
-        print(_("by {accountant}, relation {relation}", accountant=accounting.ACCOUNTANT, relation=relation))
 
 
 def _act(

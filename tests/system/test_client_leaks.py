@@ -172,7 +172,7 @@ def test_no_run_of_eight_words_and_no_label_leaves_a_client_and_the_release_hold
             release = tmp_path / "release"
             outside.dpfl("release", "pull", listed[0], "--to", str(release), *admin)
             jwks = f"{stack.url}/.well-known/jwks.json"
-            assert "holds" in outside.dpfl("release", "verify", str(release), "--jwks", jwks)
+            assert "holds" in outside.dpfl("verify-release", str(release), "--key", jwks)
             require_tampering_is_found(outside, release, jwks)
     assert b"lora_B" in relay.sent  # updates went through the relay
     require_nothing_of(records, where="what it sent", text=relay.sent.decode("utf-8", "replace"))
@@ -191,7 +191,7 @@ def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> No
     signed = certificate.read_text()
     certificate.write_text(signed.replace('"epsilon":7', '"epsilon":1'))
     assert certificate.read_text() != signed
-    outside.dpfl("release", "verify", str(release), "--jwks", jwks, code=1)
+    outside.dpfl("verify-release", str(release), "--key", jwks, code=1)
     assert "[certificate_invalid]" in outside.printed
     certificate.write_text(signed)
 

@@ -1,6 +1,5 @@
 """The commands of the client, of runs and of releases, in this process against a recording server."""
 
-import base64
 import hashlib
 import json
 import logging
@@ -19,8 +18,6 @@ from peft import PeftModel
 from safetensors.torch import save
 from typer.testing import CliRunner
 
-from app.core.canonical import canonical_bytes
-from app.core.tokens import public_jwk, raw_public
 from cli.main import app
 from client.profile import Profile
 from client.wire import FrozenManifest
@@ -140,7 +137,7 @@ def test_a_base_model_that_no_policy_names_is_not_looked_for(tmp_path: Path, ser
             ("run", "template", "--base-model", "/nowhere", "--layers", "1", "--clients", "2"),
             "base_model_missing",
         ),
-        (("price", "--epsilon", "-1", "--rate", "0.1", "--steps", "10"), "cannot_price"),
+        (("price", "--q", "0.1", "--z", "-1", "--steps", "10"), "cannot_price"),
     ],
 )
 def test_an_error_is_one_line_with_a_stable_code(arguments: tuple[str, ...], code: str) -> None:
@@ -246,83 +243,6 @@ def test_a_refused_plan_ends_in_its_code(server: RecordingServer, key_file: str)
     assert "[impossible_plan] the plan was refused: no noise reaches it" in done.stderr
 
 
-def test_a_plan_is_priced_without_a_server() -> None:
-    shown = dpfl("price", "--epsilon", "8", "--rate", "0.25", "--steps", "4").stdout.splitlines()
-    assert shown[0].startswith("noise multiplier ")
-    assert float(shown[1].split()[1]) <= 8
-
-
-def certificate(adapter: bytes, **changed: Any) -> dict[str, Any]:
-    privacy = {
-        "claimed": True,
-        "trust": "local",
-        "basis": "declared",
-        "unit": "example",
-        "relation": "zero_out",
-        "examples": {"kind": "poisson", "rate": 0.25},
-        "noise_multiplier": 2.0,
-        "steps": 4,
-        "this_run": {"epsilon": 2.5, "delta": 1e-5},
-    }
-    content = {
-        "version": 1,
-        "issuer": "https://issuer",
-        "release": {"adapter_sha256": hashlib.sha256(adapter).hexdigest()},
-        "privacy": privacy | changed,
-    }
-    value = base64.urlsafe_b64encode(KEY.sign(canonical_bytes(content))).rstrip(b"=").decode()
-    return content | {"signature": {"kid": "k1", "alg": "EdDSA", "value": value}}
-
-
-@pytest.fixture
-def release(tmp_path: Path) -> Path:
-    made = tmp_path / "release"
-    made.mkdir()
-    (made / "adapter_model.safetensors").write_bytes(b"adapter")
-    (made / "certificate.json").write_text(json.dumps(certificate(b"adapter")))
-    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [public_jwk("k1", raw_public(KEY))]}))
-    return made
-
-
-def verify(release: Path, *, code: int = 0) -> Result:
-    return dpfl("release", "verify", str(release), "--jwks", str(release.parent / "jwks.json"), code=code)
-
-
-def test_a_release_holds_by_signature_digest_and_recomputed_epsilon(release: Path) -> None:
-    shown = verify(release).stdout
-    assert shown.count("holds") == 2
-    assert "is the certified one" in shown
-    assert "computed again: " in shown
-
-
-@pytest.mark.parametrize(
-    ("privacy", "code"),
-    [
-        ({"this_run": {"epsilon": 0.5, "delta": 1e-5}}, "claim_too_small"),
-        ({"steps": 4000}, "claim_too_small"),
-    ],
-)
-def test_a_claim_below_the_price_of_its_own_parameters_is_found(
-    release: Path, privacy: dict[str, Any], code: str
-) -> None:
-    (release / "certificate.json").write_text(json.dumps(certificate(b"adapter", **privacy)))
-    assert f"[{code}]" in verify(release, code=1).stderr
-
-
-def test_a_changed_adapter_and_a_changed_certificate_are_found(release: Path) -> None:
-    (release / "adapter_model.safetensors").write_bytes(b"another")
-    assert "[adapter_mismatch]" in verify(release, code=1).stderr
-    text = (release / "certificate.json").read_text()
-    (release / "certificate.json").write_text(text.replace("2.5", "1.5"))
-    assert "[certificate_invalid]" in verify(release, code=1).stderr
-
-
-def test_a_release_that_claims_nothing_says_so(release: Path) -> None:
-    nothing = {"claimed": False, "statement": "This run used no privacy mechanism."}
-    (release / "certificate.json").write_text(json.dumps(certificate(b"adapter", **nothing)))
-    assert "nothing is claimed" in verify(release).stdout
-
-
 def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingServer, key_file: str) -> None:
     one = {
         "id": str(uuid4()),
@@ -356,12 +276,6 @@ def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingS
     parts["adapter"] = b"anothe"
     done = dpfl("release", "pull", one["id"], "--to", str(to), "--key-file", key_file, code=1)
     assert "[adapter_mismatch]" in done.stderr
-
-
-def test_the_issuers_keys_may_be_fetched(release: Path, server: RecordingServer) -> None:
-    keys = {"keys": [public_jwk("k1", raw_public(KEY))]}
-    server.script = lambda heard: Answer(payload=keys) if heard.path == "/keys.json" else None
-    dpfl("release", "verify", str(release), "--jwks", f"{server.url}/keys.json")
 
 
 def test_a_folder_that_another_process_works_with_is_left_alone(folder: str, server: RecordingServer) -> None:

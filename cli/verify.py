@@ -1,0 +1,316 @@
+"""`dpfl verify-certificate` and `dpfl verify-release`: what a certificate says, computed again offline.
+
+Nothing that lies beside the certificate is believed. The first thing that does not hold ends the check with
+its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.i18n import _
+from cli.reporting import one_line_errors, quiet_libraries
+
+if TYPE_CHECKING:
+    from client.errors import ClientError
+
+ADAPTER, CONFIG, CERTIFICATE = "adapter_model.safetensors", "adapter_config.json", "certificate.json"
+KeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--key", help=_("The issuer's published keys, a file or their address; else no signature is checked.")
+    ),
+]
+PreviousOption = Annotated[
+    Path | None, typer.Option("--previous", help=_("The certificate that the run issued before this one."))
+]
+HeadsOption = Annotated[
+    Path | None,
+    typer.Option("--heads", help=_("Head hashes of the accounts that pay: a JSON list, by account id.")),
+]
+
+
+def verify_certificate(
+    file: Annotated[Path, typer.Argument(help=_("The certificate, a JSON file."))],
+    key: KeyOption = None,
+    previous: PreviousOption = None,
+    heads: HeadsOption = None,
+) -> None:
+    """Check a certificate's signature, chain and ledger, and compute its epsilon from its own parameters."""
+    quiet_libraries()
+    with one_line_errors():
+        certificate = _read(file)
+        for line in _checked(certificate, key, previous, heads):
+            print(line)
+
+
+def verify_release(
+    folder: Annotated[Path, typer.Argument(help=_("A folder that `dpfl release pull` wrote."))],
+    key: KeyOption = None,
+    previous: PreviousOption = None,
+    heads: HeadsOption = None,
+) -> None:
+    """Check that adapter, configuration and base model are those of the certificate, and the certificate."""
+    quiet_libraries()
+    with one_line_errors():
+        certificate = _read(folder / CERTIFICATE)
+        for line in _checked(certificate, key, previous, heads):
+            print(line)
+        for line in _bound(folder, certificate):
+            print(line)
+
+
+def _checked(
+    certificate: dict[str, Any], key: str | None, previous: Path | None, heads: Path | None
+) -> list[str]:
+    """Everything that the certificate alone tells; the epsilon comes last, since it takes longest."""
+    lines = [_signature(certificate, key)]
+    lines += _chain(certificate, previous) + _ledger(certificate, heads)
+    privacy = _section(certificate, "privacy")
+    if privacy.get("claimed") is not True:
+        return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
+    _require_whole_schedule(privacy, rounds=_section(certificate, "release").get("rounds_planned"))
+    _require_clip_noise(privacy)
+    return lines + _claim(privacy)
+
+
+def _signature(certificate: dict[str, Any], key: str | None) -> str:
+    from app.releases.certificate import VERSION
+    from app.releases.verify import CertificateInvalid, verify
+
+    try:
+        if key is None:
+            if certificate.get("version") != VERSION:
+                raise CertificateInvalid("the certificate is of an unknown version")
+            return _("signature: not checked, since no key was named (--key)")
+        kid = verify(certificate, keys_at(key))
+    except CertificateInvalid as error:
+        raise _error(
+            "certificate_invalid", _("the certificate does not hold: {reason}"), reason=str(error)
+        ) from error
+    return _("signature of {issuer} (key {kid}): holds", issuer=certificate.get("issuer"), kid=kid)
+
+
+def _chain(certificate: dict[str, Any], previous: Path | None) -> list[str]:
+    from app.core.canonical import canonical_sha256
+
+    if previous is None:
+        return []
+    former = _read(previous)
+    if _section(former, "release").get("run_id") != _section(certificate, "release").get("run_id"):
+        raise _error("chain_broken", _("the two certificates are of different runs"))
+    if certificate.get("previous") != canonical_sha256(former):
+        raise _error(
+            "chain_broken", _("the certificate does not follow the one in {path}"), path=str(previous)
+        )
+    return [_("previous certificate: is the one that this one follows")]
+
+
+def _ledger(certificate: dict[str, Any], heads: Path | None) -> list[str]:
+    from app.core.canonical import canonical_sha256
+
+    committed = _section(certificate, "ledger").get("heads_sha256")
+    if heads is None:
+        return [_("ledger: committed to as {digest}", digest=committed)]
+    if canonical_sha256(_parsed(heads)) != committed:
+        raise _error("ledger_mismatch", _("the heads in {path} are not the certified ones"), path=str(heads))
+    return [_("ledger: the accounts' heads are the certified ones")]
+
+
+def _claim(privacy: dict[str, Any]) -> list[str]:
+    """Price the certificate's own parameters again; no claim may be below that price."""
+    from engines.privacy import accounting
+    from engines.privacy.schedule import schedule_of
+
+    this_run = _section(privacy, "this_run")
+    claims = {1: this_run.get("epsilon")}
+    try:
+        claims |= {int(silos): epsilon for silos, epsilon in privacy.get("epsilon_by_silos", {}).items()}
+        if this_run.get("epsilon") != claims[1]:
+            raise _error("claims_differ", _("the certificate claims two epsilons for one data set"))
+        schedule, delta = schedule_of(privacy), float(this_run["delta"])
+        computed = {silos: _priced(schedule, silos=silos, delta=delta) for silos in claims}
+    except (KeyError, TypeError, ValueError, AttributeError, accounting.AccountingFailed) as error:
+        raise _error(
+            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(error)
+        ) from error
+    for silos, claimed in claims.items():
+        if not isinstance(claimed, float | int) or not computed[silos] <= claimed:
+            raise _error(
+                "claim_too_small",
+                _("the certificate claims epsilon {claimed}; its parameters give {computed}"),
+                claimed=claimed,
+                computed=f"{computed[silos]:.6f}",
+            )
+    return [_held(privacy, claims, delta), *_told(privacy, computed[1])]
+
+
+def _require_whole_schedule(privacy: dict[str, Any], *, rounds: Any) -> None:
+    """Refuse a claim whose steps are not those of all the rounds that were planned."""
+    steps = privacy.get("steps")
+    is_whole = isinstance(steps, int) and isinstance(rounds, int) and rounds > 0 and steps % rounds == 0
+    if not is_whole or (privacy.get("trust") == "central" and steps != rounds):
+        raise _error(
+            "schedule_differs",
+            _("the certificate prices {steps} steps, which are not those of its {rounds} rounds"),
+            steps=str(steps),
+            rounds=str(rounds),
+        )
+
+
+def _require_clip_noise(privacy: dict[str, Any]) -> None:
+    """Refuse a moving clip norm whose sum has less noise than was paid for, or more than there is."""
+    bound = privacy.get("adaptive_clip")
+    if bound is None:
+        return
+    from engines.privacy.adaptive_clip import AdaptiveClip
+
+    try:
+        adaptive = AdaptiveClip(
+            bit_std=bound["bit_noise"],
+            expected_cohort=1.0,  # moves the clip norm, not its price
+            target=bound["quantile"],
+            learning_rate=bound["learning_rate"],
+        )
+        needed = adaptive.sum_multiplier(float(privacy["noise_multiplier"]))
+        holds = privacy["clip_noise_multiplier"] >= needed
+    except (KeyError, TypeError, ValueError) as error:
+        raise _error(
+            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(error)
+        ) from error
+    if not holds:
+        raise _error(
+            "clip_noise_too_small",
+            _("the certificate gives the sum {given} times the clip norm as noise; it needs {needed}"),
+            given=privacy["clip_noise_multiplier"],
+            needed=needed,
+        )
+
+
+def _held(privacy: dict[str, Any], claims: Mapping[int, Any], delta: float) -> str:
+    if len(claims) == 1:
+        return _("epsilon {claimed} at delta {delta}: holds", claimed=claims[1], delta=delta)
+    most = max(claims)
+    return _(
+        "epsilon {claimed}, and {most} for one {unit} in {silos} data sets, at delta {delta}: holds",
+        claimed=claims[1],
+        most=claims[most],
+        unit=privacy.get("unit"),
+        silos=most,
+        delta=delta,
+    )
+
+
+def _told(privacy: dict[str, Any], computed: float) -> list[str]:
+    from engines.privacy.accounting import ACCOUNTANT
+
+    return [
+        _("computed again: {computed} by {accountant}", computed=f"{computed:.6f}", accountant=ACCOUNTANT),
+        _(
+            "unit {unit}, relation {relation}; {basis}",
+            unit=privacy.get("unit"),
+            relation=privacy.get("relation"),
+            basis=privacy.get("basis"),
+        ),
+    ]
+
+
+def _priced(schedule: Any, *, silos: int, delta: float) -> float:
+    import dataclasses
+
+    from engines.privacy.accounting import epsilon_pld
+
+    return epsilon_pld([dataclasses.replace(schedule, steps=schedule.steps * silos)], delta=delta)
+
+
+def _bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
+    """Hold the folder's files, and the base model that is installed, against the certificate."""
+    from app.core.canonical import canonical_sha256
+    from client.profile import file_sha256
+
+    release = _section(certificate, "release")
+    digest = file_sha256(folder / ADAPTER)
+    if release.get("adapter_sha256") != digest:
+        raise _error(
+            "adapter_mismatch", _("the adapter in {folder} is not the certified one"), folder=str(folder)
+        )
+    config = _read(folder / CONFIG)
+    if release.get("adapter_config_sha256") != canonical_sha256(config):
+        raise _error(
+            "config_mismatch",
+            _("{name} in {folder} is not the certified one"),
+            name=CONFIG,
+            folder=str(folder),
+        )
+    return [
+        _("adapter {digest}: is the certified one", digest=digest),
+        _("{name}: is the certified one", name=CONFIG),
+        _base(_section(release, "base_model")),
+    ]
+
+
+def _base(base: dict[str, Any]) -> str:
+    """Compare the base model that is installed here, if it is."""
+    from modelling.base import locate_base_model, weights_digest
+    from modelling.errors import ModelRefused
+
+    try:
+        digest = weights_digest(locate_base_model(str(base.get("locator"))))
+    except ModelRefused:
+        return _("base model {name}: not installed here, so not compared", name=base.get("name"))
+    if digest != base.get("weights_sha256"):
+        raise _error(
+            "base_mismatch",
+            _("the base model {name} that is installed here has other weights than the certified one"),
+            name=str(base.get("name")),
+        )
+    return _("base model {name}: is the certified one", name=base.get("name"))
+
+
+def keys_at(where: str) -> dict[str, Any]:
+    """Read a JSON web key set from a file or an address."""
+    from urllib.parse import urlsplit
+
+    from client.session import Session, server_address
+
+    parts = urlsplit(where)
+    if parts.scheme in {"http", "https"}:
+        address = server_address(f"{parts.scheme}://{parts.netloc}", allow_http=False)
+        with Session(address, patience_s=10.0) as session:
+            found = session.public("GET", parts.path).json("key set")
+    else:
+        found = _parsed(Path(where))
+    if not isinstance(found, dict):
+        raise _error("bad_keys", _("{where} is no key set"), where=where)
+    return found
+
+
+def _parsed(path: Path) -> Any:
+    from client.durable import read_text
+    from client.wire import read_json
+
+    return read_json(read_text(path).encode(), what=path.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = _parsed(path)
+    if not isinstance(found, dict):
+        raise _error("certificate_invalid", _("{path} is no JSON object"), path=str(path))
+    return found
+
+
+def _section(value: dict[str, Any], name: str) -> dict[str, Any]:
+    found = value.get(name)
+    if not isinstance(found, dict):
+        raise _error("certificate_invalid", _("the certificate does not say {member}"), member=name)
+    return found
+
+
+def _error(code: str, message: str, **members: Any) -> ClientError:
+    from client.errors import ClientError
+
+    return ClientError(code, message, **members)

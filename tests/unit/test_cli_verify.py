@@ -1,0 +1,312 @@
+"""`dpfl verify-certificate` and `dpfl verify-release`: one changed file, digest or number is named."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
+
+from app.core.canonical import canonical_bytes, canonical_sha256
+from app.core.ids import new_id
+from app.core.tokens import public_jwk, raw_public
+from app.releases.certificate import Facts, build, sign
+from cli.main import app
+from modelling.base import weights_digest
+from tests.builders import tiny_manifest
+from tests.recording import Answer, PlayedRun, RecordingServer
+from tests.unit.tiny_model import write_tiny_bert
+
+KEY = Ed25519PrivateKey.generate()
+KEYS = {"keys": [public_jwk("k1", raw_public(KEY))]}
+ADAPTER, CONFIG = b"adapter", {"peft_type": "LORA", "r": 2}
+LOCAL: dict[str, Any] = {"noise_multiplier": 2.0, "examples": {"kind": "poisson", "rate": 0.25}}
+CENTRAL: dict[str, Any] = {
+    "trust": "central",
+    "unit": "client",
+    "cohort": {"kind": "poisson", "rate": 0.25, "cap": 40, "n_max": 40},
+    "noise_multiplier": 2.0,
+}
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The commands silence this process's logs and warnings; others here want them back."""
+    with warnings.catch_warnings():
+        yield
+    logging.disable(logging.NOTSET)
+
+
+def dpfl(*words: str, code: int = 0) -> Result:
+    done = CliRunner().invoke(app, list(words))
+    assert done.exit_code == code, done.output
+    return done
+
+
+def signed(content: dict[str, Any]) -> dict[str, Any]:
+    return sign(content, lambda raw: ("k1", KEY.sign(raw)))
+
+
+def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **price: Any) -> dict[str, Any]:
+    manifest = tiny_manifest(privacy=deepcopy(privacy))
+    manifest["base_model"] |= {"locator": str(base), "weights_sha256": weights_digest(base)}
+    steps = manifest["rounds"]
+    if manifest["privacy"]["trust"] == "local":
+        steps *= manifest["training"]["local_steps"]
+    facts = Facts(
+        release_id=new_id(),
+        run_id=new_id(),
+        round_id=new_id(),
+        number=1,
+        adapter_sha256=hashlib.sha256(ADAPTER).hexdigest(),
+        adapter_config_sha256=canonical_sha256(CONFIG),
+        previous=None,
+        steps=steps,
+        manifest=manifest,
+        manifest_sha256="0" * 64,
+        price={
+            "noise_multiplier": manifest["privacy"]["noise_multiplier"],
+            "epsilon": epsilon,
+            "delta": 1e-5,
+            "accountant": "an accountant",
+        }
+        | price,
+        rounds_aggregated=[1],
+        clients=2,
+        accounts=[],
+        ancestors=[],
+        open_runs=0,
+        issuer="https://issuer",
+        issued_at=datetime(2026, 11, 1, tzinfo=UTC),
+    )
+    return build(facts)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_bert(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def content(base: Path) -> dict[str, Any]:
+    return content_of(LOCAL, base=base)
+
+
+@pytest.fixture
+def release(tmp_path: Path, content: dict[str, Any]) -> Path:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(ADAPTER)
+    (folder / "adapter_config.json").write_bytes(canonical_bytes(CONFIG))
+    (folder / "certificate.json").write_text(json.dumps(signed(content)))
+    (tmp_path / "jwks.json").write_text(json.dumps(KEYS))
+    return folder
+
+
+def verify(release: Path, *more: str, code: int = 0) -> Result:
+    return dpfl("verify-release", str(release), "--key", str(release.parent / "jwks.json"), *more, code=code)
+
+
+def check(tmp_path: Path, content: dict[str, Any], *more: str, code: int = 0) -> Result:
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(signed(content)))
+    return dpfl("verify-certificate", str(file), *more, code=code)
+
+
+def test_a_release_holds_by_signature_digests_and_recomputed_epsilon(release: Path) -> None:
+    shown = verify(release).stdout
+    assert shown.count("holds") == 2
+    assert shown.count("is the certified one") == 3
+    assert "computed again: " in shown
+    assert "not checked" not in shown
+
+
+def test_a_changed_file_or_base_model_is_named(
+    release: Path, content: dict[str, Any], tmp_path: Path
+) -> None:
+    (release / "adapter_config.json").write_text('{"peft_type":"LORA","r":4}')
+    assert "[config_mismatch]" in verify(release, code=1).stderr
+    (release / "adapter_model.safetensors").write_bytes(b"adaptes")
+    assert "[adapter_mismatch]" in verify(release, code=1).stderr
+    (release / "adapter_model.safetensors").write_bytes(ADAPTER)
+    (release / "adapter_config.json").write_bytes(canonical_bytes(CONFIG))
+    other = deepcopy(content)
+    other["release"]["base_model"]["weights_sha256"] = "1" * 64
+    (release / "certificate.json").write_text(json.dumps(signed(other)))
+    assert "[base_mismatch]" in verify(release, code=1).stderr
+
+
+def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(
+    release: Path, content: dict[str, Any]
+) -> None:
+    content["release"]["base_model"]["locator"] = "package:no_such_package/model"
+    (release / "certificate.json").write_text(json.dumps(signed(content)))
+    assert "not installed here" in verify(release).stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [('"epsilon": 2.0', '"epsilon": 1.0'), ('"steps": 4', '"steps": 2'), ('"round": 1', '"round": 2')],
+)
+def test_a_changed_number_breaks_the_signature(release: Path, old: str, new: str) -> None:
+    text = (release / "certificate.json").read_text()
+    assert old in text
+    (release / "certificate.json").write_text(text.replace(old, new))
+    assert "[certificate_invalid]" in verify(release, code=1).stderr
+
+
+def set_epsilon(content: dict[str, Any]) -> None:
+    content["privacy"]["this_run"]["epsilon"] = 0.5
+
+
+def set_noise(content: dict[str, Any]) -> None:
+    content["privacy"]["noise_multiplier"] = 0.5
+
+
+def set_rate(content: dict[str, Any]) -> None:
+    content["privacy"]["examples"] = {"kind": "all"}
+
+
+def set_steps(content: dict[str, Any]) -> None:
+    content["privacy"]["steps"] = 400
+
+
+def drop_steps(content: dict[str, Any]) -> None:
+    content["privacy"]["steps"] = 1
+
+
+def set_delta(content: dict[str, Any]) -> None:
+    content["privacy"]["this_run"]["delta"] = 1e-10
+
+
+def set_kind(content: dict[str, Any]) -> None:
+    content["privacy"]["examples"] = {"kind": "shuffled"}
+
+
+def set_text(content: dict[str, Any]) -> None:
+    content["privacy"]["this_run"]["epsilon"] = "2.0"
+
+
+def drop_delta(content: dict[str, Any]) -> None:
+    del content["privacy"]["this_run"]["delta"]
+
+
+def drop_privacy(content: dict[str, Any]) -> None:
+    del content["privacy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (set_epsilon, "claim_too_small"),
+        (set_noise, "claim_too_small"),
+        (set_rate, "claim_too_small"),
+        (set_steps, "claim_too_small"),
+        (set_delta, "claim_too_small"),
+        (set_text, "claim_too_small"),
+        (drop_steps, "schedule_differs"),
+        (set_kind, "cannot_price"),
+        (drop_delta, "cannot_price"),
+        (drop_privacy, "certificate_invalid"),
+    ],
+)
+def test_a_claim_that_its_own_parameters_do_not_give_is_named(
+    tmp_path: Path, content: dict[str, Any], change: Change, code: str
+) -> None:
+    change(content)
+    assert f"[{code}]" in check(tmp_path, content, code=1).stderr
+
+
+def test_without_a_key_the_check_says_that_no_signature_was_checked(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    assert "signature: not checked" in check(tmp_path, content).stdout
+
+
+def test_a_certificate_is_held_against_the_one_before_it(
+    tmp_path: Path, base: Path, content: dict[str, Any]
+) -> None:
+    former = signed(content)
+    (tmp_path / "former.json").write_text(json.dumps(former))
+    chained = content | {"previous": canonical_sha256(former)}
+    option = ("--previous", str(tmp_path / "former.json"))
+    assert "the one that this one follows" in check(tmp_path, chained, *option).stdout
+    assert "[chain_broken]" in check(tmp_path, content, *option, code=1).stderr
+    of_another_run = content_of(LOCAL, base=base) | {"previous": canonical_sha256(former)}
+    assert "[chain_broken]" in check(tmp_path, of_another_run, *option, code=1).stderr
+
+
+def test_the_accounts_heads_are_held_against_the_commitment(tmp_path: Path, content: dict[str, Any]) -> None:
+    heads = ["a" * 64, "b" * 64]
+    content["ledger"] = {"accounts": 2, "heads_sha256": canonical_sha256(heads)}
+    (tmp_path / "heads.json").write_text(json.dumps(heads))
+    option = ("--heads", str(tmp_path / "heads.json"))
+    assert "heads are the certified ones" in check(tmp_path, content, *option).stdout
+    (tmp_path / "heads.json").write_text(json.dumps(heads[::-1]))
+    assert "[ledger_mismatch]" in check(tmp_path, content, *option, code=1).stderr
+
+
+def test_a_central_claim_is_priced_by_its_rounds_and_its_cohort(tmp_path: Path, base: Path) -> None:
+    content = content_of(CENTRAL, base=base)
+    assert content["privacy"]["steps"] == content["release"]["rounds_planned"] == 2
+    assert "holds" in check(tmp_path, content).stdout
+    content["privacy"]["cohort"]["rate"] = 1.0
+    assert "[claim_too_small]" in check(tmp_path, content, code=1).stderr
+    more = content_of(CENTRAL, base=base, epsilon=20.0)
+    more["privacy"]["steps"] = 4
+    assert "[schedule_differs]" in check(tmp_path, more, code=1).stderr
+
+
+def test_a_person_in_several_data_sets_is_priced_for_all_of_them(tmp_path: Path, base: Path) -> None:
+    person = LOCAL | {"unit": "person", "person": {"id_field": "a", "records_cap": 2, "silos": 3}}
+    content = content_of(person, base=base, epsilon_by_silos={"1": 2.0, "3": 4.0})
+    assert "in 3 data sets" in check(tmp_path, content).stdout
+    content["privacy"]["epsilon_by_silos"]["3"] = 2.0
+    assert "[claim_too_small]" in check(tmp_path, content, code=1).stderr
+    content["privacy"]["epsilon_by_silos"] = {"1": 1.99, "3": 4.0}
+    assert "[claims_differ]" in check(tmp_path, content, code=1).stderr
+
+
+def test_a_clip_norm_that_moves_has_the_noise_that_its_sum_needs(tmp_path: Path, base: Path) -> None:
+    moving = CENTRAL | {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 20.0}}
+    content = content_of(moving, base=base, clip_noise_multiplier=2.01)
+    assert "holds" in check(tmp_path, content).stdout
+    content["privacy"]["clip_noise_multiplier"] = 2.0
+    assert "[clip_noise_too_small]" in check(tmp_path, content, code=1).stderr
+
+
+def test_a_release_that_claims_nothing_says_so(tmp_path: Path, base: Path) -> None:
+    nothing = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None, "noise_multiplier": None}
+    assert "nothing is claimed" in check(tmp_path, content_of(nothing, base=base)).stdout
+
+
+def test_a_certificate_of_another_version_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
+    assert "[certificate_invalid]" in check(tmp_path, content | {"version": 1}, code=1).stderr
+
+
+def test_a_list_is_no_certificate(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text("[]")
+    assert "[certificate_invalid]" in dpfl("verify-certificate", str(tmp_path / "one.json"), code=1).stderr
+
+
+def test_the_issuers_keys_may_be_fetched(release: Path, base: Path) -> None:
+    with RecordingServer(PlayedRun({}, b"")) as server:
+        server.script = lambda heard: Answer(payload=KEYS) if heard.path == "/keys.json" else None
+        dpfl("verify-release", str(release), "--key", f"{server.url}/keys.json")
+
+
+def test_the_signature_is_over_the_canonical_bytes(content: dict[str, Any]) -> None:
+    value = signed(content)["signature"]["value"]
+    KEY.public_key().verify(base64.urlsafe_b64decode(value + "=="), canonical_bytes(content))
