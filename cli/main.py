@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import client, price, release, run, verify
+from cli import client, price, reconcile, release, run, verify
 from cli.i18n import _
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
 for group in (client.app, run.app, release.app):
     app.add_typer(group)
 app.command("price", help=_("Price a plan, without any server."))(price.price_plan)
+app.command("reconcile", help=_("Compare a client's ledger with the server's mirror of it."))(
+    reconcile.reconcile
+)
 app.command("verify-certificate", help=_("Check a certificate and compute its epsilon again, offline."))(
     verify.verify_certificate
 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from client import wire
+from client import reconciling, wire
 from tests.contracts.sources import ROOT
 
 Json = dict[str, Any]
@@ -20,6 +20,8 @@ ANSWERS: list[tuple[type[BaseModel], str, str, str]] = [
     (wire.Enrolled, "/v1/clients", "post", "201"),
     (wire.RunState, "/v1/runs/{run_id}", "get", "200"),
     (wire.Release, "/v1/releases/{release_id}", "get", "200"),
+    (reconciling.MirroredAccount, "/v1/budgets/{account_id}", "get", "200"),
+    (reconciling.MirroredEntry, "/v1/budgets/{account_id}/entries", "get", "200"),
 ]
 
 
