@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers.context import Handler
-from workers.handlers import aggregate, deadline, price, publish, purge, sweep, validate
+from workers.handlers import aggregate, deadline, price, publish, purge, recheck, sweep, validate
 
 HANDLERS: dict[str, Handler] = {
     "price": price.run,
@@ -13,4 +13,5 @@ HANDLERS: dict[str, Handler] = {
     "deadline": deadline.run,
     "purge": purge.run,
     "sweep": sweep.run,
+    "recheck": recheck.run,
 }

@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 
 from app.admin.schemas import AbortIn, JobOut
+from app.core.ids import new_id
 from app.http.deps import SessionDep, requires
 from app.http.idempotency import IdempotentRoute
 from app.http.pagination import Page, PageDep, page
@@ -25,6 +26,7 @@ ABORTED_BY_HAND = "aborted_by_hand"
 
 CanReadJobs = Annotated[Principal, requires("jobs:read")]
 CanRetryJobs = Annotated[Principal, requires("jobs:retry")]
+CanRecheck = Annotated[Principal, requires("budgets:recheck")]
 CanAbortRounds = Annotated[Principal, requires("rounds:abort")]
 
 
@@ -46,6 +48,12 @@ def list_jobs(
 def retry_job(job_id: UUID, session: SessionDep, principal: CanRetryJobs) -> JobOut:
     """Put a job that was given up back into the queue, with fresh attempts."""
     return JobOut.model_validate(queue.retry(session, job_id))
+
+
+@router.post("/privacy/recheck", status_code=202, tags=["budgets"])
+def recheck_ledger(session: SessionDep, principal: CanRecheck) -> None:
+    """Have every account replayed and every run priced again now, as it is done once a day."""
+    queue.enqueue(session, "recheck", key=f"asked:{new_id()}", payload={})
 
 
 @router.post("/rounds/{round_id}/abort", status_code=202, tags=["rounds"])

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -127,6 +128,51 @@ def accounts_reserving(session: Session, ref: str) -> list[AccountView]:
         .execution_options(populate_existing=True)
     )
     return [view_of(row) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What was set aside on an account, and the parameters that it was priced from."""
+
+    account_id: UUID
+    organisation_id: UUID
+    order: float | None
+    ref: str
+    amount: int
+    delta_amount: int
+    event: dict[str, Any]
+
+
+def account_ids(session: Session) -> list[UUID]:
+    """Every account, in the order of ids."""
+    return list(session.scalars(sa.select(Account.id).order_by(Account.id)))
+
+
+def hold(session: Session, account_id: UUID) -> None:
+    """Let nobody write to an account until the transaction ends; others may read it and hold it as well."""
+    session.execute(sa.select(Account.id).where(Account.id == account_id).with_for_update(read=True))
+
+
+def reservations_of(session: Session, account_id: UUID) -> list[Reservation]:
+    """Everything that was ever reserved on an account, oldest first."""
+    rows = session.execute(
+        sa.select(Account, Entry)
+        .join(Entry, Entry.account_id == Account.id)
+        .where(Account.id == account_id, Entry.kind == EntryKind.RESERVE)
+        .order_by(Entry.seq)
+    )
+    return [
+        Reservation(
+            account_id=account.id,
+            organisation_id=account.organisation_id,
+            order=account.order,
+            ref=entry.ref,
+            amount=entry.amount,
+            delta_amount=entry.delta_amount,
+            event=entry.event,
+        )
+        for account, entry in rows
+    ]
 
 
 def clients_on_same_data(session: Session, client_ids: Iterable[UUID]) -> set[UUID]:

@@ -15,7 +15,7 @@ from app.budget.models import PrivacyViolation, ViolationKind
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
-__all__ = ["ViolationKind", "counted", "counts_for", "record"]
+__all__ = ["ViolationKind", "counted", "counts_for", "record", "record_once"]
 
 
 def record(
@@ -37,6 +37,29 @@ def record(
         )
     )
     session.flush()
+
+
+def record_once(
+    session: Session,
+    kind: ViolationKind,
+    *,
+    organisation_id: UUID,
+    run_id: UUID | None = None,
+    detail: dict[str, Any],
+) -> bool:
+    """Note a violation that a periodic check finds again and again; False when it is known."""
+    known = session.scalar(
+        sa.select(PrivacyViolation.id)
+        .where(
+            PrivacyViolation.kind == kind,
+            PrivacyViolation.organisation_id == organisation_id,
+            PrivacyViolation.detail == detail,
+        )
+        .limit(1)
+    )
+    if known is None:
+        record(session, kind, organisation_id=organisation_id, run_id=run_id, detail=detail)
+    return known is None
 
 
 def counted(session: Session) -> dict[ViolationKind, int]:

@@ -62,6 +62,7 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "releases:read": _row(*_STAFF, own=(Role.CLIENT,)),
         "budgets:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
         "budgets:grant": _row(Role.PRIVACY_OFFICER),
+        "budgets:recheck": _row(),
         "violations:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "jobs:read": _row(),
         "jobs:retry": _row(),

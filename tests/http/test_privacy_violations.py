@@ -15,6 +15,7 @@ from app.budget.violations import ViolationKind
 from app.core.db import Database
 from app.core.settings import Settings
 from app.identity.roles import Role
+from app.jobs.models import Job
 from app.runs import service
 from app.runs.states import RunState
 from tests.builders import build_account, build_client, build_organisation, tiny_manifest
@@ -111,3 +112,11 @@ def test_a_privacy_officer_limits_its_own_organisations_grants_and_no_others(
     )
     assert lifted.json()["epsilon_ceiling"] is None
     assert api.post(f"/v1/budgets/{account_id}/grants", json=grant, headers=officer.headers).is_success
+
+
+def test_only_an_administrator_has_the_ledger_checked_now(api: TestClient, session: Session) -> None:
+    officer = add_caller(session, Role.PRIVACY_OFFICER)
+    assert api.post("/v1/privacy/recheck", headers=officer.headers).status_code == 403
+    admin = add_caller(session)
+    assert api.post("/v1/privacy/recheck", headers=admin.headers).status_code == 202
+    assert session.scalar(sa.select(sa.func.count()).select_from(Job).where(Job.kind == "recheck")) == 1
