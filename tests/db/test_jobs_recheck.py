@@ -33,7 +33,7 @@ def context(database: Database, tmp_path: Path) -> Context:
 
 
 def start(context: Context, *, order: float | None = None, change: dict[str, Any] | None = None) -> UUID:
-    """A started run of two clients, and one with a Renyi account; its price is the real one but for `change`."""
+    """A started run of two clients, one with a Renyi account if asked; the price is real but for `change`."""
     with context.database.run_tx("test") as session:
         federation = Federation(session, context.settings, epsilon=50.0, delta=1e-3)
         orders = ()
