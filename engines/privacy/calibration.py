@@ -10,13 +10,16 @@ from collections.abc import Callable
 from engines.privacy.bounds import require_delta, require_epsilon
 from engines.privacy.gaussian_run import LARGEST_STEPS, CappedPoisson, GaussianRun
 from engines.privacy.loss_library import Relation
-from engines.privacy.pld import CLAIM_INTERVAL, keeps, price, require_hope
+from engines.privacy.pld import CLAIM_INTERVAL, keeps, price, require_hope, uncut
+from engines.privacy.renyi import rdp_price
 from engines.privacy.search import smallest_that_holds
 
 _SMALLEST_CALIBRATED, _LARGEST_CALIBRATED = 500, 10_000_000  # in steps of 0.0001
 _WIDE_INTERVAL = 10 * CLAIM_INTERVAL
 _COARSE_FROM = 0.5
 """From this epsilon on, the wide grid is close enough to begin with, and ten times faster."""
+_COARSE_UP_TO = 10_000
+"""From more steps on, the wide grid's own error adds up and makes it the slower one."""
 
 
 class ImpossiblePlan(Exception):
@@ -162,7 +165,7 @@ def _with_least_noise(plan: GaussianRun, *, epsilon: float, delta: float) -> Gau
 
     limits = {"low": _SMALLEST_CALIBRATED, "high": _LARGEST_CALIBRATED}
     start, stride = 10_000, 1_000
-    if epsilon >= _COARSE_FROM:
+    if epsilon >= _COARSE_FROM and plan.steps <= _COARSE_UP_TO:
         rough = smallest_that_holds(within(_WIDE_INTERVAL), start=start, step=stride, **limits)
         start, stride = rough or _LARGEST_CALIBRATED, 1
     found = smallest_that_holds(within(CLAIM_INTERVAL), start=start, step=stride, **limits)
@@ -172,17 +175,18 @@ def _with_least_noise(plan: GaussianRun, *, epsilon: float, delta: float) -> Gau
 
 
 def _with_most_steps(plan: GaussianRun, *, epsilon: float, delta: float) -> GaussianRun:
-    def too_many(interval: float) -> Callable[[int], bool]:
-        return lambda steps: (
-            not keeps(dataclasses.replace(plan, steps=steps), epsilon=epsilon, delta=delta, interval=interval)
-        )
+    def after(steps: int) -> GaussianRun:
+        return dataclasses.replace(plan, steps=steps)
+
+    def too_many(steps: int) -> bool:
+        return not keeps(after(steps), epsilon=epsilon, delta=delta, interval=CLAIM_INTERVAL)
+
+    def too_many_by_rdp(steps: int) -> bool:  # where to begin; what is returned has been asked of the PLD
+        return rdp_price(uncut([after(steps)]), delta=delta) > epsilon
 
     limits = {"low": 1, "high": LARGEST_STEPS}
-    start, stride = 1, 1
-    if epsilon >= _COARSE_FROM:
-        rough = smallest_that_holds(too_many(_WIDE_INTERVAL), start=1, step=1, **limits)
-        start, stride = rough or LARGEST_STEPS, 1
-    first = smallest_that_holds(too_many(CLAIM_INTERVAL), start=start, step=stride, **limits)
+    near = smallest_that_holds(too_many_by_rdp, start=1, step=1, **limits) or LARGEST_STEPS
+    first = smallest_that_holds(too_many, start=near, step=max(1, near // 16), **limits)
     if first == 1:
         raise ImpossiblePlan("not even one step stays within this epsilon: more noise")
-    return dataclasses.replace(plan, steps=LARGEST_STEPS if first is None else first - 1)
+    return after(LARGEST_STEPS if first is None else first - 1)

@@ -94,17 +94,23 @@ def require_hope(runs: Sequence[GaussianRun], *, delta: float) -> None:
     mean = widest * math.sqrt(sum(run.steps / run.noise_multiplier**2 for run in runs))
     if mean * mean / 2.0 + 8.0 * mean <= LARGEST_EPSILON:  # even without sampling
         return
-    uncut = [
+    if rdp_price(uncut(runs), delta=delta) > LARGEST_EPSILON:
+        raise Hopeless("epsilon is over 200, which claims nothing: more noise or fewer steps")
+
+
+def uncut(runs: Sequence[GaussianRun]) -> list[GaussianRun]:
+    """Return schedules that RDP can price, close to `runs`: no cut, and half the noise for replace-one."""
+    return [
         dataclasses.replace(
             run,
-            noise_multiplier=max(run.noise_multiplier / sensitivity, 1e-3),
+            noise_multiplier=max(
+                run.noise_multiplier / (2.0 if run.relation is Relation.REPLACE_ONE else 1.0), 1e-3
+            ),
             relation=Relation.ZERO_OUT,
             capped=None,
         )
         for run in runs
     ]
-    if rdp_price(uncut, delta=delta) > LARGEST_EPSILON:
-        raise Hopeless("epsilon is over 200, which claims nothing: more noise or fewer steps")
 
 
 def keeps(run: GaussianRun, *, epsilon: float, delta: float, interval: float) -> bool:
