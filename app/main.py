@@ -27,7 +27,7 @@ from app.identity.authentication import CHANNEL, Authenticator
 from app.identity.keys import KeyRing
 from app.releases import router as releases_router
 from app.rounds import router as rounds_router
-from app.runs import assignments_router
+from app.runs import assignments_router, projection_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
 from app.updates.stream import Uploads
@@ -42,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     updates_router.router,
     releases_router.router,
     budget_router.router,
+    projection_router.router,
     violations_router.router,
     admin_router.router,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -16,6 +16,8 @@ from app.budget import arithmetic
 from app.budget.models import Account, AccountUnit, Entry, EntryKind
 from app.core.errors import NotFound
 from app.core.i18n import _
+from app.identity.permissions import Scope, scope_of
+from app.identity.roles import Principal
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,11 @@ class AccountView:
     head_hash: str
     """Hash of the last entry, which chains all before it."""
     created_at: datetime
+
+    @property
+    def amounts_in(self) -> str:
+        """The unit of this account's amounts; costs of the two never mix."""
+        return "epsilon" if self.order is None else "renyi_divergence"
 
     @property
     def left(self) -> int:
@@ -90,6 +97,104 @@ def view_of(account: Account) -> AccountView:
         head_hash=account.head_hash.hex(),
         created_at=account.created_at,
     )
+
+
+def accounts(principal: Principal, permission: str = "budgets:read") -> sa.Select[Account]:
+    """The accounts within the caller's scope; a training client sees its own."""
+    statement = sa.select(Account)
+    match scope_of(principal, permission):
+        case Scope.FEDERATION:
+            return statement
+        case Scope.ORGANISATION:
+            return statement.where(Account.organisation_id == principal.organisation_id)
+        case Scope.OWN:
+            return statement.where(Account.client_id == principal.id)
+
+
+def account_for(
+    session: Session, principal: Principal, account_id: UUID, permission: str = "budgets:read"
+) -> AccountView:
+    """One account that the caller may see, read afresh; raises NotFound."""
+    statement = accounts(principal, permission).where(Account.id == account_id)
+    account = session.scalar(statement.execution_options(populate_existing=True))
+    if account is None:
+        raise NotFound(_("there is no such account"))
+    return view_of(account)
+
+
+def seen_among(session: Session, principal: Principal, account_ids: Iterable[UUID]) -> set[UUID]:
+    """Those of these accounts that the caller may see."""
+    statement = accounts(principal).where(Account.id.in_(list(account_ids)))
+    return set(session.scalars(statement.with_only_columns(Account.id)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """What one reservation has become. Integers are the ledger's own units."""
+
+    seq: int
+    ref: str
+    event: dict[str, Any]
+    at: datetime
+    reserved: int
+    """Still set aside."""
+    spent: int
+    delta_reserved: int
+    delta_spent: int
+    charges: int
+    """How many parts were spent."""
+    given_back: bool
+    """The client signed that nothing was sent."""
+
+
+def spendings(session: Session, account_id: UUID, reservations: Sequence[Entry]) -> list[Spending]:
+    """What these reservations of an account have become, in their order."""
+    drawn = _draws(session, account_id, [one.ref for one in reservations])
+    found = []
+    for one in reservations:
+        charges, spent, delta_spent, given_back = drawn.get(one.ref, (0, 0, 0, False))
+        found.append(
+            Spending(
+                seq=one.seq,
+                ref=one.ref,
+                event=one.event,
+                at=one.at,
+                reserved=0 if given_back else one.amount - spent,
+                spent=spent,
+                delta_reserved=0 if given_back else one.delta_amount - delta_spent,
+                delta_spent=delta_spent,
+                charges=charges,
+                given_back=given_back,
+            )
+        )
+    return found
+
+
+def spending_under(session: Session, account_id: UUID, ref: str) -> Spending | None:
+    """What the reservation of this reference has become; None where there is none."""
+    found = session.scalars(
+        sa.select(Entry).where(
+            Entry.account_id == account_id, Entry.kind == EntryKind.RESERVE, Entry.ref == ref
+        )
+    ).all()
+    return next(iter(spendings(session, account_id, found)), None)
+
+
+def _draws(session: Session, account_id: UUID, refs: Sequence[str]) -> dict[str, tuple[int, int, int, bool]]:
+    """By reservation: parts spent, their amounts and deltas, and whether the rest was given back."""
+    is_spend = Entry.kind == EntryKind.SPEND
+    rows = session.execute(
+        sa.select(
+            Entry.reserve_ref,
+            sa.func.count().filter(is_spend),
+            sa.cast(sa.func.coalesce(sa.func.sum(Entry.amount).filter(is_spend), 0), sa.BigInteger),
+            sa.cast(sa.func.coalesce(sa.func.sum(Entry.delta_amount).filter(is_spend), 0), sa.BigInteger),
+            sa.func.bool_or(Entry.kind == EntryKind.VOID),
+        )
+        .where(Entry.account_id == account_id, Entry.reserve_ref.in_(refs))
+        .group_by(Entry.reserve_ref)
+    )
+    return {ref: (charges, spent, delta, voided) for ref, charges, spent, delta, voided in rows}
 
 
 def account_view(session: Session, account_id: UUID) -> AccountView:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.budget.arithmetic import shown_delta, shown_left, shown_spent
 from app.budget.models import Entry
-from app.budget.queries import AccountView, claimed_epsilon
+from app.budget.queries import AccountView, Spending, claimed_epsilon
 from app.core.strict import Reason, StrictModel
 
 
@@ -72,7 +72,7 @@ class AccountOut(Out):
             order=view.order,
             epsilon=view.epsilon,
             delta=view.delta,
-            amounts_in="epsilon" if basic else "renyi_divergence",
+            amounts_in=view.amounts_in,
             amounts=Amounts(
                 ceiling=shown_left(view.ceiling),
                 reserved=shown_spent(view.reserved),
@@ -131,6 +131,50 @@ class EntryOut(Out):
             at=entry.at,
             prev_hash=entry.prev_hash.hex(),
             hash=entry.hash.hex(),
+        )
+
+
+class SpendingOut(Out):
+    """What one run has cost the account so far, with what the numbers mean."""
+
+    run_id: UUID | None
+    ref: str
+    amounts_in: str
+    spent: float
+    """Rounded up, to 4 decimals, as is `reserved`."""
+    reserved: float
+    """Set aside for rounds to come; it stays so when a run is stopped."""
+    charges: int
+    """Updates that were sent; under `central` every round, whoever was drawn for it."""
+    given_back: bool
+    """The client signed that nothing was sent."""
+    delta: float
+    """Of the whole schedule."""
+    unit: str | None
+    relation: str | None
+    trust: str | None
+    cohort: dict[str, Any] | None
+    examples: dict[str, Any] | None
+    accountant: str | None
+    reserved_at: datetime
+
+    @classmethod
+    def of(cls, view: AccountView, found: Spending) -> Self:
+        """From a reservation and what was drawn on it."""
+        event = found.event
+        basic = view.order is None
+        return cls(
+            run_id=event.get("run_id"),
+            ref=found.ref,
+            amounts_in=view.amounts_in,
+            spent=shown_spent(found.spent),
+            reserved=shown_spent(found.reserved),
+            charges=found.charges,
+            given_back=found.given_back,
+            delta=shown_delta(found.delta_spent + found.delta_reserved) if basic else view.delta,
+            reserved_at=found.at,
+            **{name: event.get(name) for name in ("unit", "relation", "trust", "cohort", "examples")},
+            accountant=event.get("accountant"),
         )
 
 

@@ -16,11 +16,12 @@ from app.http.downloads import UNCHANGED, is_known, unchanged
 from app.http.idempotency import IdempotentRoute
 from app.http.longpoll import Since, WaitS, read_when
 from app.http.pagination import Page, PageDep, page
+from app.http.problems import problem
 from app.identity.roles import Principal, Role
 from app.rounds import queries as rounds
 from app.rounds.models import Round
 from app.rounds.schemas import RoundOut
-from app.runs import queries, service
+from app.runs import projecting, queries, service
 from app.runs.models import Run
 from app.runs.schemas import ManifestIn, RunHistory, RunIn, RunOut, RunStep, StopIn
 from app.runs.states import RunState
@@ -152,13 +153,19 @@ def price_run(run_id: UUID, session: SessionDep, principal: CanPriceRuns) -> Run
     return _shown(session, principal, service.price(session, principal, run_id))
 
 
-@router.post("/{run_id}/start", status_code=202)
-def start_run(run_id: UUID, session: SessionDep, principal: CanStartRuns) -> RunOut:
+@router.post("/{run_id}/start", status_code=202, response_model=RunOut)
+def start_run(
+    run_id: UUID, request: Request, session: SessionDep, principal: CanStartRuns
+) -> RunOut | Response:
     """Fix the manifest, reserve the whole schedule on every client's account, and open the first round.
 
-    When an account does not cover it, nothing is reserved and the run becomes `refused`.
+    When an account does not cover it, nothing is reserved, the run becomes `refused`, and the answer is 409
+    `budget_exceeded`: with what was asked, what is left and the ceiling, where you may see that account.
     """
-    return _shown(session, principal, service.start(session, principal, run_id))
+    run = service.start(session, principal, run_id)
+    if run.state is RunState.REFUSED:  # returned and not raised: the run's new state is to be committed
+        return problem(request, projecting.refusal(session, principal, run))
+    return _shown(session, principal, run)
 
 
 @router.post("/{run_id}/pause", status_code=202)

@@ -1,14 +1,18 @@
 """Accounts over HTTP: whose they are, how they are shown, who may grant."""
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.budget import ledger
 from app.budget.arithmetic import AmountInvalid
+from app.budget.models import Account
 from app.budget.queries import account_of_client
 from app.core.settings import Settings
 from app.identity.roles import Role
+from app.runs import service
+from app.runs.models import RunClient
 from tests.builders import build_account, build_client
 from tests.federation import Federation
 from tests.http.accounts import add_caller, client_headers
@@ -157,3 +161,104 @@ def test_a_grant_with_the_same_idempotency_key_is_granted_once(
     for _attempt in range(2):
         api.post(f"/v1/budgets/{account.id}/grants", json=body, headers=headers)
     assert account_of_client(session, federation.clients[0].id).ceiling == 9 * 10**9
+
+
+def test_the_spending_of_an_account_is_listed_run_by_run(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.running()
+    account = account_of_client(session, federation.clients[0].id)
+    ledger.spend_next(
+        session,
+        account.id,
+        ref="round:1",
+        reserve_ref=f"run:{run.id}",
+        parts=[(2_500_000_000, 10**13), (1_400_000_000, 0)],
+        event={},
+        actor="test",
+    )
+    own = client_headers(api.app, federation.principal())
+    (line,) = api.get(f"/v1/budgets/{account.id}/spending", headers=own).json()["items"]
+    assert (line["run_id"], line["spent"], line["reserved"]) == (str(run.id), 2.5, 1.4)
+    assert (line["charges"], line["given_back"], line["delta"]) == (1, False, 1e-5)
+    for beside in ("unit", "relation", "trust", "cohort", "examples", "accountant"):
+        assert line[beside] is not None
+
+
+def test_what_was_given_back_is_no_longer_reserved(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.running()
+    account = account_of_client(session, federation.clients[0].id)
+    ledger.void(session, account.id, ref="v", reserve_ref=f"run:{run.id}", event={}, actor="test")
+    officer = add_caller(session, Role.PRIVACY_OFFICER, federation.organisation.id)
+    (line,) = api.get(f"/v1/budgets/{account.id}/spending", headers=officer.headers).json()["items"]
+    assert (line["spent"], line["reserved"], line["given_back"]) == (0.0, 0.0, True)
+
+
+def test_a_projection_counts_the_runs_own_rounds_first_and_says_how_many_are_covered(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.running()
+    account = account_of_client(session, federation.clients[0].id)
+    session.execute(sa.update(Account).where(Account.id == account.id).values(delta_ceiling=10**15))
+    path = f"/v1/budgets/{account.id}/projections/{run.id}"
+    own = client_headers(api.app, federation.principal())
+    two = api.get(f"{path}?rounds=2", headers=own).json()
+    assert (two["rounds_reserved"], two["asked"], two["covered"]) == (2, 0.0, True)
+    assert (two["epsilon_now"], two["epsilon_after"], two["epsilon_spent_after"]) == (3.9, 3.9, 3.9)
+    assert two["rounds_affordable"] == 4
+    five = api.get(f"{path}?rounds=5", headers=own).json()
+    assert (five["asked"], five["covered"], five["left"], five["ceiling"]) == (6.4, False, 4.1, 8.0)
+    assert (five["epsilon_after"], five["delta_after"]) == (10.3, 3e-5)
+
+
+def test_a_stopped_run_has_no_rounds_to_come(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.running()
+    service.stop(session, federation.coordinator, run.id, reason="enough")
+    account = account_of_client(session, federation.clients[0].id)
+    own = client_headers(api.app, federation.principal())
+    found = api.get(f"/v1/budgets/{account.id}/projections/{run.id}", headers=own).json()
+    assert (found["rounds_reserved"], found["asked"], found["epsilon_now"]) == (0, 2.5, 3.9)
+
+
+def test_a_run_without_a_price_cannot_be_projected(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.draft()
+    account = account_of_client(session, federation.clients[0].id)
+    own = client_headers(api.app, federation.principal())
+    refused = api.get(f"/v1/budgets/{account.id}/projections/{run.id}", headers=own)
+    assert (refused.status_code, refused.json()["code"]) == (409, "price_missing")
+
+
+def test_a_start_that_is_not_covered_answers_409_with_asked_left_and_ceiling(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.priced()
+    account = account_of_client(session, federation.clients[0].id)
+    ledger.reserve(session, account.id, ref="run:1", amount=5 * 10**9, delta_amount=0, event={}, actor="test")
+    coordinator = add_caller(session, Role.COORDINATOR, federation.organisation.id)
+    refused = api.post(f"/v1/runs/{run.id}/start", headers=coordinator.headers)
+    told = refused.json()
+    assert (refused.status_code, told["code"]) == (409, "budget_exceeded")
+    assert (told["asked"], told["left"], told["ceiling"]) == (3.9, 3.0, 8.0)
+    assert told["account_id"] == str(account.id)
+    shown = api.get(f"/v1/runs/{run.id}", headers=coordinator.headers).json()
+    assert (shown["state"], shown["reason_code"]) == ("refused", "budget_exceeded")
+
+
+def test_a_refusal_for_an_account_of_another_organisation_has_no_numbers(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run = federation.priced()
+    stranger = build_client(session)
+    build_account(session, stranger, epsilon=1.0)
+    session.add(RunClient(run_id=run.id, client_id=stranger.id))
+    session.flush()
+    coordinator = add_caller(session, Role.COORDINATOR, federation.organisation.id)
+    told = api.post(f"/v1/runs/{run.id}/start", headers=coordinator.headers).json()
+    assert told["code"] == "budget_exceeded"
+    assert told.keys().isdisjoint({"asked", "left", "ceiling", "account_id", "population"})
