@@ -27,7 +27,7 @@ from app.identity.authentication import CHANNEL, Authenticator
 from app.identity.keys import KeyRing
 from app.releases import router as releases_router
 from app.rounds import router as rounds_router
-from app.runs import assignments_router, projection_router
+from app.runs import assignments_router, plans_router, projection_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
 from app.updates.stream import Uploads
@@ -37,6 +37,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     clients_router.router,
     enrolment_router.router,
     runs_router.router,
+    plans_router.router,
     assignments_router.router,
     rounds_router.router,
     updates_router.router,

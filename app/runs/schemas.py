@@ -74,6 +74,8 @@ class PriceOut(BaseModel):
     """With unit `person`: epsilon of a person in so many data sets of the run."""
     clip_noise_multiplier: float | None = None
     """With adaptive clipping: what is left of the noise multiplier to the sum of updates."""
+    attack_tpr_at_1_percent: float | None = None
+    """The greatest true-positive rate of any membership attack at 1 % false positives."""
     accountant: str | None = None
     rdp: dict[str, float] = {}
     """Divergence at the order of each renyi account that would pay."""
