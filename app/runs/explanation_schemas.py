@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.core.i18n import translate
 from app.runs import explanation_texts as texts
-from app.runs.explanation import FALSE_POSITIVE_RATE, Explanation, Text
+from app.runs.explanation import FALSE_POSITIVE_RATE, Attack, Explanation, Noise, Text
 from app.runs.models import Run
 
 
@@ -95,7 +95,6 @@ class ExplanationOut(Out):
         """From a run and its explanation."""
         privacy, price = run.manifest["privacy"], run.price or {}
         told = {name: _said(lines, locale) for name, lines in found.paragraphs.items()}
-        attack, noise = found.attack, found.noise
         return cls(
             run_id=run.id,
             name=run.name,
@@ -116,26 +115,25 @@ class ExplanationOut(Out):
             neighbours=told.get("neighbours"),
             composition=told["composition"],
             basis=told["basis"],
-            attack=None
-            if attack is None
-            else AttackOut(
-                false_positive_rate=FALSE_POSITIVE_RATE,
-                greatest_true_positive_rate=attack.greatest_true_positive_rate,
-                in_silos=attack.in_silos,
-                computed_from=attack.computed_from,
-                text=told["attack"],
-            ),
-            noise_to_signal=None
-            if noise is None
-            else NoiseOut(
-                single=noise.single,
-                whole_run=noise.whole,
-                parameters=noise.parameters,
-                text=told["noise_to_signal"],
-            ),
+            attack=None if found.attack is None else _attack(found.attack, told["attack"]),
+            noise_to_signal=None if found.noise is None else _noise(found.noise, told["noise_to_signal"]),
             warnings=[_warning(code, locale) for code in found.warnings],
             nist_sp_800_226=[_point(name, lines, locale) for name, lines in found.nist.items()],
         )
+
+
+def _attack(attack: Attack, text: str) -> AttackOut:
+    return AttackOut(
+        false_positive_rate=FALSE_POSITIVE_RATE,
+        greatest_true_positive_rate=attack.greatest_true_positive_rate,
+        in_silos=attack.in_silos,
+        computed_from=attack.computed_from,
+        text=text,
+    )
+
+
+def _noise(noise: Noise, text: str) -> NoiseOut:
+    return NoiseOut(single=noise.single, whole_run=noise.whole, parameters=noise.parameters, text=text)
 
 
 def _said(lines: Sequence[Text], locale: str) -> str:
