@@ -15,9 +15,7 @@ from engines.privacy import accounting
 from engines.privacy.accounting import (
     AccountingFailed,
     GaussianRun,
-    ImpossiblePlan,
     Relation,
-    calibrate_noise_multiplier,
     epsilon_by_round,
     epsilon_pld,
     epsilon_rdp,
@@ -86,7 +84,7 @@ def test_without_sampling_the_price_is_the_closed_form_from_above(
     steps: int, sigma: float, delta: float, exact: float
 ) -> None:
     price = epsilon_pld([run(sigma, 1.0, steps)], delta=delta)
-    assert exact <= price <= exact + 5e-6
+    assert exact <= price <= exact + 1e-9
     assert epsilon_rdp([run(sigma, 1.0, steps)], delta=delta) > exact
 
 
@@ -101,7 +99,7 @@ def test_zero_out_and_add_remove_do_not_double(relation: Relation) -> None:
 
 def test_replace_one_doubles_the_sensitivity_exactly_once_in_both_accountants() -> None:
     once, wider = [run(1.0, 1.0, 1, Relation.REPLACE_ONE)], [run(2.0, 1.0, 1, Relation.REPLACE_ONE)]
-    assert epsilon_pld(once, delta=1e-5) == pytest.approx(9.997256, abs=2e-6)
+    assert epsilon_pld(once, delta=1e-5) == pytest.approx(9.997256, abs=5e-7)
     assert epsilon_pld(wider, delta=1e-5) == pytest.approx(4.377178, abs=2e-6)
     assert epsilon_rdp(wider, delta=1e-5) == pytest.approx(4.728507, abs=2e-6)
     assert epsilon_rdp(once, delta=1e-5) == pytest.approx(
@@ -134,50 +132,15 @@ def test_a_schedule_costs_the_same_however_it_is_cut_into_runs() -> None:
     assert epsilon_pld(cut, delta=1e-5) == epsilon_pld([run(1.0, 0.1, 100)], delta=1e-5)
 
 
-@pytest.mark.parametrize(("target", "stored"), [(8.0, 0.9345), (3.0, 1.678), (1.0, 3.917)])
-def test_the_demos_noise_is_found_and_its_recomputed_epsilon_is_at_most_the_target(
-    target: float, stored: float
-) -> None:
-    found = calibrate_noise_multiplier(
-        epsilon=target, delta=1e-5, sampling_rate=0.1231, steps=64, relation=Relation.ZERO_OUT
-    )
-    assert found == pytest.approx(stored, rel=1e-3)
-    assert round(found, 4) == found
-    assert epsilon_pld([run(found, 0.1231, 64)], delta=1e-5) <= target
-    assert epsilon_pld([run(round(found - 0.0001, 4), 0.1231, 64)], delta=1e-5) > target
-
-
 def test_the_demos_stored_noise_prices_under_eight_and_the_rounded_one_over() -> None:
     assert epsilon_pld([run(0.9345, 0.1231, 64)], delta=1e-5) == pytest.approx(7.9990, abs=5e-5)
     assert epsilon_pld([run(0.934, 0.1231, 64)], delta=1e-5) == pytest.approx(8.0071, abs=5e-5)
     assert epsilon_rdp([run(0.934, 0.1231, 64)], delta=1e-5) == pytest.approx(9.04, abs=5e-3)
 
 
-def test_client_level_noise_is_found_too() -> None:
-    found = calibrate_noise_multiplier(
-        epsilon=8.0, delta=1e-5, sampling_rate=0.25, steps=30, relation=Relation.ADD_REMOVE
-    )
-    assert found == 1.1292
-
-
 def test_a_rate_derived_from_a_silos_size_would_have_cost_far_more() -> None:
     assert epsilon_pld([run(0.9345, 64 / 250, 64)], delta=1e-5) == pytest.approx(16.6, abs=0.06)
     assert epsilon_pld([run(0.9345, 64 / 100, 64)], delta=1e-5) == pytest.approx(43.7, abs=0.06)
-
-
-def test_small_targets_are_calibrated_on_the_fine_grid() -> None:
-    found = calibrate_noise_multiplier(
-        epsilon=0.1, delta=1e-5, sampling_rate=0.01, steps=10, relation=Relation.ZERO_OUT
-    )
-    assert epsilon_pld([run(found, 0.01, 10)], delta=1e-5) <= 0.1
-    assert epsilon_pld([run(round(found - 0.0001, 4), 0.01, 10)], delta=1e-5) > 0.1
-
-
-def test_a_target_that_no_noise_reaches_is_an_impossible_plan() -> None:
-    with pytest.raises(ImpossiblePlan, match="fewer steps"):
-        calibrate_noise_multiplier(
-            epsilon=0.01, delta=1e-10, sampling_rate=1.0, steps=1_000_000, relation=Relation.ZERO_OUT
-        )
 
 
 def test_epsilon_by_round_never_falls_and_ends_at_the_price_of_the_whole_run() -> None:
@@ -333,14 +296,6 @@ def test_a_delta_that_makes_no_sense_is_refused(delta: float) -> None:
     for price in (epsilon_pld, epsilon_rdp):
         with pytest.raises(ValueError, match="delta"):
             price([run(1.0, 0.1, 10)], delta=delta)
-
-
-@pytest.mark.parametrize("epsilon", [0.0, -1.0, 201.0, math.nan, math.inf])
-def test_a_target_that_makes_no_sense_is_refused(epsilon: float) -> None:
-    with pytest.raises(ValueError, match="epsilon"):
-        calibrate_noise_multiplier(
-            epsilon=epsilon, delta=1e-5, sampling_rate=0.1, steps=10, relation=Relation.ZERO_OUT
-        )
 
 
 @pytest.mark.parametrize("order", [1.0, 0.5, -2.0, math.nan, math.inf, 10_001.0])
