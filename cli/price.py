@@ -27,7 +27,10 @@ NoiseOption = Annotated[
     float | None, typer.Option("--z", help=_("Noise multiplier: deviation on the sum over the clip norm."))
 ]
 CalibrateOption = Annotated[
-    float | None, typer.Option(help=_("Find the least noise multiplier for this epsilon."))
+    float | None,
+    typer.Option(
+        help=_("This epsilon at most: finds the least --z, or the most --steps; with both it checks them.")
+    ),
 ]
 SegmentsOption = Annotated[
     str | None, typer.Option(help=_("Parts of a schedule, q:z:T,..., instead of --q, --z and --steps."))
@@ -83,11 +86,12 @@ def priced(asked: dict[str, Any], *, delta: float, relation: str) -> dict[str, A
             "delta": delta,
             "relation": relation,
             "noise_multipliers": [part.noise_multiplier for part in schedule],
+            "steps": [part.steps for part in schedule],
             "accountants": {"epsilon_pld": accounting.ACCOUNTANT, "epsilon_rdp": _rdp_name()},
             "asked": asked,
         }
     except accounting.ImpossiblePlan as error:
-        raise _error("impossible_plan", _("no noise reaches this: {why}"), why=str(error)) from error
+        raise _error("impossible_plan", _("this cannot be reached: {why}"), why=str(error)) from error
     except (accounting.AccountingFailed, ValueError) as error:
         raise _error("cannot_price", _("this plan has no price: {why}"), why=str(error)) from error
 
@@ -119,14 +123,16 @@ def _require_sound(asked: dict[str, Any], *, relation: str) -> None:
 
 
 def _rules_of_numbers(asked: dict[str, Any]) -> tuple[tuple[bool, str], ...]:
-    single = [asked[name] is not None for name in ("z", "steps", "q", "calibrate")]
     if asked["segments"] is not None:
+        single = [asked[name] is not None for name in ("z", "steps", "q", "calibrate")]
         return (
             (not any(single), _("--segments has all numbers: leave --q, --z, --steps and --calibrate out")),
         )
     return (
-        (asked["steps"] is not None, _("name --steps, or --segments")),
-        ((asked["z"] is None) != (asked["calibrate"] is None), _("name one of --z and --calibrate")),
+        (
+            [asked[name] for name in ("z", "steps", "calibrate")].count(None) <= 1,
+            _("name at least two of --z, --steps and --calibrate; the third is computed"),
+        ),
         (
             (asked["q"] is not None) == (asked["sampling"] == "poisson"),
             _("--sampling poisson needs --q, and everyone has none"),
@@ -135,32 +141,36 @@ def _rules_of_numbers(asked: dict[str, Any]) -> tuple[tuple[bool, str], ...]:
 
 
 def _schedule(asked: dict[str, Any], *, delta: float, relation: str) -> list[GaussianRun]:
-    from engines.privacy.accounting import CappedPoisson, GaussianRun, calibrate_noise_multiplier
-    from engines.privacy.accounting import Relation as Neighbours
+    """The schedule that was asked for, its open number found; with all three, they have to agree."""
+    from engines.privacy.accounting import CappedPoisson, GaussianRun, Relation, complete_plan
 
     capped = None
     if asked["cap"] is not None:
         capped = CappedPoisson(population=asked["population"], cap=asked["cap"])
-    neighbours = Neighbours(relation)
-    if asked["segments"] is not None:
-        parts = _segments(asked)
-    else:
-        rate, steps = asked["q"] if asked["q"] is not None else 1.0, asked["steps"]
-        z = asked["z"]
-        if z is None:
-            z = calibrate_noise_multiplier(
-                epsilon=asked["calibrate"],
-                delta=delta,
-                sampling_rate=rate,
-                steps=steps,
-                relation=neighbours,
-                capped=capped,
-            )
-        parts = [(rate, z, steps)]
+    if asked["segments"] is None:
+        rate = 1.0 if asked["q"] is None else asked["q"]
+        _require_cap(asked, rate)
+        plan = complete_plan(
+            noise_multiplier=asked["z"],
+            steps=asked["steps"],
+            epsilon=asked["calibrate"],
+            delta=delta,
+            sampling_rate=rate,
+            relation=Relation(relation),
+            capped=capped,
+        )
+        return [plan.run]
+    parts = _segments(asked)
     for rate, _z, _steps in parts:
         _require_cap(asked, rate)
     return [
-        GaussianRun(sampling_rate=rate, noise_multiplier=z, steps=steps, relation=neighbours, capped=capped)
+        GaussianRun(
+            sampling_rate=rate,
+            noise_multiplier=z,
+            steps=steps,
+            relation=Relation(relation),
+            capped=capped,
+        )
         for rate, z, steps in parts
     ]
 

@@ -56,6 +56,20 @@ def test_calibration_finds_the_least_noise_that_keeps_the_epsilon() -> None:
     assert epsilon_pld([less], delta=1e-5) > 3
 
 
+def test_noise_and_epsilon_give_the_most_steps() -> None:
+    found = price("--q", "0.25", "--z", "2", "--calibrate", "3")
+    (steps,) = found["steps"]
+    assert found["epsilon_pld"] <= 3
+    more = GaussianRun(noise_multiplier=2.0, sampling_rate=0.25, steps=steps + 1, relation=Relation.ZERO_OUT)
+    assert epsilon_pld([more], delta=1e-5) > 3
+
+
+def test_given_all_three_they_are_checked_and_the_true_epsilon_is_told() -> None:
+    found = price("--q", "0.25", "--z", "2", "--steps", "4", "--calibrate", "3")
+    assert found["epsilon_pld"] == price("--q", "0.25", "--z", "2", "--steps", "4")["epsilon_pld"] < 3
+    assert (found["noise_multipliers"], found["steps"]) == ([2.0], [4])
+
+
 def test_segments_of_several_rates_and_noises_are_one_schedule() -> None:
     found = price("--segments", "0.25:2.0:2,0.5:3.0:1")
     parts = [(0.25, 2.0, 2), (0.5, 3.0, 1)]
@@ -94,7 +108,9 @@ def test_a_cap_that_can_cut_costs_something_and_has_no_renyi_price() -> None:
         (("--q", "0.1", "--steps", "1", "--z", "1", "--trust", "central"), "bad_options"),
         (("--q", "0.1", "--steps", "1", "--z", "1", "--cap", "3", "--population", "9"), "bad_options"),
         (("--q", "0.1", "--steps", "1"), "bad_options"),
-        (("--q", "0.1", "--steps", "1", "--z", "1", "--calibrate", "1"), "bad_options"),
+        (("--q", "0.1", "--steps", "1", "--z", "1", "--calibrate", "0.01"), "impossible_plan"),
+        (("--q", "0.1", "--z", "1", "--calibrate", "0.01"), "impossible_plan"),
+        (("--q", "0.1", "--calibrate", "1"), "bad_options"),
         (("--q", "0.1", "--z", "1"), "bad_options"),
         (("--z", "1", "--steps", "1"), "bad_options"),
         (("--z", "1", "--steps", "1", "--q", "0.5", "--sampling", "everyone"), "bad_options"),
