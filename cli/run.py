@@ -153,6 +153,29 @@ def show(
                 _show(run)
 
 
+@app.command(help=_("Say what a plan protects, from whom, and how well; --json for programs."))
+def explain(
+    run_id: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help=_("Print all of it as JSON."))] = False,
+    server: ServerOption = None,
+    key_file: KeyFileOption = None,
+) -> None:
+    """Print the server's explanation of a plan, warnings first."""
+    with one_line_errors():
+        with open_session(server, key_file) as session:
+            told: dict[str, Any] = session.get(f"/v1/plans/{run_id}/explanation").json("explanation")
+        if as_json:
+            print(json.dumps(told, indent=2, ensure_ascii=False))
+            return
+        for warning in told["warnings"]:
+            print(_("warning: {text}", text=warning["text"]))
+        for point in told["nist_sp_800_226"]:
+            print(f"{point['title']}: {point['text']}")
+        for part in ("attack", "noise_to_signal"):
+            if told[part] is not None:
+                print(told[part]["text"])
+
+
 def _act(
     run_id: UUID, verb: str, server: str | None, key_file: Path | None, *, body: dict[str, Any] | None = None
 ) -> None:

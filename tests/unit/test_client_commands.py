@@ -243,6 +243,24 @@ def test_a_refused_plan_ends_in_its_code(server: RecordingServer, key_file: str)
     assert "[impossible_plan] the plan was refused: no noise reaches it" in done.stderr
 
 
+def test_a_plan_is_explained_warnings_first(server: RecordingServer, key_file: str) -> None:
+    run_id = str(uuid4())
+    told = {
+        "warnings": [{"code": "weak_promise", "text": "The promise is weak."}],
+        "nist_sp_800_226": [{"point": "unit", "title": "Unit of privacy", "text": "One record."}],
+        "attack": {"text": "At most 61.5 %."},
+        "noise_to_signal": None,
+    }
+    server.script = answering({("GET", f"/v1/plans/{run_id}/explanation"): [told]})
+    shown = dpfl("run", "explain", run_id, "--key-file", key_file).stdout
+    assert shown.splitlines() == [
+        "warning: The promise is weak.",
+        "Unit of privacy: One record.",
+        "At most 61.5 %.",
+    ]
+    assert json.loads(dpfl("run", "explain", run_id, "--json", "--key-file", key_file).stdout) == told
+
+
 def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingServer, key_file: str) -> None:
     one = {
         "id": str(uuid4()),
