@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from workers.context import Handler
-from workers.handlers import aggregate, deadline, price, publish, purge, recheck, sweep, validate
+from workers.handlers import (
+    aggregate,
+    audit_privacy,
+    deadline,
+    price,
+    publish,
+    purge,
+    recheck,
+    sweep,
+    validate,
+)
 
 HANDLERS: dict[str, Handler] = {
     "price": price.run,
@@ -14,4 +24,5 @@ HANDLERS: dict[str, Handler] = {
     "purge": purge.run,
     "sweep": sweep.run,
     "recheck": recheck.run,
+    "audit_privacy": audit_privacy.run,
 }

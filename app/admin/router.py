@@ -7,7 +7,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from app.admin.schemas import AbortIn, JobOut
+from app.admin.schemas import AbortIn, AuditIn, JobOut
 from app.core.ids import new_id
 from app.http.deps import SessionDep, requires
 from app.http.idempotency import IdempotentRoute
@@ -18,7 +18,7 @@ from app.jobs.models import Job, JobState
 from app.rounds import lifecycle
 from app.rounds.queries import lock_round, round_for, show
 from app.rounds.schemas import RoundOut
-from app.runs.queries import lock_run
+from app.runs.queries import lock_run, run_for
 from app.runs.service import after_abort
 
 router = APIRouter(tags=["operation"], route_class=IdempotentRoute)
@@ -54,6 +54,13 @@ def retry_job(job_id: UUID, session: SessionDep, principal: CanRetryJobs) -> Job
 def recheck_ledger(session: SessionDep, principal: CanRecheck) -> None:
     """Have every account replayed and every run priced again now, as it is done once a day."""
     queue.enqueue(session, "recheck", key=f"asked:{new_id()}", payload={})
+
+
+@router.post("/privacy/audits", status_code=202, tags=["budgets"])
+def audit_run(body: AuditIn, session: SessionDep, principal: CanRecheck) -> None:
+    """Have made-up canaries sent through the mechanism of a run, with nobody's data and at nobody's cost."""
+    run = run_for(session, principal, body.run_id)
+    queue.enqueue(session, "audit_privacy", key=f"asked:{new_id()}", payload={"run_id": str(run.id)})
 
 
 @router.post("/rounds/{round_id}/abort", status_code=202, tags=["rounds"])

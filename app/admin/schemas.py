@@ -60,3 +60,13 @@ class AbortIn(StrictModel):
     )
 
     reason: Reason
+
+
+class AuditIn(StrictModel):
+    """Which run's mechanism is audited."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"run_id": "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"}]}
+    )
+
+    run_id: UUID

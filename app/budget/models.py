@@ -135,3 +135,18 @@ class PrivacyViolation(Base):
     detail: Mapped[dict[str, Any]]
     """Numbers and names of rules, never data."""
     at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+class PrivacyAudit(Base):
+    """What an empirical audit of a run's mechanism found. Append-only; written by app.budget.audits alone."""
+
+    __tablename__ = "privacy_audits"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
+    run_id: Mapped[UUID] = mapped_column(sa.ForeignKey("runs.id"))
+    refuted: Mapped[bool]
+    """The claim is false, at the report's confidence. False says only that this audit did not show it."""
+    report: Mapped[dict[str, Any]]
+    """Made-up canaries and numbers, from which anybody computes the verdict again; nobody's data."""
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.now())

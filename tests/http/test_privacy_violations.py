@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.budget import violations
+from app.budget import audits, violations
 from app.budget.models import PrivacyViolation
 from app.budget.violations import ViolationKind
 from app.core.db import Database
@@ -120,3 +120,19 @@ def test_only_an_administrator_has_the_ledger_checked_now(api: TestClient, sessi
     admin = add_caller(session)
     assert api.post("/v1/privacy/recheck", headers=admin.headers).status_code == 202
     assert session.scalar(sa.select(sa.func.count()).select_from(Job).where(Job.kind == "recheck")) == 1
+
+
+def test_audits_are_asked_for_by_administrators_and_seen_by_their_own_organisation(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    run = Federation(session, settings).running()
+    body = {"run_id": str(run.id)}
+    officer = add_caller(session, Role.PRIVACY_OFFICER, run.organisation_id)
+    assert api.post("/v1/privacy/audits", json=body, headers=officer.headers).status_code == 403
+    assert api.post("/v1/privacy/audits", json=body, headers=add_caller(session).headers).status_code == 202
+    assert session.scalar(sa.select(Job.payload).where(Job.kind == "audit_privacy")) == body
+    audits.record(session, organisation_id=run.organisation_id, run_id=run.id, report={"refuted": False})
+    (seen,) = api.get("/v1/privacy/audits", headers=officer.headers).json()["items"]
+    assert (seen["run_id"], seen["refuted"], seen["report"]) == (str(run.id), False, {"refuted": False})
+    stranger = add_caller(session, Role.PRIVACY_OFFICER)
+    assert api.get("/v1/privacy/audits", headers=stranger.headers).json()["items"] == []

@@ -1,0 +1,118 @@
+"""An audit of the code with a run's own constants: made-up canaries through the mechanism, nobody's data.
+
+No client takes part and nothing is charged. One noised sum is audited, at full participation: what a plan's
+sampling buys is the accountants' business, and no audit of the code can show it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+import structlog
+import torch
+from numpy.typing import NDArray
+
+from app.budget import audits
+from app.jobs import leases
+from app.jobs.leases import Claim
+from app.runs.manifest import Manifest
+from app.runs.models import Run
+from engines.privacy.accounting import AccountingFailed, GaussianRun, Relation, epsilon_pld
+from engines.privacy.adaptive_clip import AdaptiveClip
+from engines.privacy.audit_canaries import Canaries
+from engines.privacy.audit_mechanism import canaries_alone
+from engines.privacy.audit_one_shot import Statistic, cosines
+from engines.privacy.audit_report import AuditReport, audit_report
+from engines.privacy.central import CentralPlan
+from engines.privacy.mechanism import noised_sum
+from engines.privacy.noise import NoiseStream
+from workers.context import Context
+
+log = structlog.get_logger()
+
+CANARIES, DIMENSION = 400, 16_384
+OVER = 100.0
+"""How many clip norms long a canary's update is before it is clipped: shows whether anything clips."""
+
+
+def run(context: Context, claim: Claim) -> None:
+    """Audit the mechanism of one started run and keep the report; a run without a mechanism is left alone."""
+    run_id = UUID(claim.payload["run_id"])
+    with context.database.run_tx("audit read") as session:
+        leases.fence(session, claim)
+        row = session.get_one(Run, run_id)
+        organisation_id, stored = row.organisation_id, row.manifest
+    report = report_on(Manifest.model_validate(stored))
+    with context.database.run_tx("audit end") as session:
+        leases.finish(session, claim)
+        if report is not None:
+            members: dict[str, Any] = dataclasses.asdict(report)
+            audits.record(session, organisation_id=organisation_id, run_id=run_id, report=members)
+    if report is not None and report.refuted:
+        log.error("claim_refuted", run_id=str(run_id), bound=report.lower_bound, claim=report.claimed_epsilon)
+
+
+def report_on(manifest: Manifest) -> AuditReport | None:
+    """Audit one noised sum with a manifest's constants; None where there is no noise or no claim for it."""
+    privacy = manifest.privacy
+    if privacy.noise_multiplier is None or privacy.clip_norm is None or privacy.delta is None:
+        return None
+    once = GaussianRun(
+        noise_multiplier=privacy.noise_multiplier, sampling_rate=1.0, steps=1, relation=Relation.ZERO_OUT
+    )
+    try:
+        claimed = epsilon_pld([once], delta=privacy.delta)
+    except AccountingFailed:
+        return None
+    canaries = Canaries.fresh(CANARIES, DIMENSION)
+    return audit_report(
+        canaries,
+        cosines(canaries.directions(), _released(canaries, manifest)),
+        statistic=Statistic.FINAL_ITERATE,
+        claimed_epsilon=claimed,
+        claimed_delta=privacy.delta,
+    )
+
+
+def _released(canaries: Canaries, manifest: Manifest) -> NDArray[np.float64]:
+    """What the run's own mechanism lets out of the canaries that are in, shape (d,)."""
+    privacy = manifest.privacy
+    clip_norm, multiplier = privacy.clip_norm or 0.0, privacy.noise_multiplier or 0.0
+    stream = NoiseStream.from_key(os.urandom(32))
+    if privacy.trust == "central":
+        plan = CentralPlan(
+            clip_norm=clip_norm,
+            noise_multiplier=multiplier,
+            divisor=privacy.divisor,
+            most_updates=CANARIES,
+            adaptive=_adaptive(manifest),
+        )
+        return _only(canaries_alone(canaries, plan=plan, norm=OVER * clip_norm, rounds=1, stream=stream))
+    inside = [int(index) for index in np.flatnonzero(canaries.coins())]
+    rows = torch.from_numpy(np.stack([canaries.direction(index) for index in inside]))
+    (released,) = noised_sum(
+        [rows * (OVER * clip_norm)], clip_norm=clip_norm, noise_multiplier=multiplier, stream=stream
+    )
+    return released.numpy().astype(np.float64)
+
+
+def _only(releases: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
+    (release,) = releases
+    return release
+
+
+def _adaptive(manifest: Manifest) -> AdaptiveClip | None:
+    bound = manifest.privacy.adaptive_clip
+    if bound is None:
+        return None
+    return AdaptiveClip(
+        bit_std=bound.bit_noise,
+        expected_cohort=CANARIES / 2.0,
+        target=bound.quantile,
+        learning_rate=bound.learning_rate,
+    )
