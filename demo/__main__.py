@@ -12,15 +12,14 @@ from typing import Any
 
 from rich.console import Console
 
-from cli.embedded.errors import EmbeddedError, FolderUnusable
-from cli.embedded.folder import data_folder
-from cli.embedded.orphans import stop_orphans
+from cli.embedded.errors import EmbeddedError
 from cli.embedded.stack import running_stack
-from cli.embedded.up import POLITE_STOP
 from client.errors import ClientError
+from client.policy import Policy
 from demo.attack import ATTACKED_ROUNDS, AttackResult, CanaryGains, attack, mean_gains
 from demo.bench import Bench, Score
 from demo.federation import Federation, FederationError
+from demo.folder import make_anew
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
 from demo.mails import Silo, load_silos, load_test
 from demo.picture import Curve, Results, draw
@@ -28,8 +27,10 @@ from demo.plan import DELTA, ROUNDS, Arm, arms, manifest
 from demo.reference import bag_of_words, majority
 from demo.report import Findings, show, write
 
-RESULTS = frozenset({"adapter", "certificate.json", "learning.png", "report.json"})
-WORK = frozenset({"server", "mailboxes", "updates", "releases"})
+UNIT = "one mail in one mailbox"
+COVERS = (
+    f"{UNIT}, not a person, against everybody who sees the updates of that run, as declared by the clients"
+)
 
 
 class Demo:
@@ -66,15 +67,20 @@ class Demo:
         return seconds
 
     def _open(self, silo: Silo, federation: Federation, server: str) -> Mailbox:
-        invitation = federation.invite(silo.number, epsilon=self.epsilon, delta=DELTA)
-        return open_mailbox(
-            silo,
-            invitation,
-            server=server,
-            home=self.folder / "mailboxes" / str(silo.number),
+        name = f"mailbox-{silo.number}"
+        policy = Policy.of(
+            dataset=name,
             epsilon=self.epsilon,
             delta=DELTA,
+            trusts=["local", "none"],  # `none` for the comparison; no real mailbox would allow it
+            smallest_cohort=len(self.silos),
+            base_model_folders={},
         )
+        invitation = federation.invite(
+            federation.organisation(name), epsilon=self.epsilon, delta=DELTA, unit="example"
+        )
+        home = self.folder / "mailboxes" / str(silo.number)
+        return open_mailbox(silo.training, policy, invitation, server=server, home=home)
 
     def _run(self, arm: Arm, federation: Federation, mailboxes: list[Mailbox]) -> None:
         plan = manifest(arm, clients=len(mailboxes), seed=self.seed)
@@ -112,6 +118,8 @@ class Demo:
         findings = Findings(
             seed=self.seed,
             clients=len(self.silos),
+            rounds=ROUNDS,
+            unit=UNIT,
             trainable_parameters=bench.trainable_parameters(),
             epsilon=price["epsilon"],
             noise_multiplier=price["noise_multiplier"],
@@ -165,25 +173,8 @@ class Demo:
             self.folder / "learning.png",
         )
         write(findings, self.folder / "report.json")
-        show(findings, self.console)
+        show(findings, self.console, title="A spam filter from eight private mailboxes", covers=COVERS)
         self.console.print(f"picture, adapter, certificate and report: {self.folder}/")
-
-
-def make_anew(folder: Path) -> None:
-    """Empty the folder of an earlier demo, and end what a killed one left running in it.
-
-    Raises:
-        FolderUnusable: it holds something that no demo wrote; nothing of it is touched.
-        FolderInUse: another demo is running there.
-    """
-    if folder.exists():
-        if not folder.is_dir() or {path.name for path in folder.iterdir()} - RESULTS - WORK:
-            raise FolderUnusable(f"{folder} holds something else; name another folder with --out")
-        server = data_folder(folder / "server")
-        with server.held():
-            stop_orphans(server.running, stop=POLITE_STOP)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
 
 
 def _options() -> argparse.Namespace:

@@ -90,6 +90,12 @@ class Bench:
         after = self._losses(silo, {name: start[name] + change for name, change in delta.items()})
         return CanaryGains(inside=before[0] - after[0], outside=before[1] - after[1])
 
+    def release_gains(self, silo: int, folder: Path) -> CanaryGains:
+        """How much better a release fits the silo's canaries than the adapter that round 1 starts from."""
+        before = self._losses(silo, self._start)
+        after = self._losses(silo, load_file(folder / "adapter_model.safetensors"))
+        return CanaryGains(inside=before[0] - after[0], outside=before[1] - after[1])
+
     def _losses(self, silo: int, adapter: dict[str, Tensor]) -> list[NDArray[np.float64]]:
         """Losses on the silo's canaries, those that were in and those that were not."""
         load_adapter(self._part.model, adapter)

@@ -20,7 +20,6 @@ class FederationError(Exception):
 class Invitation:
     """What a mailbox needs to enrol."""
 
-    silo: int
     token: str
 
 
@@ -55,21 +54,24 @@ class Federation:
         result: dict[str, Any] = answer.json() if answer.content else {}
         return result
 
-    def invite(self, silo: int, *, epsilon: float, delta: float) -> Invitation:
-        """Make one organisation with one mailbox in it, and an invitation for its client."""
-        organisation = self._call(
-            "POST", "/organisations", {"name": f"mailbox-{silo}", "region": "eu-west-1"}
-        )
+    def organisation(self, name: str) -> str:
+        """Make an organisation; returns its id."""
+        body = {"name": name, "region": "eu-west-1"}
+        organisation_id: str = self._call("POST", "/organisations", body)["id"]
+        return organisation_id
+
+    def invite(self, organisation_id: str, *, epsilon: float, delta: float, unit: str) -> Invitation:
+        """Invite one client into an organisation, with a budget for its data."""
         enrolment = self._call(
             "POST",
             "/enrolments",
             {
-                "organisation_id": organisation["id"],
+                "organisation_id": organisation_id,
                 "region": "eu-west-1",
-                "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta},
+                "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta, "unit": unit},
             },
         )
-        return Invitation(silo=silo, token=enrolment["token"])
+        return Invitation(token=enrolment["token"])
 
     def start_run(self, manifest: dict[str, Any], client_ids: list[str]) -> str:
         """Create a run, let it be priced, start it; returns its id."""

@@ -1,4 +1,4 @@
-"""The mailboxes' side: eight enrolments with eight keys, served by two client processes over HTTP."""
+"""The mailboxes' side: enrolments with a key each, served by two client processes over HTTP."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from client.enrolment import Wish, enrol
 from client.policy import Policy
 from demo.federation import Invitation
-from demo.mails import Silo, write_mails
+from demo.mails import Mail, write_mails
 
 PROCESSES = 2
-_SENT = re.compile(r"^(?P<name>mailbox-\d+): round (?P<round>\d+) of \d+ sent, (?P<privacy>.*)$")
+MOST_BARS = 16
+_SENT = re.compile(r"^(?P<name>\w+-\d+): round (?P<round>\d+) of \d+ sent, (?P<privacy>.*)$")
 
 
 class MailboxFailed(Exception):
@@ -36,21 +37,13 @@ class Mailbox:
 
 
 def open_mailbox(
-    silo: Silo, invitation: Invitation, *, server: str, home: Path, epsilon: float, delta: float
+    mails: list[Mail], policy: Policy, invitation: Invitation, *, server: str, home: Path
 ) -> Mailbox:
-    """Write a silo's mails into its own folder and enrol it with its own key and its own terms."""
-    name = f"mailbox-{silo.number}"
+    """Write the mails into a folder of their own and enrol it with its own key and its own terms."""
+    name = policy.dataset
     home.mkdir(mode=0o700, parents=True)
     data = home / "mails.jsonl"
-    write_mails(silo.training, data)
-    policy = Policy.of(
-        dataset=name,
-        epsilon=epsilon,
-        delta=delta,
-        trusts=["local", "none"],  # `none` for the comparison; no real mailbox would allow it
-        smallest_cohort=PROCESSES,
-        base_model_folders={},
-    )
+    write_mails(mails, data)
     profile = enrol(
         Wish(
             folder=home / "client",
@@ -71,19 +64,26 @@ def serve(
     *,
     title: str,
     rounds: int,
-    updates: Path,
+    updates: Path | None,
     order_seed: int | None,
 ) -> None:
-    """Let two processes, four mailboxes each, serve a run to its end, with a progress bar a mailbox.
+    """Let two processes, half of the mailboxes each, serve a run to its end.
+
+    A progress bar a mailbox; one for all of them where they are too many to show.
 
     Args:
-        updates: where each client keeps copies of its own updates, for the attack.
+        updates: where each client keeps copies of its own updates, for the attack; None for nowhere.
         order_seed: repeats the order of examples in the run without privacy; a private run takes none.
     """
     with Progress(*_columns()) as progress:
-        bars = {
-            box.name: progress.add_task(f"{title}  {box.name}", total=rounds, privacy="") for box in mailboxes
-        }
+        if len(mailboxes) <= MOST_BARS:
+            bars = {
+                box.name: progress.add_task(f"{title}  {box.name}", total=rounds, privacy="")
+                for box in mailboxes
+            }
+        else:
+            shared = progress.add_task(f"{title}  {len(mailboxes)} clients", total=rounds, privacy="")
+            bars = dict.fromkeys((box.name for box in mailboxes), shared)
         children = [
             _start(mailboxes[number::PROCESSES], run_id, updates=updates, order_seed=order_seed)
             for number in range(PROCESSES)
@@ -125,7 +125,7 @@ def _wait_for(children: Sequence[subprocess.Popen[str]], readers: Sequence[threa
 
 
 def _start(
-    mailboxes: Sequence[Mailbox], run_id: str, *, updates: Path, order_seed: int | None
+    mailboxes: Sequence[Mailbox], run_id: str, *, updates: Path | None, order_seed: int | None
 ) -> subprocess.Popen[str]:
     command = [
         sys.executable,
@@ -135,9 +135,9 @@ def _start(
         "run",
         "--run",
         run_id,
-        "--save-updates",
-        str(updates),
     ]
+    if updates is not None:
+        command += ["--save-updates", str(updates)]
     for box in mailboxes:
         command += ["--folder", str(box.folder)]
     if order_seed is not None:
@@ -158,10 +158,14 @@ def _follow(
     child: subprocess.Popen[str], progress: Progress, bars: dict[str, TaskID], tails: list[str], number: int
 ) -> None:
     lines: Iterable[str] = child.stdout or ()
+    told: set[str] = set()  # what every client says is shown once
     for line in lines:
         text = line.strip()
         if found := _SENT.match(text):
             progress.update(bars[found["name"]], completed=int(found["round"]), privacy=found["privacy"])
         elif text:
             tails[number] = text
-            progress.console.print(text, markup=False, highlight=False)
+            said = text.partition(": ")[2]
+            if said not in told:
+                progress.console.print(text, markup=False, highlight=False)
+            told.add(said)

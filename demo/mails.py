@@ -30,6 +30,8 @@ class Silo:
     out are missing."""
     canaries_in: list[Mail]
     canaries_out: list[Mail]
+    clients: dict[int, list[Mail]]
+    """The training mails again, by the small client that holds them: 20 to 22 of them each."""
 
 
 def _plain(row: dict[str, object], *, label: str | None = None) -> Mail:
@@ -75,6 +77,12 @@ def load_silos(seed: int) -> list[Silo]:
         flipped = {str(row["id"]): _plain(row, label=FLIP[str(row["label"])]) for row in canaries}
         inside = {str(row["id"]) for row in canaries[: CANARIES_A_SILO // 2]}
         outside = set(flipped) - inside
+        clients: dict[int, list[Mail]] = {}
+        for row in mine:
+            if str(row["id"]) not in outside:
+                clients.setdefault(int(str(row["client"])), []).append(
+                    flipped.get(str(row["id"]), _plain(row))
+                )
         training = [flipped.get(str(row["id"]), _plain(row)) for row in mine if str(row["id"]) not in outside]
         silos.append(
             Silo(
@@ -82,6 +90,7 @@ def load_silos(seed: int) -> list[Silo]:
                 training=training,
                 canaries_in=[flipped[key] for key in sorted(inside)],
                 canaries_out=[flipped[key] for key in sorted(outside)],
+                clients=clients,
             )
         )
     return silos

@@ -67,6 +67,29 @@ def manifest(arm: Arm, *, clients: int, seed: int) -> dict[str, Any]:
         clients: how many mailboxes take part; all of them, in every round.
         seed: initialises the adapter; public.
     """
+    return assembled(
+        lora=LORA | {"seed": seed},
+        training={
+            "optimizer": "sgd",
+            "learning_rate": LEARNING_RATE,
+            "momentum": 0.9,
+            "local_steps": LOCAL_STEPS,
+        },
+        privacy=_privacy(arm),
+        rounds=ROUNDS,
+        quorum={"min_updates": clients, "max_updates": clients},
+    )
+
+
+def assembled(
+    *,
+    lora: dict[str, Any],
+    training: dict[str, Any],
+    privacy: dict[str, Any],
+    rounds: int,
+    quorum: dict[str, int],
+) -> dict[str, Any]:
+    """Put a manifest together around the task and the base model that all demos share."""
     folder = locate_base_model(LOCATOR)
     plan: dict[str, Any] = {
         "version": 1,
@@ -77,18 +100,13 @@ def manifest(arm: Arm, *, clients: int, seed: int) -> dict[str, Any]:
             "weights_sha256": weights_digest(folder),
             "architecture": "bert",
         },
-        "lora": LORA | {"seed": seed},
+        "lora": lora,
         "tensors": [],
-        "training": {
-            "optimizer": "sgd",
-            "learning_rate": LEARNING_RATE,
-            "momentum": 0.9,
-            "local_steps": LOCAL_STEPS,
-        },
-        "privacy": _privacy(arm),
+        "training": training,
+        "privacy": privacy,
         "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
-        "rounds": ROUNDS,
-        "quorum": {"min_updates": clients, "max_updates": clients},
+        "rounds": rounds,
+        "quorum": quorum,
         "round_deadline_s": ROUND_DEADLINE_S,
     }
     plan["tensors"] = adapter_tensors(ModelSpec.from_manifest(plan), folder)

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from demo.attack import AttackResult
 from demo.bench import Score
-from demo.plan import BASE_MODEL, DELTA, ROUNDS
+from demo.plan import BASE_MODEL, DELTA
 from demo.reference import BagOfWords
 
 DATASET = "SpamAssassin public corpus, 4,205 training and 1,066 test mails"
@@ -24,6 +24,9 @@ class Findings:
 
     seed: int
     clients: int
+    rounds: int
+    unit: str
+    """What one epsilon covers."""
     trainable_parameters: int
     epsilon: float
     """As certified: recomputed for the whole schedule."""
@@ -47,9 +50,9 @@ class Findings:
             "dataset": DATASET,
             "seed": self.seed,
             "clients": self.clients,
-            "rounds": ROUNDS,
+            "rounds": self.rounds,
             "trainable_parameters": self.trainable_parameters,
-            "unit": "one mail in one mailbox",
+            "unit": self.unit,
             "epsilon": self.epsilon,
             "delta": DELTA,
             "noise_multiplier": self.noise_multiplier,
@@ -82,19 +85,23 @@ def write(findings: Findings, path: Path) -> None:
     path.write_text(json.dumps(findings.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
-def show(findings: Findings, console: Console) -> None:
-    """Print the table and what its numbers do and do not say."""
-    table = Table(title="A spam filter from eight private mailboxes")
+def show(findings: Findings, console: Console, *, title: str, covers: str) -> None:
+    """Print the table and what its numbers do and do not say.
+
+    Args:
+        covers: what one epsilon covers, from whom, and who says so.
+    """
+    table = Table(title=title)
     for heading, justify in (("", "left"), ("accuracy", "right"), ("AUC", "right"), ("attack AUC", "right")):
         table.add_column(heading, justify="left" if justify == "left" else "right")
     table.add_row("always “ham”", f"{findings.majority:.3f}", "", "")
     table.add_row("before training", f"{findings.before.accuracy:.3f}", f"{findings.before.auc:.3f}", "")
-    for title, scores, attack in (
+    for name, scores, attack in (
         ("federated, without DP", findings.non_private, findings.attack_non_private),
         (f"federated, epsilon {findings.epsilon:.2f}", findings.private, findings.attack_private),
     ):
         table.add_row(
-            title,
+            name,
             f"{scores[-1].accuracy:.3f}",
             f"{scores[-1].auc:.3f}",
             f"{attack.auc:.2f} [{attack.low:.2f}, {attack.high:.2f}]",
@@ -103,8 +110,7 @@ def show(findings: Findings, console: Console) -> None:
     table.add_row("bag of words, all mails in one place", f"{words.accuracy:.3f}", f"{words.auc:.3f}", "")
     console.print(table)
     console.print(
-        f"The epsilon of {findings.epsilon:.4f} at delta {DELTA:g} covers one mail in one mailbox, "
-        "not a person, against everybody who sees the updates of that run, as declared by the clients. "
+        f"The epsilon of {findings.epsilon:.4f} at delta {DELTA:g} covers {covers}. "
         "Tuning is not counted in it. The run without DP is there to compare with and protects nothing. "
         "A bag of words over pooled mails does better: the point is that nobody pooled any.",
         highlight=False,

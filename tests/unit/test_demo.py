@@ -12,10 +12,10 @@ import pytest
 from cli.embedded.errors import FolderInUse, FolderUnusable
 from cli.embedded.folder import data_folder
 from cli.embedded.orphans import RunRecord
-from demo.__main__ import RESULTS, WORK, make_anew
 from demo.attack import AttackResult, CanaryGains, attack, mean_gains
 from demo.bench import Score
 from demo.federation import Federation, FederationError
+from demo.folder import RESULTS, WORK, make_anew
 from demo.reference import BagOfWords
 from demo.report import Findings, write
 
@@ -62,6 +62,8 @@ def test_the_report_has_the_promised_keys(tmp_path: Path) -> None:
     findings = Findings(
         seed=1,
         clients=8,
+        rounds=8,
+        unit="one mail in one mailbox",
         trainable_parameters=6529,
         epsilon=7.999,
         noise_multiplier=0.9345,
