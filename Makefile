@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TORCH_ARGS
 
-.PHONY: setup demo up test check gates openapi messages clean
+.PHONY: setup demo demo-clients up test check gates openapi messages clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -25,6 +25,9 @@ setup: .venv/installed
 
 demo: setup
 	$(RUN) -m demo --epsilon $(EPSILON) --seed $(SEED)
+
+demo-clients: setup
+	$(RUN) -m demo.clients --epsilon $(EPSILON) --seed $(SEED)
 
 up: setup
 	.venv/bin/dpfl up
