@@ -8,6 +8,7 @@ persons. Under `central` the steps are the rounds and the sampling is that of th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from client.amounts import delta_cost, epsilon_cost
@@ -90,8 +91,6 @@ def _epsilons(
 ) -> tuple[float, ...]:
     from engines.privacy import accounting  # noqa: PLC0415  (seconds to import)
 
-    if capped is not None:  # the cut couples clients, and no accountant here bounds what that costs
-        raise ClientError("cannot_price", _("this plan has no price that can be trusted: it is refused"))
     try:
         run = accounting.GaussianRun(
             noise_multiplier=noise_multiplier,
@@ -99,6 +98,9 @@ def _epsilons(
             steps=steps,
             relation=accounting.Relation(relation),
         )
+        if capped is not None:
+            population, cap = capped
+            run = replace(run, capped=accounting.CappedPoisson(population=population, cap=cap))
         return accounting.epsilon_by_round(run, rounds=rounds, delta=delta)
     except (accounting.AccountingFailed, ValueError) as error:
         raise ClientError(

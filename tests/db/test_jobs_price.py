@@ -19,7 +19,7 @@ from app.jobs.queue import enqueue
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
-from engines.privacy.accounting import GaussianRun, Relation, epsilon_pld
+from engines.privacy.accounting import CappedPoisson, GaussianRun, Relation, epsilon_pld
 from tests.builders import build_run, tiny_manifest
 from tests.central import CENTRAL
 from tests.worker_bench import LEASE_S, context_for
@@ -108,6 +108,25 @@ def central(**privacy: Any) -> Manifest:
     )
 
 
+def test_a_central_plan_is_priced_by_its_rounds_and_the_cut_cohort() -> None:
+    found = price.price_of(central(epsilon=None, noise_multiplier=1.1292), orders=())
+    run = GaussianRun(
+        noise_multiplier=1.1292,
+        sampling_rate=0.25,
+        steps=30,
+        relation=Relation.ZERO_OUT,
+        capped=CappedPoisson(population=202, cap=82),
+    )
+    assert found["epsilon"] == epsilon_pld([run], delta=1e-5)
+    assert 7.9 < found["epsilon"] < 8.1
+    assert len(found["epsilon_by_round"]) == 30
+    assert (found["epsilon_rdp"], found["rdp"], found["clip_noise_multiplier"]) == (None, {}, None)
+
+
+def test_an_account_by_order_cannot_pay_for_a_cut_cohort() -> None:
+    assert refusal_of(central(epsilon=None, noise_multiplier=2.0), orders=(8.0,)) == "order_not_priceable"
+
+
 def test_how_clients_draw_their_batches_changes_no_central_price() -> None:
     by_examples = [
         price.price_of(
@@ -129,8 +148,7 @@ def test_adaptive_clipping_takes_its_part_of_the_multiplier_and_costs_nothing_mo
     assert found["epsilon"] == plain["epsilon"]
     assert found["clip_noise_multiplier"] == pytest.approx((4.0**-2 - 5.05**-2) ** -0.5)
     spent = bound | {"bit_noise": 2.0}
-    over = central(epsilon=None, noise_multiplier=4.0, cohort=EVERYONE, adaptive_clip=spent)
-    assert refusal_of(over) == "not_priceable"
+    assert refusal_of(central(epsilon=None, noise_multiplier=4.0, adaptive_clip=spent)) == "not_priceable"
 
 
 def test_a_person_in_several_data_sets_is_priced_for_one_and_for_all() -> None:

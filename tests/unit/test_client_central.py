@@ -134,10 +134,18 @@ def test_weights_by_size_and_a_second_clip_are_refused(change: dict[str, Any]) -
     assert refused.value.code == "plan_unsupported"
 
 
-def test_a_cohort_that_may_be_cut_is_refused_while_nothing_prices_the_cut() -> None:
-    with pytest.raises(ClientError) as refused:
-        terms(drawn())
-    assert refused.value.code == "cannot_price"
+def test_a_capped_secret_cohort_is_priced_by_rate_cap_and_population() -> None:
+    # q = .25, T = 30, epsilon 8, delta 1e-5 calibrate to z = 1.1292; cap 82 = ceil(50.5 + 5 * 6.15).
+    def cost(**cohort: Any) -> int:
+        plan = drawn(noise_multiplier=1.1292) | {"rounds": 30}
+        plan["privacy"]["cohort"] = POISSON | {"cap": 82} | cohort
+        spent: int = terms(plan).epsilon
+        return spent
+
+    assert 7_990_000_000 < cost() <= 8_000_000_000
+    with pytest.raises(ClientError) as refused:  # the same cap for a pool that grew costs 17.1
+        cost(n_max=300)
+    assert refused.value.code == "noise_too_small"
 
 
 def test_a_secret_cohort_is_held_to_the_policy_by_its_mean() -> None:

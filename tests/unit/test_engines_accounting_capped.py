@@ -3,12 +3,14 @@
 Reference values: dp-accounting 0.6.0 (TruncatedSubsampledGaussianDpEvent), measured 2026-11-25.
 """
 
+import itertools
 import math
 from fractions import Fraction
 
 import dp_accounting
 import pytest
 from dp_accounting.pld import PLDAccountant
+from dp_accounting.rdp import RdpAccountant
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -82,7 +84,7 @@ def test_a_smaller_pool_than_the_declared_one_is_never_dearer() -> None:
         loss_of_step(1.1292, 0.25, Relation.ZERO_OUT, 1e-3, (population, 82)).get_delta_for_epsilon(grid)
         for population in (60, 83, 100, 140, 180, 190, 200, 201, 202)
     ]
-    for smaller, larger in zip(deltas, deltas[1:], strict=False):
+    for smaller, larger in itertools.pairwise(deltas):
         assert all(low <= high + 1e-14 for low, high in zip(smaller, larger, strict=True))
 
 
@@ -110,8 +112,8 @@ def test_there_is_no_renyi_price_for_a_cut() -> None:
 
 def test_rounds_of_cut_cohorts_are_priced_up_to_the_whole_run() -> None:
     whole = cohort(1.1292, 0.25, 30, population=202, cap=82)
-    prices = epsilon_by_round(whole, rounds=3, delta=1e-5)
-    assert list(prices) == sorted(prices)
+    prices = epsilon_by_round(whole, rounds=2, delta=1e-5)
+    assert 0.0 < prices[0] < prices[1]
     assert prices[-1] == epsilon_pld([whole], delta=1e-5)
 
 
@@ -161,7 +163,7 @@ def test_a_cap_that_makes_no_sense_is_refused(population: int, cap: int) -> None
 
 @pytest.mark.parametrize(("population", "rate"), [(0, 0.5), (10, 0.0), (10, 1.1), (10, math.nan)])
 def test_a_cap_rule_of_nothing_is_refused(population: int, rate: float) -> None:
-    with pytest.raises(ValueError, match="population|rate"):
+    with pytest.raises(ValueError, match=r"population|rate"):
         smallest_cap(population, rate)
 
 
@@ -174,6 +176,16 @@ def test_a_schedule_never_claims_more_noise_than_the_mechanism_adds(std: float, 
     )
     assert Fraction(described.noise_multiplier) * Fraction(clip) <= Fraction(std)
     assert described.noise_multiplier == pytest.approx(std / clip, rel=1e-15)
+
+
+def test_the_library_itself_doubles_in_one_accountant_and_not_in_the_other() -> None:
+    """The trap that the two accountants here stand in front of."""
+    event, relation = dp_accounting.GaussianDpEvent(1.0), dp_accounting.NeighboringRelation.REPLACE_ONE
+    found: list[float] = []
+    for accountant in (RdpAccountant(neighboring_relation=relation), PLDAccountant(relation)):
+        accountant.compose(event)
+        found.append(accountant.get_epsilon(1e-5))
+    assert found == pytest.approx([4.728507, 9.997256], abs=1e-6)
 
 
 def test_the_relation_is_applied_by_the_accountants_and_not_by_the_description() -> None:

@@ -23,6 +23,7 @@ from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
     AccountingFailed,
+    CappedPoisson,
     GaussianRun,
     ImpossiblePlan,
     Relation,
@@ -33,6 +34,7 @@ from engines.privacy.accounting import (
     rdp_at_order,
 )
 from engines.privacy.adaptive_clip import AdaptiveClip
+from engines.privacy.membership import greatest_true_positive_rate
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.tensors import write_tensors
@@ -67,6 +69,7 @@ NOTHING_CLAIMED: dict[str, Any] = {
     "epsilon_rdp": None,
     "epsilon_by_silos": {},
     "clip_noise_multiplier": None,
+    "attack_tpr_at_1_percent": None,
     "accountant": None,
     "rdp": {},
 }
@@ -136,6 +139,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
             sampling_rate=_rate(manifest),
             steps=manifest.steps,
             relation=Relation(privacy.relation),
+            capped=_cap(manifest),
         )
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
@@ -155,6 +159,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         "epsilon_rdp": _rdp_for_information(plan, delta=privacy.delta),
         "epsilon_by_silos": by_silos,
         "clip_noise_multiplier": clip_noise_multiplier,
+        "attack_tpr_at_1_percent": _attack_for_information(plan),
         "accountant": ACCOUNTANT,
         "rdp": {str(order): _divergence(plan, order) for order in orders},
     }
@@ -173,6 +178,7 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
         sampling_rate=_rate(manifest),
         steps=manifest.steps,
         relation=Relation(privacy.relation),
+        capped=_cap(manifest),
     )
 
 
@@ -181,9 +187,15 @@ def _rate(manifest: Manifest) -> float:
     privacy = manifest.privacy
     if privacy.trust != "central":
         return privacy.rate
-    if isinstance(privacy.cohort, PoissonCohort):  # the cut couples clients, and its price is not known here
-        raise Refused(NOT_PRICEABLE)
-    return 1.0
+    return privacy.cohort.rate if isinstance(privacy.cohort, PoissonCohort) else 1.0
+
+
+def _cap(manifest: Manifest) -> CappedPoisson | None:
+    """The cut of a Poisson cohort: it couples clients, and the price has to know of it."""
+    cohort = manifest.privacy.cohort
+    if not isinstance(cohort, PoissonCohort):
+        return None
+    return CappedPoisson(population=cohort.n_max, cap=cohort.cap)
 
 
 def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
@@ -213,6 +225,14 @@ def _rdp_for_information(plan: GaussianRun, *, delta: float) -> float | None:
     """The Renyi accountant's epsilon beside the claim; None where it has no bound for this sampling."""
     try:
         return epsilon_rdp([plan], delta=delta)
+    except (AccountingFailed, ValueError):
+        return None
+
+
+def _attack_for_information(plan: GaussianRun) -> float | None:
+    """The best membership attack at 1 % false positives; None where only epsilon itself bounds it."""
+    try:
+        return greatest_true_positive_rate([plan])
     except (AccountingFailed, ValueError):
         return None
 
