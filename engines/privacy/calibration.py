@@ -5,7 +5,6 @@ engines.privacy.pld.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 from engines.privacy.bounds import require_delta, require_epsilon
 from engines.privacy.gaussian_run import LARGEST_STEPS, CappedPoisson, GaussianRun
@@ -160,15 +159,19 @@ def _with_least_noise(plan: GaussianRun, *, epsilon: float, delta: float) -> Gau
     def noised(ten_thousandths: int) -> GaussianRun:
         return dataclasses.replace(plan, noise_multiplier=ten_thousandths / 10_000.0)
 
-    def within(interval: float) -> Callable[[int], bool]:
-        return lambda noise: keeps(noised(noise), epsilon=epsilon, delta=delta, interval=interval)
+    def within(noise: int) -> bool:
+        return keeps(noised(noise), epsilon=epsilon, delta=delta, interval=CLAIM_INTERVAL)
+
+    def roughly_within(noise: int) -> bool:  # where to begin: a sound cap costs next to nothing
+        plain = dataclasses.replace(noised(noise), capped=None)
+        return keeps(plain, epsilon=epsilon, delta=delta, interval=_WIDE_INTERVAL)
 
     limits = {"low": _SMALLEST_CALIBRATED, "high": _LARGEST_CALIBRATED}
     start, stride = 10_000, 1_000
     if epsilon >= _COARSE_FROM and plan.steps <= _COARSE_UP_TO:
-        rough = smallest_that_holds(within(_WIDE_INTERVAL), start=start, step=stride, **limits)
+        rough = smallest_that_holds(roughly_within, start=start, step=stride, **limits)
         start, stride = rough or _LARGEST_CALIBRATED, 1
-    found = smallest_that_holds(within(CLAIM_INTERVAL), start=start, step=stride, **limits)
+    found = smallest_that_holds(within, start=start, step=stride, **limits)
     if found is None:
         raise ImpossiblePlan("no noise up to 1,000 times the clip norm reaches this epsilon: fewer steps")
     return noised(found)

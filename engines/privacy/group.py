@@ -8,12 +8,15 @@ import math
 from collections.abc import Sequence
 
 from engines.privacy.accounting import epsilon_pld
-from engines.privacy.bounds import LARGEST_EPSILON, require_delta
+from engines.privacy.bounds import LARGEST_EPSILON, SAMPLER_RESERVE, require_delta
 from engines.privacy.gaussian_run import GaussianRun
 from engines.privacy.loss_library import AccountingFailed, watched_library
 from engines.privacy.pld import CLAIM_INTERVAL, composed, require_hope, unsampled_mean
 
 _LARGEST_GROUP = 10_000
+_GRID = 400
+"""Single epsilons that are tried for a group."""
+_GRID_POINTS = 256
 
 
 def epsilon_in_silos(runs: Sequence[GaussianRun], *, silos: int, delta: float) -> float:
@@ -87,8 +90,10 @@ def epsilon_of_group(runs: Sequence[GaussianRun], *, records: int, delta: float)
 
 
 def _least_group_epsilon(runs: Sequence[GaussianRun], *, records: int, delta: float) -> float:
-    """Halve the interval of single epsilons down to 1e-4, then state the upper end, which was asked."""
-    low, high = 0.0, LARGEST_EPSILON / records
+    """Find the first single epsilon of a grid that holds, then halve down to 1e-4; what is stated was asked.
+
+    Beyond some epsilon nothing holds again: the losses' truncated mass times exp(epsilon) is over delta.
+    """
     with watched_library():
         losses = composed(runs, interval=CLAIM_INTERVAL)
 
@@ -96,8 +101,11 @@ def _least_group_epsilon(runs: Sequence[GaussianRun], *, records: int, delta: fl
             allowed = delta * (1.0 - 2.0**-20) / _geometric(epsilon, records)
             return float(losses.get_delta_for_epsilon(epsilon)) <= allowed
 
-        if not holds(high):
-            raise AccountingFailed("the group's epsilon is over 200, which claims nothing")
+        grid = [LARGEST_EPSILON / records * part / _GRID for part in range(1, _GRID + 1)]
+        high = next((epsilon for epsilon in grid if holds(epsilon)), None)
+        if high is None:
+            raise AccountingFailed("no epsilon up to 200 holds for this group")
+        low = high - grid[0]
         while high - low > CLAIM_INTERVAL:
             middle = (low + high) / 2.0
             low, high = (low, middle) if holds(middle) else (middle, high)

@@ -117,7 +117,7 @@ def test_one_step_more_than_is_affordable_is_over_for_every_relation(relation: R
 
 def test_a_cut_and_replace_one_are_searched_too_though_rdp_has_no_price_for_them() -> None:
     shared = {"epsilon": 12.0, "delta": 1e-5, "noise_multiplier": 1.1292, "sampling_rate": 0.25}
-    found = affordable_steps(**shared, relation=Relation.REPLACE_ONE, capped=CLIENTS)  # type: ignore[arg-type]  # a dictionary's values
+    found = affordable_steps(**shared, relation=Relation.REPLACE_ONE, capped=CLIENTS)
     schedule = run(1.1292, 0.25, found, Relation.REPLACE_ONE, CLIENTS)
     assert found > 0
     assert epsilon_pld([schedule], delta=1e-5) <= 12.0
