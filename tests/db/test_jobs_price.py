@@ -16,6 +16,7 @@ from app.jobs import leases
 from app.jobs.kinds import KINDS, time_limit_s
 from app.jobs.models import Job, JobState
 from app.jobs.queue import enqueue
+from app.runs.explanation import greatest_true_positive_rate
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
@@ -157,6 +158,12 @@ def test_a_person_in_several_data_sets_is_priced_for_one_and_for_all() -> None:
     whole = GaussianRun(noise_multiplier=2.0, sampling_rate=0.1, steps=12, relation=Relation.ZERO_OUT)
     assert found["epsilon_by_silos"] == {"1": found["epsilon"], "3": epsilon_pld([whole], delta=1e-5)}
     assert found["epsilon_by_silos"]["3"] > found["epsilon"]
+
+
+def test_the_best_attack_is_stored_and_is_weaker_than_epsilon_alone_allows() -> None:
+    found = price.price_of(plan(epsilon=None, noise_multiplier=2.0), orders=())
+    by_epsilon = greatest_true_positive_rate(epsilon=found["epsilon"], delta=found["delta"])
+    assert 0.01 < found["attack_tpr_at_1_percent"] < by_epsilon
 
 
 def test_the_renyi_epsilon_stands_beside_the_claim_and_is_never_lower() -> None:

@@ -23,7 +23,6 @@ from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
     AccountingFailed,
-    CappedPoisson,
     GaussianRun,
     ImpossiblePlan,
     Relation,
@@ -139,7 +138,6 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
             sampling_rate=_rate(manifest),
             steps=manifest.steps,
             relation=Relation(privacy.relation),
-            capped=_cap(manifest),
         )
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
@@ -159,9 +157,9 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         "epsilon_rdp": _rdp_for_information(plan, delta=privacy.delta),
         "epsilon_by_silos": by_silos,
         "clip_noise_multiplier": clip_noise_multiplier,
-        "attack_tpr_at_1_percent": _attack_for_information(plan),
         "accountant": ACCOUNTANT,
         "rdp": {str(order): _divergence(plan, order) for order in orders},
+        "attack_tpr_at_1_percent": _attack_for_information(plan),
     }
 
 
@@ -178,7 +176,6 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
         sampling_rate=_rate(manifest),
         steps=manifest.steps,
         relation=Relation(privacy.relation),
-        capped=_cap(manifest),
     )
 
 
@@ -187,15 +184,9 @@ def _rate(manifest: Manifest) -> float:
     privacy = manifest.privacy
     if privacy.trust != "central":
         return privacy.rate
-    return privacy.cohort.rate if isinstance(privacy.cohort, PoissonCohort) else 1.0
-
-
-def _cap(manifest: Manifest) -> CappedPoisson | None:
-    """The cut of a Poisson cohort: it couples clients, and the price has to know of it."""
-    cohort = manifest.privacy.cohort
-    if not isinstance(cohort, PoissonCohort):
-        return None
-    return CappedPoisson(population=cohort.n_max, cap=cohort.cap)
+    if isinstance(privacy.cohort, PoissonCohort):  # the cut couples clients, and its price is not known here
+        raise Refused(NOT_PRICEABLE)
+    return 1.0
 
 
 def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
