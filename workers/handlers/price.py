@@ -23,6 +23,7 @@ from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
     AccountingFailed,
+    CappedPoisson,
     GaussianRun,
     ImpossiblePlan,
     Relation,
@@ -138,6 +139,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
             sampling_rate=_rate(manifest),
             steps=manifest.steps,
             relation=Relation(privacy.relation),
+            capped=_cap(manifest),
         )
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
@@ -176,6 +178,7 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
         sampling_rate=_rate(manifest),
         steps=manifest.steps,
         relation=Relation(privacy.relation),
+        capped=_cap(manifest),
     )
 
 
@@ -184,9 +187,15 @@ def _rate(manifest: Manifest) -> float:
     privacy = manifest.privacy
     if privacy.trust != "central":
         return privacy.rate
-    if isinstance(privacy.cohort, PoissonCohort):  # the cut couples clients, and its price is not known here
-        raise Refused(NOT_PRICEABLE)
-    return 1.0
+    return privacy.cohort.rate if isinstance(privacy.cohort, PoissonCohort) else 1.0
+
+
+def _cap(manifest: Manifest) -> CappedPoisson | None:
+    """The cut of a Poisson cohort: it couples clients, and the price has to know of it."""
+    cohort = manifest.privacy.cohort
+    if not isinstance(cohort, PoissonCohort):
+        return None
+    return CappedPoisson(population=cohort.n_max, cap=cohort.cap)
 
 
 def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
