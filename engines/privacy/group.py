@@ -14,9 +14,8 @@ from engines.privacy.loss_library import AccountingFailed, watched_library
 from engines.privacy.pld import CLAIM_INTERVAL, composed, require_hope, unsampled_mean
 
 _LARGEST_GROUP = 10_000
-_GRID = 400
-"""Single epsilons that are tried for a group."""
 _GRID_POINTS = 256
+"""Single epsilons that are tried for a group."""
 
 
 def epsilon_in_silos(runs: Sequence[GaussianRun], *, silos: int, delta: float) -> float:
@@ -98,10 +97,10 @@ def _least_group_epsilon(runs: Sequence[GaussianRun], *, records: int, delta: fl
         losses = composed(runs, interval=CLAIM_INTERVAL)
 
         def holds(epsilon: float) -> bool:
-            allowed = delta * (1.0 - 2.0**-20) / _geometric(epsilon, records)
+            allowed = delta * (1.0 - SAMPLER_RESERVE) / _geometric(epsilon, records)
             return float(losses.get_delta_for_epsilon(epsilon)) <= allowed
 
-        grid = [LARGEST_EPSILON / records * part / _GRID for part in range(1, _GRID + 1)]
+        grid = [LARGEST_EPSILON / records * part / _GRID_POINTS for part in range(1, _GRID_POINTS + 1)]
         high = next((epsilon for epsilon in grid if holds(epsilon)), None)
         if high is None:
             raise AccountingFailed("no epsilon up to 200 holds for this group")
