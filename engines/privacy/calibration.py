@@ -49,10 +49,7 @@ def complete_plan(
     Args:
         noise_multiplier: standard deviation over C, or None for the least that reaches epsilon.
         steps: number of steps, or None for the most that epsilon affords.
-        epsilon: target, or None for the price.
-        delta: 1e-10 to 0.1.
-        sampling_rate: probability of the unit to be in a step.
-        relation: neighbouring relation of the claim.
+        epsilon: target, or None for the price; `delta` is 1e-10 to 0.1.
         capped: the cut of a Poisson cohort, if there is one.
     Raises:
         ValueError: more than one is None, or an argument is out of range.
@@ -75,6 +72,11 @@ def complete_plan(
             run = _with_least_noise(run, epsilon=epsilon, delta=delta)
         elif steps is None:
             run = _with_most_steps(run, epsilon=epsilon, delta=delta)
+    return _verified(run, epsilon=epsilon, delta=delta)
+
+
+def _verified(run: GaussianRun, *, epsilon: float | None, delta: float) -> CompletePlan:
+    """Price a run and hold it to its target, if it has one."""
     require_hope([run], delta=delta)
     reached = price([run], delta=delta, interval=CLAIM_INTERVAL)
     if epsilon is not None and reached > epsilon:
