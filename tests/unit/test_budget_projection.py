@@ -86,6 +86,13 @@ def test_reserved_rounds_come_first_and_move_from_reserved_to_spent() -> None:
     assert found.committed == (3_900_000_000, 10**13)
 
 
+def test_of_several_reserved_rounds_only_those_asked_for_are_spent() -> None:
+    view = account(reserved=3_900_000_000, delta_reserved=10**13)
+    found = project(view, PARTS, held=PARTS, rounds=1)
+    assert (found.cost, found.spent) == ((0, 0), (2_500_000_000, 10**13))
+    assert found.committed == (3_900_000_000, 10**13)
+
+
 def test_rounds_after_the_reserved_ones_are_paid_anew() -> None:
     view = account(reserved=1_400_000_000, spent=2_500_000_000, delta_spent=10**13)
     found = project(view, PARTS, held=PARTS[1:], rounds=4)
@@ -114,3 +121,8 @@ def test_a_refusal_says_what_was_asked_what_is_left_and_the_ceiling() -> None:
 def test_where_only_the_delta_is_short_the_refusal_speaks_of_the_delta() -> None:
     told = refusal(account(delta_spent=10**15 - 10**12), asked=(1, 10**13)).members
     assert (told["amounts_in"], told["asked"], told["left"], told["ceiling"]) == ("delta", 1e-5, 1e-6, 1e-3)
+
+
+def test_where_both_are_short_the_refusal_speaks_of_epsilon() -> None:
+    told = refusal(account(spent=8 * 10**9, delta_spent=10**15), asked=(10**9, 10**13)).members
+    assert (told["amounts_in"], told["asked"], told["left"]) == ("epsilon", 1.0, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import string
+from statistics import NormalDist
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,7 @@ from app.runs.explanation_schemas import ExplanationOut
 from app.runs.manifest import EXAMPLE, Manifest
 from app.runs.models import Run
 from app.runs.plans_router import prefers_page
+from engines.privacy.gaussian_curve import gaussian_epsilon
 from tests.central import CLIENTS, central_manifest
 
 PRICE: dict[str, Any] = {
@@ -50,6 +52,19 @@ def test_the_bound_on_attacks_is_the_least_of_the_two_sides_of_an_epsilon(epsilo
     assert rate <= 0.01 * math.exp(epsilon) + 1e-5
     # Where a test is as good as that, the roles of member and non-member may be exchanged as well.
     assert math.exp(epsilon) * (1.0 - rate) + 1e-5 >= 1.0 - 0.01 - 1e-9
+
+
+def test_at_epsilon_five_the_bound_comes_from_those_that_are_cleared() -> None:
+    # By hand: 1 - e^-5 (1 - 1e-5 - 0.01) = 1 - 0.006737947 * 0.98999.
+    assert greatest_true_positive_rate(epsilon=5.0, delta=1e-5) == pytest.approx(0.9933295, abs=1e-7)
+
+
+@pytest.mark.parametrize("mean", [0.5, 1.0, 2.0, 4.0])
+def test_the_best_test_of_a_gaussian_is_within_the_bound_of_its_epsilon(mean: float) -> None:
+    best = NormalDist().cdf(NormalDist().inv_cdf(0.01) + mean)
+    for delta in (1e-8, 1e-5, 1e-3):
+        epsilon = gaussian_epsilon(mean, delta=delta)
+        assert best <= greatest_true_positive_rate(epsilon=epsilon, delta=delta)
 
 
 def test_at_the_largest_epsilon_an_attack_may_find_everybody() -> None:
