@@ -17,9 +17,19 @@ def machine() -> dict[str, Any]:
     }
 
 
-def goal(name: str, value: float, *, at_most: float) -> dict[str, Any]:
-    """State a goal that a ratio or a count stays at or under; a missed one is shown as missed."""
-    return {"name": name, "value": value, "goal": at_most, "holds": value <= at_most}
+def goal(
+    name: str, value: float, *, at_most: float | None = None, at_least: float | None = None
+) -> dict[str, Any]:
+    """State a goal that a ratio or a count stays under, or reaches; a missed one is shown as missed.
+
+    Raises:
+        ValueError: not exactly one limit is given.
+    """
+    if at_most is not None and at_least is None:
+        return {"name": name, "value": value, "goal": at_most, "holds": value <= at_most}
+    if at_least is not None and at_most is None:
+        return {"name": name, "value": value, "goal": at_least, "holds": value >= at_least}
+    raise ValueError("a goal has one limit: at most, or at least")
 
 
 def report(bench: str, rows: Sequence[dict[str, Any]], goals: Sequence[dict[str, Any]]) -> None:
