@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from demo import client_plan
 from demo.attack import CanaryGains, attack
 from demo.mails import CANARIES_A_SILO, DATA_FILE, SILOS, load_silos, load_test, mails_of
 from demo.plan import DELTA, DIVISOR, LOCAL_STEPS, ROUNDS, SAMPLING_RATE, arms, manifest
@@ -75,3 +76,22 @@ def test_the_demos_plan_needs_the_promised_noise(epsilon: float, noise_multiplie
         relation=Relation.ZERO_OUT,
     )
     assert found == pytest.approx(noise_multiplier, rel=1e-3)
+
+
+def test_the_small_clients_part_the_mailboxes_mails_among_them() -> None:
+    silos = load_silos(1)
+    assert sum(len(silo.clients) for silo in silos) == client_plan.CLIENTS
+    for silo in silos:
+        shared = sorted(mail["body"] for mails in silo.clients.values() for mail in mails)
+        assert shared == sorted(mail["body"] for mail in silo.training)
+
+
+def test_the_small_clients_plan_is_noised_by_the_server_over_a_secret_cohort() -> None:
+    private, open_arm = (client_plan.manifest(arm, seed=1)["privacy"] for arm in arms(8.0))
+    assert (private["trust"], private["unit"]) == ("central", "client")
+    assert private["cohort"] == {"kind": "poisson", "rate": 0.25, "cap": 82, "n_max": 202}
+    assert (open_arm["trust"], open_arm["cohort"], open_arm["epsilon"]) == (
+        "none",
+        {"kind": "everyone"},
+        None,
+    )
