@@ -36,6 +36,8 @@ PRICE: dict[str, Any] = {
     "accountant": "dp-accounting 0.6.0 PLD",
     "rdp": {},
 }
+ADAPTIVE_PRICE: dict[str, Any] = {"clip_noise_multiplier": 1.6181}
+"""What is left of z = 1.5 for the sum when the count of norms has noise of standard deviation 2."""
 CENTRAL: dict[str, Any] = {
     "trust": "central",
     "unit": "client",
@@ -80,7 +82,7 @@ def start_central_run(
         session,
         run.id,
         version=run.version,
-        price=PRICE,
+        price=ADAPTIVE_PRICE | PRICE if privacy.get("adaptive_clip") else PRICE,
         start_adapter_sha256=start_adapter_sha256,
         actor="job",
     )

@@ -164,7 +164,7 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"400", "401", "404", "413", "415", "422", "507" if _UPDATE_PATH in path else "422"}
     if operation.get("parameters") or method == "post":
         found |= {"422"}
-    if method != "get":
+    if method != "get" or path.endswith("/projections/{run_id}"):  # a plan without a price projects nothing
         found |= {"409"}
     if not _is_secured(operation) and method == "post":
         found |= {"403", "429"}
