@@ -89,6 +89,21 @@ class Commitment:
         return self.trust != "none"
 
 
+def _unseen(run_id: str, *, at: str) -> Commitment:
+    """A run that was never accepted: nothing of it was committed, and once void it never will be."""
+    return Commitment(
+        run_id=run_id,
+        client_id="",
+        server="",
+        manifest_sha256="",
+        trust="none",
+        epsilon=0,
+        delta=0,
+        epsilon_by_round=(),
+        at=at,
+    )
+
+
 @dataclass
 class Book:
     """Every commitment of one data set."""
@@ -201,8 +216,9 @@ class Book:
             raise Illegal("ledger_damaged", "a receipt for an update that was not spent")
         run.contributions[number] = replace(one, stage=Stage.SENT, receipt=dict(fields["receipt"]))
 
-    def _void(self, fields: dict[str, Any], _at: str) -> None:
-        run = self._run(fields)
+    def _void(self, fields: dict[str, Any], at: str) -> None:
+        run_id = str(fields["run_id"])
+        run = self.commitments.get(run_id) or _unseen(run_id, at=at)
         if run.rounds_sent:
             raise Illegal("already_sent", "an update of this run may have left: its cost stays")
         self.commitments[run.run_id] = replace(run, void=True)

@@ -108,10 +108,12 @@ class Ledger:
                 _require_room(book, terms, ceiling)
                 _write(book, journal, "commit", asdict(terms))
                 return book.commitments[terms.run_id]
+        if known.void:
+            raise _refused("run_disclaimed")
         if known.manifest_sha256 != terms.manifest_sha256:
             raise manifest_changed(terms.run_id)
         if not known.is_the_same(manifest_sha256=terms.manifest_sha256, client_id=terms.client_id):
-            raise _refused("run_disclaimed" if known.void else "run_taken")
+            raise _refused("run_taken")
         return known
 
     def prepare(self, run_id: str, number: int, one: Contribution) -> None:

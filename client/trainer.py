@@ -98,7 +98,8 @@ def require_usable(model: TrainedPart, start: Mapping[str, Tensor], delta: Mappi
     sent = load(save({name: part.contiguous() for name, part in delta.items()}))
     load_adapter(model.model, {name: part + sent[name] for name, part in start.items()})
     after = _probe_logits(model)
-    if float((after - before).abs().max()) > _LOGIT_TOLERANCE * (1.0 + float(before.abs().max())):
+    close = float((after - before).abs().max()) <= _LOGIT_TOLERANCE * (1.0 + float(before.abs().max()))
+    if not close:  # nor is NaN
         raise _unusable("reloads")
 
 

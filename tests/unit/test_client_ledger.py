@@ -298,3 +298,11 @@ def test_no_interleaving_of_crashes_lets_two_digests_out_for_one_round(
     assert all(len(digests) == 1 for digests in machine.sent.values())
     book = machine.ledger().book()
     assert book.epsilon_committed == epsilon_cost(4.0)
+
+
+def test_a_run_that_was_never_accepted_can_be_disclaimed_and_is_over_for_ever(ledger: Ledger) -> None:
+    ledger.void(RUN)
+    with pytest.raises(ClientError) as refused:
+        ledger.commit(terms(epsilon=8.0), ceiling=CEILING)
+    assert code_of(refused) == "run_disclaimed"
+    assert ledger.book().epsilon_committed == 0

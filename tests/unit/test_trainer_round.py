@@ -276,6 +276,12 @@ def test_an_update_that_must_not_be_sent_is_refused(tiny: Path) -> None:
         with pytest.raises(ClientError) as refusal:
             require_usable(part, adapter, update)
         assert refusal.value.code == "update_unusable"
+    endless = {
+        name: torch.full_like(tensor, 1e38) for name, tensor in delta.items()
+    }  # finite; its logits are not
+    load_adapter(part.model, {name: adapter[name] + endless[name] for name in adapter})
+    with pytest.raises(ClientError, match="reloads"):
+        require_usable(part, adapter, endless)
 
 
 def test_a_round_that_diverges_is_not_sent(tiny: Path) -> None:
