@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -265,8 +266,7 @@ def start(session: Session, principal: Principal, run_id: UUID) -> Run:
         raise IllegalTransition(_("the run cannot become {to}"), to="running", run_id=str(run_id))
     manifest = dict(run.manifest)
     if is_charged(manifest):
-        noise = (run.price or {})["noise_multiplier"]
-        manifest["privacy"] = manifest["privacy"] | {"noise_multiplier": noise}
+        manifest["privacy"] = _fixed(manifest["privacy"], run.price or {})
     run.manifest = manifest
     run.manifest_sha256 = canonical_sha256(manifest)
     session.flush()
@@ -278,6 +278,14 @@ def start(session: Session, principal: Principal, run_id: UUID) -> Run:
         advance(session, run_id, RunState.RUNNING, actor=principal.actor, started_at=sa.func.now())
         rounds.open_next(session, queries.lock_run(session, run_id), actor=principal.actor)
     return queries.lock_run(session, run_id)
+
+
+def _fixed(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
+    """The plan with noise and epsilon: one that names its noise alone gets its cost, rounded up."""
+    epsilon = privacy["epsilon"]
+    if epsilon is None:
+        epsilon = math.ceil(price["epsilon"] * 1e6) / 1e6
+    return privacy | {"noise_multiplier": price["noise_multiplier"], "epsilon": epsilon}
 
 
 def pause(session: Session, principal: Principal, run_id: UUID, *, reason: str | None = None) -> Run:

@@ -135,6 +135,15 @@ def test_starting_freezes_the_manifest_with_its_noise_and_hashes_it(federation: 
             federation.session.execute(sa.text(statement))
 
 
+def test_a_plan_that_names_its_noise_alone_is_frozen_with_an_epsilon_that_covers_its_cost(
+    federation: Federation,
+) -> None:
+    run = federation.running(privacy={"epsilon": None, "noise_multiplier": 1.2345})
+    assert run.price is not None
+    frozen = run.manifest["privacy"]["epsilon"]
+    assert run.price["epsilon"] <= frozen <= run.price["epsilon"] + 1e-6
+
+
 def test_starting_reserves_the_whole_schedule_for_every_client_and_opens_round_one(
     federation: Federation,
 ) -> None:
