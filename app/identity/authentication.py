@@ -49,31 +49,31 @@ class Suspensions:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._ids: frozenset[UUID] = frozenset()
-        self._read_at = float("-inf")
+        self._announced = 0
+        self._held: tuple[frozenset[UUID], int, float] = (frozenset(), -1, float("-inf"))
+        """The ids, the announcements that they follow, and when they were asked for: changed as one."""
 
     def announce(self, _payload: str = "") -> None:
         """Forget what is held; the next question reads the database (called by the hub)."""
-        self._read_at = float("-inf")
+        self._announced += 1
 
     def __contains__(self, principal_id: UUID) -> bool:
-        if time.monotonic() - self._read_at > _MAX_AGE_S:
+        if self._is_stale():
             self._read()
-        return principal_id in self._ids
+        return principal_id in self._held[0]
+
+    def _is_stale(self) -> bool:
+        _ids, announced, asked_at = self._held
+        return announced != self._announced or time.monotonic() - asked_at > _MAX_AGE_S
 
     def _read(self) -> None:
         with self._lock:
-            started = time.monotonic()
-            if started - self._read_at <= _MAX_AGE_S:
+            if not self._is_stale():
                 return  # another thread has just done it
-            # Set before reading: an announcement that arrives meanwhile must win.
-            self._read_at = started
-            try:
-                with self._database.run_tx("load_suspensions") as session:
-                    self._ids = frozenset(_suspended_ids(session))
-            except BaseException:
-                self._read_at = float("-inf")
-                raise
+            # Taken before reading: an announcement that arrives meanwhile makes this reading stale.
+            announced, asked_at = self._announced, time.monotonic()
+            with self._database.run_tx("load_suspensions") as session:
+                self._held = (frozenset(_suspended_ids(session)), announced, asked_at)
 
 
 def _suspended_ids(session: Session) -> list[UUID]:
