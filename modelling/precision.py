@@ -1,7 +1,7 @@
 """Which number format the frozen part may use, and how its large buffers are kept.
 
-Only frozen weights and the hidden states that go through them ever use bfloat16. Trained tensors,
-clipping, noise and evaluation are float32 and wider, always.
+Products with weights, also those of the trained part, may be computed in bfloat16, and so may the gradients
+that come out of them. Stored tensors, clipping, sums, noise and evaluation are float32 and wider.
 """
 
 import ctypes
