@@ -2,7 +2,9 @@
 
 The price of a Poisson cohort holds only if every client is in it by itself with exactly the manifest's rate,
 by chance that nobody can foresee or repeat: from the operating system, never from a seed. What is cut above
-the cap is cut at random, before anybody is asked. This module remembers nothing; nor may its callers tell.
+the cap is cut at random, before anybody is asked. Places of the priced population that no client holds are
+drawn too and come empty, so a smaller pool is the priced mechanism with absent clients. This module
+remembers nothing; nor may its callers tell.
 """
 
 from __future__ import annotations
@@ -14,22 +16,21 @@ from uuid import UUID
 _CHANCE = secrets.SystemRandom()
 
 
-def draw_cohort(client_ids: Sequence[UUID], *, rate: float, cap: int) -> list[UUID]:
+def draw_cohort(client_ids: Sequence[UUID], *, rate: float, cap: int, population: int) -> list[UUID]:
     """Draw a round's cohort; may be empty.
 
     Args:
-        client_ids: the run's clients, each once.
-        rate: probability of each, above 0 and at most 1, by itself of all others.
-        cap: the most that may come; of more, a uniform random subset of this size is kept.
+        client_ids: the run's clients, each once; at most `population`.
+        rate: probability of each place, above 0 and at most 1, by itself of all others.
+        cap: the most places that may be kept; of more, a uniform random subset of this size is.
+        population: places that the plan was priced for (its `n_max`), held by a client or empty.
     Returns:
-        The cohort, in the order of `client_ids`.
-    Source: capped Poisson sampling: docs/privacy-proof.md.
+        The clients among the kept places, in the order of `client_ids`.
+    Source: capped Poisson sampling: docs/privacy-proof.md, section 25.
     """
-    drawn = [client_id for client_id in client_ids if _comes(rate)]
-    if len(drawn) <= cap:
-        return drawn
-    kept = set(_CHANCE.sample(drawn, cap))
-    return [client_id for client_id in drawn if client_id in kept]
+    drawn = [place for place in range(population) if _comes(rate)]
+    kept = drawn if len(drawn) <= cap else _CHANCE.sample(drawn, cap)
+    return [client_ids[place] for place in sorted(kept) if place < len(client_ids)]
 
 
 def _comes(rate: float) -> bool:

@@ -45,7 +45,7 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
     if isinstance(cohort, PoissonCohort):
         if len(client_ids) > cohort.n_max:
             raise Conflict(_("the run has more clients than its price holds for"))
-        client_ids = draw_cohort(client_ids, rate=cohort.rate, cap=cohort.cap)
+        client_ids = draw_cohort(client_ids, rate=cohort.rate, cap=cohort.cap, population=cohort.n_max)
     round_ = lifecycle.plan(
         session,
         run_id=run.id,

@@ -13,8 +13,8 @@ IDS = [uuid4() for _number in range(12)]
 DRAWS = 4000
 
 
-def draws(rate: float, cap: int = len(IDS)) -> list[list[UUID]]:
-    return [draw_cohort(IDS, rate=rate, cap=cap) for _time in range(DRAWS)]
+def draws(rate: float, cap: int = len(IDS), population: int = len(IDS)) -> list[list[UUID]]:
+    return [draw_cohort(IDS, rate=rate, cap=cap, population=population) for _time in range(DRAWS)]
 
 
 def is_near(count: int, *, chance: float, of: int) -> bool:
@@ -31,8 +31,8 @@ def test_each_client_comes_with_the_rate_and_each_pair_with_its_square() -> None
 
 
 def test_at_rate_one_everybody_comes_and_a_cohort_may_be_empty() -> None:
-    assert draw_cohort(IDS, rate=1.0, cap=len(IDS)) == IDS
-    assert draw_cohort([], rate=0.5, cap=3) == []
+    assert draw_cohort(IDS, rate=1.0, cap=len(IDS), population=len(IDS)) == IDS
+    assert draw_cohort([], rate=0.5, cap=3, population=5) == []
     assert [] in draws(0.1)
 
 
@@ -41,6 +41,13 @@ def test_above_the_cap_every_client_is_cut_with_the_same_chance() -> None:
     assert all(len(set(cohort)) == 3 for cohort in found)
     for one in IDS:
         assert is_near(sum(one in cohort for cohort in found), chance=0.25, of=DRAWS)
+
+
+def test_a_place_that_nobody_holds_takes_part_in_the_cut_and_comes_empty() -> None:
+    found = draws(1.0, cap=6, population=4 * len(IDS))
+    for one in IDS:
+        assert is_near(sum(one in cohort for cohort in found), chance=0.125, of=DRAWS)
+    assert {0, 1, 2} <= {len(cohort) for cohort in found}
 
 
 def test_a_cohort_keeps_the_order_of_the_clients() -> None:
