@@ -8,6 +8,7 @@ persons. Under `central` the steps are the rounds and the sampling is that of th
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import lru_cache
 
@@ -18,6 +19,8 @@ from client.ledger import Terms
 from client.wire import FrozenManifest, Manifest, PoissonCohort
 
 _PRICED_TRUSTS = ("local", "central")
+_ONE_AT_A_TIME = threading.Lock()
+"""A process that serves many clients prices a run once: the others wait and find it in the cache."""
 
 
 def terms_of(frozen: FrozenManifest, *, run_id: str, client_id: str, server: str) -> Terms:
@@ -54,7 +57,10 @@ def given(value: float | None) -> float:
 
 def _priced(manifest: Manifest) -> tuple[int, ...]:
     target = given(manifest.privacy.epsilon)
-    epsilons = _epsilons(*_schedule(manifest), rounds=manifest.rounds, delta=given(manifest.privacy.delta))
+    with _ONE_AT_A_TIME:
+        epsilons = _epsilons(
+            *_schedule(manifest), rounds=manifest.rounds, delta=given(manifest.privacy.delta)
+        )
     if epsilons[-1] > target:
         raise ClientError(
             "noise_too_small",

@@ -1,6 +1,8 @@
 """Trust `central`: the client's own price, its ledger, and updates that say nothing by being absent."""
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,6 +24,7 @@ from client.standing import status_lines
 from client.trainer import train_round
 from client.watching import LineWatcher
 from client.wire import FrozenManifest, Manifest
+from engines.privacy import accounting
 from engines.privacy.accounting import GaussianRun, Relation, epsilon_by_round
 from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer, canonical, problem
@@ -77,6 +80,25 @@ def session(profile: Profile) -> Iterator[Session]:
     identity = Identity(profile.config.client_id, profile.key())
     with Session(profile.config.server, identity=identity, patience_s=5.0) as running:
         yield running
+
+
+def test_clients_of_one_process_that_ask_at_once_price_a_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, second = [], threading.Event()
+    price = accounting.epsilon_by_round
+
+    def counted(*args: Any, **options: Any) -> tuple[float, ...]:
+        calls.append(args)
+        if len(calls) > 1:
+            second.set()
+        second.wait(0.3)  # long enough for another thread to come in, if one may
+        return price(*args, **options)
+
+    monkeypatch.setattr(accounting, "epsilon_by_round", counted)
+    plan = central(noise_multiplier=1.51)
+    with ThreadPoolExecutor(4) as pool:
+        priced = list(pool.map(lambda _number: terms(plan).epsilon_by_round, range(4)))
+    assert len(calls) == 1
+    assert set(priced) == {terms(plan).epsilon_by_round}
 
 
 def test_rounds_are_priced_and_not_local_steps() -> None:
