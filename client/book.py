@@ -112,6 +112,8 @@ class Book:
     commitments: dict[str, Commitment] = field(default_factory=dict)
     digests: set[str] = field(default_factory=set)
     """SHA-256 of every file that was enrolled as this data set."""
+    inode: int | None = None
+    """Number of the one file that is this ledger; None in a ledger from before ledgers were bound."""
 
     @property
     def epsilon_committed(self) -> int:
@@ -159,6 +161,9 @@ class Book:
         if self.dataset:
             raise Illegal("ledger_damaged", "opened twice")
         self.dataset = str(fields["dataset"])
+
+    def _bound(self, fields: dict[str, Any], _at: str) -> None:
+        self.inode = int(fields["inode"])
 
     def _data(self, fields: dict[str, Any], _at: str) -> None:
         self.digests.add(str(fields["sha256"]))
@@ -244,6 +249,7 @@ class Book:
 
 _VERBS = {
     "open": Book._open,
+    "bound": Book._bound,
     "data": Book._data,
     "commit": Book._commit,
     "prepared": Book._prepared,

@@ -43,6 +43,8 @@ class OpenJournal:
         self._path = path
         self._descriptor = descriptor
         self.records: list[Record] = []
+        self.inode = os.fstat(descriptor).st_ino
+        """Number of the file on its file system: moving keeps it there, copying does not."""
         self.cut_bytes = 0
         """Length of an unacknowledged last line that a crash left and that was removed."""
         self._end = 0

@@ -2,6 +2,9 @@
 
 It belongs to the data set, so every run and every server that asks for it shares one ceiling. An entry is
 on the disk before its method returns; `spend` therefore has to return before a first byte leaves.
+
+A ledger names the inode of its own file, so that a copy made by accident is refused. An older state that is
+written back into the same file cannot be told from the ledger that it was.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from typing import Any
 
 from client.amounts import delta_text, epsilon_text
 from client.book import Book, Commitment, Contribution, Illegal, Stage
-from client.durable import private_folder
+from client.durable import locked, private_folder
 from client.errors import ClientError
 from client.i18n import _
 from client.journal import Journal, OpenJournal, damaged
 
+_LOCK_PATIENCE_S = 60.0
 _REASONS = {
     "run_taken": _("this data set already takes part in the run, as another client or under other terms"),
     "run_not_committed": _("the run was never accepted for this data set: fetch it first"),
@@ -88,17 +92,26 @@ class Ledger:
             return last.seq, last.hash
 
     def enrol_data(self, sha256: str) -> None:
-        """Note that a file is this data set; refuse a file that is enrolled under another name."""
-        for other in sorted(self.home.glob("*/ledger.jsonl")):
-            if other.parent != self.folder and sha256 in _read(Journal(other)).digests:
-                raise ClientError(
-                    "data_known",
-                    _("this file is enrolled as the data set {name}: one data set has one ledger"),
-                    name=_read(Journal(other)).dataset,
-                )
-        with self._held() as (book, journal):
-            if sha256 not in book.digests:
-                _write(book, journal, "data", {"sha256": sha256})
+        """Note that a file is this data set; refuse a file that is enrolled under another name.
+
+        One lock over all ledgers of the home: of two processes that enrol one file as two data sets, the
+        second sees what the first wrote.
+        """
+        private_folder(self.home)
+        refusal = ClientError(
+            "ledger_busy", _("another process holds {path}; try again when it is done"), path=str(self.home)
+        )
+        with locked(self.home / "enrolling.lock", refusal=refusal, patience_s=_LOCK_PATIENCE_S):
+            for other in sorted(self.home.glob("*/ledger.jsonl")):
+                if other.parent != self.folder and sha256 in _read(Journal(other)).digests:
+                    raise ClientError(
+                        "data_known",
+                        _("this file is enrolled as the data set {name}: one data set has one ledger"),
+                        name=_read(Journal(other)).dataset,
+                    )
+            with self._held() as (book, journal):
+                if sha256 not in book.digests:
+                    _write(book, journal, "data", {"sha256": sha256})
 
     def commit(self, terms: Terms, *, ceiling: Ceiling) -> Commitment:
         """Set the whole schedule of a run aside, once; the same terms again change nothing."""
@@ -145,12 +158,17 @@ class Ledger:
         """Give back what a run reserved, for ever without sending: only if no byte ever left."""
         self._enter("void", {"run_id": run_id})
 
+    def rebind(self) -> None:
+        """Bind the ledger to the file that it is in now: a person says that the one it was in is gone."""
+        with self._held(is_bound=False) as (book, journal):
+            _write(book, journal, "bound", {"inode": journal.inode})
+
     def _enter(self, kind: str, fields: dict[str, Any]) -> None:
         with self._held() as (book, journal):
             _write(book, journal, kind, fields)
 
     @contextmanager
-    def _held(self) -> Iterator[tuple[Book, OpenJournal]]:
+    def _held(self, *, is_bound: bool = True) -> Iterator[tuple[Book, OpenJournal]]:
         if not self.folder.is_dir():
             private_folder(self.folder)
         with self._journal.open() as journal:
@@ -159,6 +177,8 @@ class Ledger:
                 _write(book, journal, "open", {"dataset": self.dataset})
             if book.dataset != self.dataset:
                 raise damaged(self._journal.path, 1)
+            if is_bound and book.inode not in {None, journal.inode}:
+                raise _copied(self._journal.path)
             if journal.cut_bytes:
                 _write(book, journal, "repaired", {"cut_bytes": journal.cut_bytes})
             yield book, journal
@@ -189,12 +209,26 @@ def _replay(path: Path, journal: OpenJournal) -> Book:
 
 
 def _write(book: Book, journal: OpenJournal, kind: str, fields: dict[str, Any]) -> None:
-    """Check an entry against the book first, then put it on the disk."""
+    """Check an entry against the book first, then put it on the disk, in a file that the ledger is bound to."""
     try:
         book.apply(kind, fields, at=_now())
     except Illegal as error:
         raise _refused(error.code) from error
     journal.append(kind, fields)
+    if book.inode is None:
+        _write(book, journal, "bound", {"inode": journal.inode})
+
+
+def _copied(path: Path) -> ClientError:
+    return ClientError(
+        "ledger_copied",
+        _(
+            "{path} is not the file that its ledger was written in. If it is a copy, delete it and use the "
+            "ledger that it was copied from: two ledgers would spend twice. If it was moved, and none is left "
+            "where it was, say so with `dpfl client ledger-moved`"
+        ),
+        path=str(path),
+    )
 
 
 def _require_room(book: Book, terms: Terms, ceiling: Ceiling) -> None:

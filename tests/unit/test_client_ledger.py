@@ -3,7 +3,10 @@
 import json
 import os
 import resource
+import shutil
 import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -14,7 +17,9 @@ from hypothesis import strategies as st
 
 from client.amounts import delta_ceiling, delta_cost, epsilon_ceiling, epsilon_cost, epsilon_text
 from client.book import Contribution, Stage
+from client.durable import private_folder
 from client.errors import ClientError
+from client.journal import Journal
 from client.ledger import Ceiling, Ledger, Terms
 
 CEILING = Ceiling(epsilon=epsilon_ceiling(8.0), delta=delta_ceiling(1e-5))
@@ -306,3 +311,55 @@ def test_a_run_that_was_never_accepted_can_be_disclaimed_and_is_over_for_ever(le
         ledger.commit(terms(epsilon=8.0), ceiling=CEILING)
     assert code_of(refused) == "run_disclaimed"
     assert ledger.book().epsilon_committed == 0
+
+
+def test_of_two_that_enrol_one_file_as_two_data_sets_one_is_refused(tmp_path: Path) -> None:
+    for number in range(10):
+        home, start = tmp_path / str(number), threading.Barrier(2)
+
+        def enrol(name: str, *, home: Path = home, start: threading.Barrier = start) -> str:
+            start.wait()
+            try:
+                Ledger(home, name).enrol_data("d" * 64)
+            except ClientError as error:
+                return error.code
+            return "enrolled"
+
+        with ThreadPoolExecutor(2) as pool:
+            told = sorted(pool.map(enrol, ("mailbox-3", "fresh-name")))
+        assert told == ["data_known", "enrolled"]
+
+
+def test_a_copied_ledger_is_refused_until_a_person_says_that_the_old_one_is_gone(ledger: Ledger) -> None:
+    ledger.commit(terms(), ceiling=CEILING)
+    file, copy = ledger_file(ledger), ledger_file(ledger).with_name("copy")
+    shutil.copy2(file, copy)
+    copy.replace(file)  # the name is right, the file is another
+    before = file.read_bytes()
+    for act in (
+        ledger.book,
+        lambda: ledger.prepare(RUN, 1, update()),
+        lambda: ledger.commit(terms("o"), ceiling=CEILING),
+    ):
+        with pytest.raises(ClientError, match="ledger-moved") as refused:
+            act()
+        assert code_of(refused) == "ledger_copied"
+    assert file.read_bytes() == before
+    ledger.rebind()
+    ledger.prepare(RUN, 1, update())
+    assert set(ledger.book().commitments) == {RUN}
+
+
+def test_a_ledger_that_is_moved_within_a_file_system_stays_bound(tmp_path: Path) -> None:
+    Ledger(tmp_path / "old", "mailbox-3").commit(terms(), ceiling=CEILING)
+    (tmp_path / "old").rename(tmp_path / "new")
+    Ledger(tmp_path / "new", "mailbox-3").prepare(RUN, 1, update())
+
+
+def test_a_ledger_from_before_ledgers_were_bound_is_bound_by_its_next_entry(ledger: Ledger) -> None:
+    private_folder(ledger.folder)
+    with Journal(ledger_file(ledger)).open() as journal:
+        journal.append("open", {"dataset": "mailbox-3"})
+    assert ledger.book().inode is None  # reading changes nothing
+    ledger.commit(terms(), ceiling=CEILING)
+    assert ledger.book().inode == ledger_file(ledger).stat().st_ino
