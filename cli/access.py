@@ -54,9 +54,17 @@ def open_session(server: str | None, key_file: Path | None, profile: Path | None
 
 def client_session(profile: Profile) -> Session:
     """Open a session as a training client."""
+    from client.errors import ClientError
     from client.session import Identity, Session
 
     config = profile.config
+    if config.hands_over:
+        raise ClientError(
+            "trains_only",
+            _("{path} only trains: fetch and submit on the machine where {name} is enrolled"),
+            path=str(profile.folder),
+            name=config.name,
+        )
     return Session(
         config.server,
         identity=Identity(config.client_id, profile.key()),

@@ -10,6 +10,7 @@ import typer
 from cli.access import client_session
 from cli.i18n import _
 from cli.invite import invite
+from cli.pairing import attach, card, folders_of, ledger_moved
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ app = typer.Typer(
 )
 
 app.command(help=_("Invite one training client: an operator's command."))(invite)
+app.command(help=_("Write the card by which another machine can train for this client."))(card)
+app.command(help=_("Train here for a client that is enrolled on another machine, by its card."))(attach)
+app.command("ledger-moved", help=_("Say that the ledger was moved here and none is left where it was."))(
+    ledger_moved
+)
 
 FolderOption = Annotated[
     Path, typer.Option("--folder", "--profile", help=_("The client's own folder, made by `enrol`."))
@@ -33,7 +39,10 @@ RoundFolder = Annotated[
 
 ServerOption = Annotated[str, typer.Option(help=_("Address of the federation's server."))]
 NameOption = Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))]
-DataOption = Annotated[Path, typer.Option(help=_("File of JSON lines to train on."))]
+DataOption = Annotated[
+    Path | None,
+    typer.Option(help=_("File of JSON lines to train on; left out where another machine has it and trains.")),
+]
 DatasetOption = Annotated[
     str,
     typer.Option(
@@ -58,6 +67,17 @@ CohortOption = Annotated[int, typer.Option(min=1, help=_("Refuse rounds that may
 BaseModelOption = Annotated[
     list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
 ]
+LabelsOption = Annotated[str, typer.Option(help=_("Every label in the data, separated by commas."))]
+LabelFieldOption = Annotated[str, typer.Option(help=_("The field of a line that holds its label."))]
+TextFieldsOption = Annotated[
+    str, typer.Option(help=_("The fields that a run may read as text, separated by commas."))
+]
+PersonFieldOption = Annotated[
+    str | None, typer.Option(help=_("The field that tells persons apart, for runs that protect persons."))
+]
+PersonRecordsOption = Annotated[
+    int | None, typer.Option(min=1, help=_("No person has more records in the data than this."))
+]
 LedgersOption = Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))]
 CertificatesOption = Annotated[
     Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
@@ -71,10 +91,15 @@ def enrol(
     *,
     server: ServerOption,
     name: NameOption,
-    data: DataOption,
     dataset: DatasetOption,
     folder: FolderOption,
     token: TokenOption,
+    labels: LabelsOption,
+    text_fields: TextFieldsOption,
+    label_field: LabelFieldOption = "label",
+    person_field: PersonFieldOption = None,
+    person_records: PersonRecordsOption = None,
+    data: DataOption = None,
     epsilon: EpsilonOption = 8.0,
     delta: DeltaOption = 1e-5,
     epsilon_per_year: YearOption = None,
@@ -93,6 +118,8 @@ def enrol(
         from client.enrolment import enrol as enrol_client
 
         terms: dict[str, object] = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "trusts": trust}
+        terms |= {"labels": labels.split(","), "text_fields": text_fields.split(",")}
+        terms |= {"label_field": label_field, "person_field": person_field, "person_records": person_records}
         terms |= {"epsilon_per_year": epsilon_per_year, "units": unit, "smallest_cohort": smallest_cohort}
         wish = Wish(
             folder=folder,
@@ -114,7 +141,7 @@ def _policy(terms: dict[str, object], *, base_models: list[str]) -> Policy:
     from client.policy import Policy
 
     given = {name: value for name, value in terms.items() if value is not None}
-    return Policy.of(**given, base_model_folders=_folders(base_models))
+    return Policy.of(**given, base_model_folders=folders_of(base_models))
 
 
 def _say_enrolled(profile: Profile, *, name: str) -> None:
@@ -290,15 +317,3 @@ def _secret(text: str) -> str:
     from client.durable import read_text
 
     return read_text(Path(text[1:])).strip() if text.startswith("@") else text
-
-
-def _folders(pairs: list[str]) -> dict[str, str]:
-    from client.errors import ClientError
-
-    found: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, folder = pair.partition("=")
-        if not (name and equals and folder):
-            raise ClientError("bad_option", _("--base-model wants NAME=FOLDER"))
-        found[name] = str(Path(folder).expanduser().resolve())
-    return found

@@ -6,6 +6,7 @@ Errors name a line's number and a field, never what stands there.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 from client.errors import ClientError
 from client.i18n import _
 from client.persons import PersonRule, Roll
+from client.policy import Policy
 from modelling.spec import TaskSpec
 
 _MAX_LINE_BYTES = 16 * 1024**2
@@ -44,7 +46,7 @@ def read_examples(path: Path, task: TaskSpec, *, rule: PersonRule | None = None)
 
     Raises:
         ClientError: `dataset_missing`, `broken_line` (a line that is no JSON object, or lacks a field),
-            `unknown_label`, `empty_dataset`, `one_class_only`, `person_missing` or `person_over_cap`.
+            `unknown_label`, `empty_dataset`, `person_missing` or `person_over_cap`.
     """
     texts: list[str] = []
     labels: list[int] = []
@@ -63,11 +65,34 @@ def read_examples(path: Path, task: TaskSpec, *, rule: PersonRule | None = None)
             persons.append(roll.number_of(record.get(rule.id_field), line=line_number))
     if not texts:
         raise ClientError("empty_dataset", _("The data set holds no example."))
-    if len(set(labels)) == 1:
-        raise ClientError("one_class_only", _("All examples have the same label; there is nothing to learn."))
     return Examples(
         texts=tuple(texts), labels=tuple(labels), persons=None if roll is None else tuple(persons)
     )
+
+
+def check_data(path: Path, policy: Policy) -> None:
+    """Refuse data that are not as their holder declares them, by the same rules as training.
+
+    Run before any schedule is committed: what is refused here depends on the data, and so it must not depend
+    on the choices of whoever plans a run. Data of one label are most likely the wrong file; a data set that
+    is protected as a whole, by policy, is often a small one, and may have one.
+
+    Raises:
+        ClientError: as `read_examples`, or `one_class_only`.
+    """
+    task = TaskSpec(
+        labels=tuple(policy.labels),
+        text_fields=tuple(policy.text_fields),
+        label_field=policy.label_field,
+        max_tokens=2,
+        pooling="mean",
+    )
+    rule = None
+    if policy.person_field is not None and policy.person_records is not None:
+        rule = PersonRule(id_field=policy.person_field, records_cap=policy.person_records, key=os.urandom(32))
+    examples = read_examples(path, task, rule=rule)
+    if len(set(examples.labels)) == 1 and policy.units != ["client"]:
+        raise ClientError("one_class_only", _("All examples have the same label; there is nothing to learn."))
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

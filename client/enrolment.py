@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.metadata
 import os
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from client.dataset import check_data
 from client.durable import private_folder
 from client.errors import ClientError
 from client.i18n import _
@@ -42,7 +44,8 @@ class Wish:
     server: str
     token: str
     name: str
-    data: Path
+    data: Path | None
+    """None: they are on another machine, which trains (client.pairing)."""
     policy: Policy
     home: Path | None = None
     """Where the data sets' ledgers are; this account's own place without it."""
@@ -60,9 +63,9 @@ def enrol(wish: Wish) -> Profile:
             raise ClientError(
                 "already_enrolled", _("{path} is an enrolled client already"), path=str(wish.folder)
             )
-        data, home = wish.data.expanduser().resolve(), (wish.home or default_home()).expanduser().resolve()
-        data_sha256 = file_sha256(data)
+        home = (wish.home or default_home()).expanduser().resolve()
         dataset = wish.policy.dataset
+        data, data_sha256 = _checked_data(wish)
         Ledger(home, dataset).enrol_data(data_sha256)
         keep_policy(home, wish.policy)
         key = make_key(wish.folder)
@@ -75,7 +78,7 @@ def enrol(wish: Wish) -> Profile:
             name=wish.name,
             region=enrolled.region,
             dataset=dataset,
-            data=str(data),
+            data=data,
             data_sha256=data_sha256,
             home=str(home),
             ca_file=ca_file,
@@ -83,6 +86,20 @@ def enrol(wish: Wish) -> Profile:
             allow_http=wish.allow_http,
         )
         return Profile.create(wish.folder, config)
+
+
+def _checked_data(wish: Wish) -> tuple[str, str]:
+    """Return the data file's path and digest, if it holds what the policy declares.
+
+    Where the data are on another machine, the path is empty and the digest names the data set: by it the
+    ledger is known again that was begun here.
+    """
+    if wish.data is None:
+        return "", hashlib.sha256(f"elsewhere:{wish.policy.dataset}".encode()).hexdigest()
+    data = wish.data.expanduser().resolve()
+    data_sha256 = file_sha256(data)
+    check_data(data, wish.policy)
+    return str(data), data_sha256
 
 
 def keep_policy(home: Path, policy: Policy) -> None:

@@ -30,6 +30,10 @@ class ClientError(Exception):
             return self.message
 
 
+class RoundMissed(ClientError):
+    """This round goes on without the client; the next one may still come."""
+
+
 def printable(text: str) -> str:
     """Put a blank in the place of every character that cannot be seen."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -209,7 +209,7 @@ def _replay(path: Path, journal: OpenJournal) -> Book:
 
 
 def _write(book: Book, journal: OpenJournal, kind: str, fields: dict[str, Any]) -> None:
-    """Check an entry against the book first, then put it on the disk, in a file that the ledger is bound to."""
+    """Check an entry against the book, then put it on the disk; a ledger is bound with its first one."""
     try:
         book.apply(kind, fields, at=_now())
     except Illegal as error:
@@ -224,8 +224,8 @@ def _copied(path: Path) -> ClientError:
         "ledger_copied",
         _(
             "{path} is not the file that its ledger was written in. If it is a copy, delete it and use the "
-            "ledger that it was copied from: two ledgers would spend twice. If it was moved, and none is left "
-            "where it was, say so with `dpfl client ledger-moved`"
+            "one that it was copied from: two would spend twice. If it was moved, and none is left where it "
+            "was, say so with `dpfl client ledger-moved`"
         ),
         path=str(path),
     )

@@ -14,6 +14,7 @@ POINTS = (
     "mid_body",
     "after_body_before_receipt",
     "after_receipt",
+    "after_void",
 )
 
 

@@ -10,6 +10,11 @@ from typing import Any
 from client.errors import ClientError
 from client.i18n import _
 
+LEARNING_RATES = (1e-8, 1e4)
+"""Between them something may be learned; outside, rounds would be spent for nothing."""
+DIVISORS = (1e-3, 1e9)
+_HEADS = ("classifier", "score", "out_proj")
+"""What the last linear layer of a classification head is called."""
 _UNITS = {
     "local": {"example", "person"},
     "central": {"client"},
@@ -49,6 +54,7 @@ class TrainingPlan:
         """
         training, privacy = manifest["training"], manifest["privacy"]
         _require_supported(training, privacy, lora=manifest["lora"])
+        _require_head(manifest)
         private = privacy["trust"] == "local"
         examples = privacy["examples"]
         plan = cls(
@@ -56,9 +62,11 @@ class TrainingPlan:
             central=privacy["trust"] == "central",
             per_person=private and privacy["unit"] == "person",
             rate=_number(examples["rate"] if examples["kind"] == "poisson" else 1.0, "rate", most=1.0),
-            divisor=_number(privacy["divisor"], "divisor"),
+            divisor=_number(privacy["divisor"], "divisor", least=DIVISORS[0], most=DIVISORS[1]),
             local_steps=training["local_steps"],
-            learning_rate=_number(training["learning_rate"], "learning_rate"),
+            learning_rate=_number(
+                training["learning_rate"], "learning_rate", least=LEARNING_RATES[0], most=LEARNING_RATES[1]
+            ),
             momentum=training["momentum"],
             clip_norm=_number(privacy["clip_norm"], "clip_norm", least=1e-12, most=1e12) if private else 0.0,
             noise_multiplier=_number(privacy["noise_multiplier"], "noise_multiplier") if private else 0.0,
@@ -87,6 +95,16 @@ def _require_supported(
         raise _unsupported("person")
     if privacy["examples"]["kind"] not in {"poisson", "all"}:
         raise _unsupported("examples")
+
+
+def _require_head(manifest: Mapping[str, Any]) -> None:
+    """The head has one row for each label; with fewer, training would fail on some data and not on others."""
+    labels = manifest["task"]["labels"]
+    for tensor in manifest.get("tensors", ()):
+        module, _dot, kind = tensor["name"].rpartition(".")
+        is_head = kind in {"weight", "bias"} and module.rpartition(".")[2] in _HEADS
+        if is_head and tensor["shape"][0] != len(labels):
+            raise _unsupported("labels, tensors")
 
 
 def _number(value: Any, field: str, *, least: float = 0.0, most: float = math.inf) -> float:

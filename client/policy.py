@@ -18,8 +18,9 @@ from client.durable import write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Ceiling
-from client.wire import BaseModelRef, Manifest, PoissonCohort, Privacy
+from client.wire import BaseModelRef, Manifest, PoissonCohort, Privacy, Sha256
 
+Name = Annotated[str, Field(min_length=1, max_length=100)]
 SUPPORTED_TRUSTS = ("local", "central", "none")
 _RUN_UNITS = {("local", "example"), ("local", "person"), ("central", "client")}
 """What is noised by whom, and whose contribution is bounded. A run without noise protects no unit."""
@@ -46,10 +47,19 @@ units = {units}
 # of a round at random and in secret, no number is certain; there it is the mean number that is compared.
 smallest_cohort = {smallest_cohort}
 
-# Names or weight digests of base models that may be trained; an empty list allows every installed one.
+# What the data hold, as you declare it; a run that asks for anything else is refused without a look at them.
+# So nobody can find out what is in them by planning runs and watching who stays away. A run may use fewer
+# text fields; the labels have to be these, in any order.
+text_fields = {text_fields}
+label_field = {label_field}
+labels = {labels}
+{person}
+# SHA-256 of the weights of base models that may be trained; an empty list allows every installed one. A name
+# would bind nothing: a server may give any weights any name. The digest does not cover the tokenizer's files.
 base_models = {base_models}
 
-# Folders of base models that are not in an installed package, by name. A server never names a folder here.
+# Folders of base models that are not in an installed package, by the name that runs use. What lies there is
+# used only if its weights have the digest that the run names. A server never names a folder here.
 [base_model_folders]
 {folders}"""
 
@@ -70,7 +80,14 @@ class Policy(BaseModel):
         "client",
     ]
     smallest_cohort: Annotated[int, Field(ge=1)] = 2
-    base_models: list[str] = []
+    text_fields: Annotated[list[Name], Field(min_length=1)]
+    label_field: Name
+    labels: Annotated[list[Name], Field(min_length=2)]
+    person_field: Name | None = None
+    """The field that tells persons apart; without it no run may protect persons."""
+    person_records: Annotated[int | None, Field(ge=1)] = None
+    """No person has more records than this."""
+    base_models: list[Sha256] = []
     base_model_folders: dict[str, str] = {}
 
     @classmethod
@@ -112,7 +129,16 @@ class Policy(BaseModel):
         yearly = "# epsilon_per_year = 8.0\n"
         if self.epsilon_per_year is not None:
             yearly = f"epsilon_per_year = {self.epsilon_per_year!r}\n"
+        person = '# person_field = "author"\n# person_records = 100\n'
+        if self.person_field is not None:
+            person = f"person_field = {_quoted(self.person_field)}\n"
+        if self.person_records is not None:
+            person += f"person_records = {self.person_records}\n"
         text = _TEMPLATE.format(
+            text_fields=_listed(self.text_fields),
+            label_field=_quoted(self.label_field),
+            labels=_listed(self.labels),
+            person=person,
             dataset=_quoted(self.dataset),
             epsilon=repr(self.epsilon),
             delta=repr(self.delta),
@@ -149,10 +175,31 @@ def judge(manifest: Manifest, policy: Policy) -> None:
             least=least,
             wanted=policy.smallest_cohort,
         )
+    _judge_data(manifest, policy)
     base = manifest.base_model
-    if policy.base_models and not {base.name, base.weights_sha256} & set(policy.base_models):
+    if policy.base_models and base.weights_sha256 not in policy.base_models:
         raise ClientError(
-            "base_model_refused", _("the policy does not allow the base model {name}"), name=base.name
+            "base_model_refused",
+            _("the policy does not allow the base model {name}, whose weights have the digest {digest}"),
+            name=base.name,
+            digest=base.weights_sha256,
+        )
+
+
+def _judge_data(manifest: Manifest, policy: Policy) -> None:
+    """Refuse other fields and labels than the holder declared: whether data fit them tells what they hold."""
+    task, person = manifest.task, manifest.privacy.person
+    if len(task.labels) != len(policy.labels) or set(task.labels) != set(policy.labels):
+        raise ClientError("labels_refused", _("the run's labels are not those that the policy declares"))
+    if task.label_field != policy.label_field or not set(task.text_fields) <= set(policy.text_fields):
+        raise ClientError("fields_refused", _("the run reads other fields than the policy declares"))
+    if person is None:
+        return
+    most = policy.person_records
+    if person.id_field != policy.person_field or most is None or person.records_cap < most:
+        raise ClientError(
+            "persons_refused",
+            _("the run's field or cap of persons does not go with person_field and person_records"),
         )
 
 

@@ -51,7 +51,7 @@ class Config:
     region: str
     dataset: str
     data: str
-    """Absolute path of the data file."""
+    """Absolute path of the data file; empty where the data are on another machine."""
     data_sha256: str
     """Digest of that file when it was enrolled: another file is not trained on by mistake."""
     home: str
@@ -59,6 +59,8 @@ class Config:
     ca_file: str | None = None
     proxy: str | None = None
     allow_http: bool = False
+    hands_over: bool = False
+    """True: trains for a client that is enrolled on another machine, and sends nothing itself."""
 
 
 class Profile:
@@ -116,8 +118,16 @@ class Profile:
         """Hold the profile against other processes; raises `profile_busy` at once."""
         return lock_folder(self.folder)
 
+    def require_here(self) -> None:
+        """Refuse to train where the data are not."""
+        if not self.config.data:
+            raise ClientError(
+                "data_elsewhere", _("the data of {name} are on another machine: train there"), name=self.name
+            )
+
     def require_data(self) -> Path:
         """Return the data file, if it is still the one that was enrolled."""
+        self.require_here()
         path = Path(self.config.data)
         if file_sha256(path) != self.config.data_sha256:
             raise ClientError(

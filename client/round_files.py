@@ -5,6 +5,8 @@ It is all that has to travel between a node with a network and one without.
 assignment.json, manifest.json, adapter.safetensors   from the server, checked against their digests
 update.safetensors, update.json                       the finished update and its digest, written once
 declaration.json                                      what made it, signed; it is not sent
+handover.json                                         that another machine may send it: written once its own
+                                                      ledger holds the round as spent
 """
 
 from __future__ import annotations
@@ -16,13 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 from uuid import UUID
+
+from pydantic import Field
 
 from client.durable import private_folder, write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.pauses import pause_at
-from client.wire import Assignment, FrozenManifest, parse, read_json
+from client.wire import Answer, Assignment, Count, FrozenManifest, Sha256, parse, read_json
 
 _BLOCK_BYTES = 1 << 20
 
@@ -34,6 +39,30 @@ class Written:
     update_id: UUID
     sha256: str
     size_bytes: int
+
+
+class Handover(Answer):
+    """Which update it is that another machine may send, and for what it was trained."""
+
+    run_id: UUID
+    number: Count
+    round_id: UUID
+    update_id: UUID
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(ge=0)]
+    adapter_sha256: Sha256
+    """The adapter that training started from."""
+    manifest_sha256: Sha256
+
+    def is_for(self, assignment: Assignment) -> bool:
+        """Say whether it is an update of this round. Its id may be another: a round is opened again."""
+        mine = (self.run_id, self.number, self.manifest_sha256, self.adapter_sha256)
+        return mine == (
+            assignment.run_id,
+            assignment.number,
+            assignment.manifest_sha256,
+            assignment.adapter_sha256,
+        )
 
 
 class RoundFiles:
@@ -96,6 +125,27 @@ class RoundFiles:
     def write_declaration(self, content: bytes) -> None:
         """Keep what this client declares about the finished update."""
         write_whole(self.folder / "declaration.json", content)
+
+    def write_handover(self, handover: Handover) -> None:
+        """Let another machine send the update."""
+        write_whole(self.folder / "handover.json", handover.model_dump_json(indent=2).encode() + b"\n")
+
+    def handover(self) -> Handover | None:
+        """Read which update another machine left here to be sent, if one did."""
+        if not (self.folder / "handover.json").exists():
+            return None
+        values = read_json(self._read("handover.json"), what="handover.json", limit=1 << 16)
+        return parse(Handover, values, what="handover.json")
+
+    def copy_update(self, source: RoundFiles, sha256: str) -> None:
+        """Bring a finished update and what belongs to it here, if it is not here already."""
+        if self.folder.resolve() == source.folder.resolve() or self.holds_update(sha256):
+            return
+        with source.open_update(sha256):
+            write_whole(self.update_path, source.update_path.read_bytes(), mode=0o400)
+        for name in ("update.json", "declaration.json"):
+            if (source.folder / name).exists():
+                write_whole(self.folder / name, (source.folder / name).read_bytes())
 
     def holds_update(self, sha256: str) -> bool:
         """Say whether the update on the disk is the one with this digest."""

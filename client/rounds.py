@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
+from client.accepting import accept
 from client.declaring import declaration
-from client.errors import ClientError
+from client.durable import private_folder
+from client.errors import ClientError, RoundMissed
 from client.evidence import Witness, require_trusted, witnessed
+from client.handing import adopted, hand_over, lost, prepared_of, replayed
 from client.i18n import _
-from client.ledger import Commitment, Contribution, Stage, manifest_changed
+from client.ledger import Contribution, Stage
 from client.pauses import pause_at
-from client.plan import TrainingPlan
-from client.policy import judge
-from client.pricing import terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
@@ -47,10 +47,6 @@ class Trainer(Protocol):
         self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: OnStep
     ) -> dict[str, Tensor]:
         """Return the change of each trained tensor, noised as the manifest says."""
-
-
-class RoundMissed(ClientError):
-    """This round goes on without the client; the next one may still come."""
 
 
 def fetch(
@@ -87,71 +83,35 @@ def is_unsent(profile: Profile, assignment: Assignment) -> bool:
     return known is None or known.stage is Stage.PREPARED
 
 
-def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> Commitment:
-    """Judge a run by the data holder's policy and commit its whole schedule; once per run, then free."""
-    if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
-        raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
-    return _committed(profile, str(assignment.run_id), frozen)
-
-
-def join(profile: Profile, session: Session, run_id: str) -> bool:
-    """Commit a run under trust `central` before any of its rounds asks for this client.
-
-    There the whole schedule is charged to every client of the run, drawn or not. A run of another trust
-    is committed with its first round.
-
-    Returns:
-        False while the run has no manifest yet: it has not started.
-    """
-    try:
-        raw = session.get(f"/v1/runs/{run_id}/manifest").content
-    except ServerRefused as error:
-        if error.status == 404:
-            return False
-        raise
-    frozen = FrozenManifest(raw)
-    if frozen.manifest.privacy.trust == "central":
-        require_trusted(profile)
-        with witnessed(profile, run_id) as witness:
-            witness.saw(manifest_sha256=frozen.sha256, privacy=frozen.values["privacy"])
-            _committed(profile, run_id, frozen)
-    return True
-
-
-def _committed(profile: Profile, run_id: str, frozen: FrozenManifest) -> Commitment:
-    policy, config = profile.policy, profile.config
-    book = profile.ledger.book()
-    known = book.commitments.get(run_id)
-    if known is not None and known.manifest_sha256 != frozen.sha256:
-        raise manifest_changed(run_id)
-    judge(frozen.manifest, policy)
-    TrainingPlan.from_manifest(frozen.values)  # what cannot be trained sets nothing aside
-    if config.data_sha256 not in book.digests:
-        raise ClientError(
-            "ledger_lost",
-            _("the ledger in {path} was begun anew after this client enrolled: put the old one back"),
-            path=str(profile.ledger.folder),
-        )
-    if known is not None and known.is_the_same(manifest_sha256=frozen.sha256, client_id=config.client_id):
-        return known  # priced when it was committed
-    terms = terms_of(frozen, run_id=run_id, client_id=config.client_id, server=config.server)
-    return profile.ledger.commit(terms, ceiling=policy.ceiling)
-
-
 def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnStep) -> Contribution:
     """Train the round's update and record it as prepared. Needs no network.
 
     An update of which no byte has left may be dropped and trained again with fresh randomness; after that
     this returns the one that exists, whatever happened to the server's answer.
     """
+    profile.require_here()
     assignment, frozen = files.assignment(), files.manifest()
     accept(profile, assignment, frozen)
+    if not profile.config.hands_over:
+        return _finished(profile, files, trainer, own=files, on_step=on_step)
+    own = RoundFiles(profile.round_folder(str(assignment.run_id), assignment.number))
+    private_folder(own.folder)
+    one = _finished(profile, files, trainer, own=own, on_step=on_step)
+    hand_over(profile, files, own, one)
+    return one
+
+
+def _finished(
+    profile: Profile, files: RoundFiles, trainer: Trainer, *, own: RoundFiles, on_step: OnStep
+) -> Contribution:
+    """Return the round's one update, trained now if there is none; its file is in `own`."""
+    assignment, frozen = files.assignment(), files.manifest()
     run_id, number = str(assignment.run_id), assignment.number
     known = profile.ledger.book().contribution(run_id, number)
     if known is not None and known.stage is not Stage.PREPARED:
         return known
     if known is not None:
-        if known.adapter_sha256 == assignment.adapter_sha256 and files.holds_update(known.sha256):
+        if known.adapter_sha256 == assignment.adapter_sha256 and own.holds_update(known.sha256):
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
     try:
@@ -162,9 +122,9 @@ def train(profile: Profile, files: RoundFiles, trainer: Trainer, *, on_step: OnS
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
     require_wanted(update, frozen.manifest)
-    written = files.write_update(_serialized(update), update_id=uuid4())
-    files.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
-    prepared = _prepared(assignment, written)
+    written = own.write_update(_serialized(update), update_id=uuid4())
+    own.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
+    prepared = prepared_of(assignment, written)
     profile.ledger.prepare(run_id, number, prepared)
     pause_at("after_prepared")
     return prepared
@@ -180,19 +140,17 @@ def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:
 def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: Witness) -> Receipt:
     assignment = files.assignment()
     run_id, number = str(assignment.run_id), assignment.number
-    known = profile.ledger.book().contribution(run_id, number)
-    if known is None:
+    known = profile.ledger.book().contribution(run_id, number) or adopted(profile, files)
+    stated = files.handover()
+    if stated is not None and stated.is_for(assignment) and stated.sha256 != known.sha256:
         raise ClientError(
-            "update_not_prepared", _("there is no finished update for this round: train it first")
+            "update_changed",
+            _("another update of this round is in the ledger than was handed over: nothing is sent"),
         )
     if known.round_id != str(assignment.round_id):
         known = _readdressed(profile, assignment, known)
     if not files.holds_update(known.sha256) and known.stage is not Stage.PREPARED:
-        raise RoundMissed(
-            "update_lost",
-            _("the update of round {number} is gone or changed after its sending began: never trained again"),
-            number=number,
-        )
+        raise lost(number)
     with files.open_update(known.sha256) as descriptor:
         if known.stage is Stage.PREPARED:
             profile.ledger.spend(run_id, number, sha256=known.sha256)
@@ -260,10 +218,7 @@ def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
 def _readdressed(profile: Profile, assignment: Assignment, known: Contribution) -> Contribution:
     """Let the same bytes answer a round that was opened again, if it starts from the same adapter."""
     if known.adapter_sha256 != assignment.adapter_sha256:
-        raise RoundMissed(
-            "round_replayed",
-            _("this round was sent already, trained from another adapter: nothing more is sent"),
-        )
+        raise replayed()
     moved = replace(known, round_id=str(assignment.round_id), update_id=str(uuid4()), receipt=None)
     profile.ledger.readdress(str(assignment.run_id), assignment.number, moved)
     return moved
@@ -273,19 +228,8 @@ def _give_up(profile: Profile, assignment: Assignment) -> None:
     """Spend a round for nothing: to train again until a check passes is to choose among noised updates."""
     nothing = Written(update_id=uuid4(), sha256=hashlib.sha256(b"").hexdigest(), size_bytes=0)
     run_id, number = str(assignment.run_id), assignment.number
-    profile.ledger.prepare(run_id, number, _prepared(assignment, nothing))
+    profile.ledger.prepare(run_id, number, prepared_of(assignment, nothing))
     profile.ledger.spend(run_id, number, sha256=nothing.sha256)
-
-
-def _prepared(assignment: Assignment, written: Written) -> Contribution:
-    return Contribution(
-        round_id=str(assignment.round_id),
-        update_id=str(written.update_id),
-        sha256=written.sha256,
-        size_bytes=written.size_bytes,
-        adapter_sha256=assignment.adapter_sha256,
-        stage=Stage.PREPARED,
-    )
 
 
 def _trained_bytes(manifest: Manifest) -> int:

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from client.accepting import join
 from client.durable import private_folder, write_whole
-from client.errors import ClientError
+from client.errors import ClientError, RoundMissed
 from client.i18n import _, translate
 from client.profile import Profile
 from client.round_files import RoundFiles
-from client.rounds import RoundMissed, Trainer, fetch, is_unsent, join, submit, train
+from client.rounds import Trainer, fetch, is_unsent, submit, train
 from client.session import Session
 from client.watching import Standing, Watcher
 from client.wire import Assignment, FrozenManifest, RunState, parse
@@ -29,7 +30,8 @@ _LEAST_TURN_S = 0.2
 """Shortest time between two questions whose answer was empty, should a server not hold them back."""
 _MISSED_TURN_S = 2.0
 """The same while a round is open that this client has missed, which the server keeps listing."""
-_OVER = frozenset({"finished", "aborted", "refused"})
+OVER = frozenset({"finished", "aborted", "refused"})
+"""States of a run that never asks for an update again."""
 
 
 class ReadyingTrainer(Trainer, Protocol):
@@ -222,9 +224,9 @@ def _is_over(seat: Seat, *, wait_s: float = 0.0) -> bool:
     if seat.run_id is None:
         return False
     run = run_state(seat.session, seat.run_id)
-    if run.state not in _OVER and wait_s:
+    if run.state not in OVER and wait_s:
         run = run_state(seat.session, seat.run_id, since=run.version, wait_s=wait_s)
-    return run.state in _OVER
+    return run.state in OVER
 
 
 def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:

@@ -23,7 +23,7 @@ from demo.folder import make_anew
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
 from demo.mails import Silo, load_silos, load_test
 from demo.picture import Curve, Results, draw
-from demo.plan import DELTA, ROUNDS, Arm, arms, manifest
+from demo.plan import DECLARED, DELTA, ROUNDS, Arm, arms, manifest
 from demo.reference import bag_of_words, majority
 from demo.report import Findings, show, write
 
@@ -74,6 +74,7 @@ class Demo:
             delta=DELTA,
             trusts=["local", "none"],  # `none` for the comparison; no real mailbox would allow it
             smallest_cohort=len(self.silos),
+            **DECLARED,
             base_model_folders={},
         )
         invitation = federation.invite(

@@ -25,7 +25,7 @@ from demo.federation import Federation, FederationError
 from demo.folder import make_anew
 from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
 from demo.mails import Silo, load_silos, load_test
-from demo.plan import DELTA, Arm, arms
+from demo.plan import DECLARED, DELTA, Arm, arms
 from demo.reference import bag_of_words, majority
 from demo.report import Findings, show, write
 
@@ -82,6 +82,7 @@ class ClientsDemo:
             trusts=["central", "none"],  # `none` for the comparison; no real client would allow it
             units=["client"],
             smallest_cohort=int(client_plan.RATE * CLIENTS),
+            **DECLARED,
             base_model_folders={},
         )
         invitation = federation.invite(organisation_id, epsilon=self.epsilon, delta=DELTA, unit="client")

@@ -30,6 +30,8 @@ TASK: dict[str, Any] = {
     "max_tokens": 64,
     "pooling": "mean",
 }
+DECLARED: dict[str, Any] = {name: TASK[name] for name in ("labels", "text_fields", "label_field")}
+"""What every mailbox declares in its own terms; whether its mails fit is checked as it enrols."""
 LORA: dict[str, Any] = {
     "method": "ffa",
     "rank": 8,

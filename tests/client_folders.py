@@ -21,6 +21,8 @@ from client.wire import FrozenManifest
 if TYPE_CHECKING:
     import torch
 
+DECLARED = {"labels": ["ham", "spam"], "text_fields": ["subject", "body"], "label_field": "label"}
+TERMS = {"dataset": "mailbox-3", "epsilon": 8.0, "delta": 1e-5, **DECLARED}
 NAMES = {"base_model.model.classifier.weight": [2, 8], "base_model.model.layer.0.query.lora_B.weight": [8, 4]}
 MAILS = [
     {"subject": "cheap offer", "body": "click here for money", "label": "spam"},
@@ -94,7 +96,7 @@ def profile_in(folder: Path, *, server: str, client_id: str, **terms: Any) -> Pr
     make_key(folder)
     home = folder.parent / "ledgers"
     Ledger(home, "mailbox-3").enrol_data(file_sha256(data))
-    keep_policy(home, Policy.of(**({"dataset": "mailbox-3", "epsilon": 8.0, "delta": 1e-5} | terms)))
+    keep_policy(home, Policy.of(**(TERMS | terms)))
     config = Config(
         server=server,
         client_id=client_id,

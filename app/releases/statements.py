@@ -52,6 +52,8 @@ _NOT_CLAIMED = (
     "The choice of this plan (model, rate, learning rate), if it was tuned on the same data.",
     "That the software of those who add the noise ran unmodified.",
     "Any influence of the public base model's own training data.",
+    "What a client's presence or absence says. Clients refuse a run by the labels and fields that their "
+    "holders declared, without a look at the data; that they take part or stay away is public.",
 )
 _NOT_PERSONS = "Anything about a person as such."
 

@@ -94,7 +94,7 @@ class Training(Part):
     """The local steps of one round; their number is a constant, whatever a client's size."""
 
     optimizer: Literal["sgd"]
-    learning_rate: Annotated[float, Field(gt=0, le=1e4, allow_inf_nan=False, strict=True)]
+    learning_rate: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)]
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
     local_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)]
 
@@ -180,7 +180,7 @@ class Privacy(Part):
     noise_multiplier: Annotated[float, Field(ge=1e-3, le=1e6, allow_inf_nan=False, strict=True)] | None
     epsilon: Annotated[float, Field(ge=1e-6, le=200, allow_inf_nan=False, strict=True)] | None
     delta: Annotated[float, Field(ge=1e-10, le=0.1, allow_inf_nan=False, strict=True)] | None
-    divisor: Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False, strict=True)]
+    divisor: Annotated[float, Field(ge=1e-3, le=1e9, allow_inf_nan=False, strict=True)]
     """What a step's (under `central` a round's) noised sum is divided by; a constant, never a count."""
     adaptive_clip: AdaptiveClip | None = None
     person: Person | None = None

@@ -16,6 +16,8 @@ from app.runs.protection import check_protection, check_trust
 
 HEADER_BYTES = 64 * 1024
 """Ceiling of an update file's header, which names every trained tensor."""
+_HEADS = ("classifier", "score", "out_proj")
+"""What the last linear layer of a classification head is called."""
 
 
 class WeightsRefused(Invalid):
@@ -39,7 +41,8 @@ class TensorsIncoherent(Invalid):
 
     code, title = "tensors_incoherent", _("The tensors do not fit the LoRA method")
     meaning = _(
-        "Under `ffa` no lora_A is trained and everything else is; under `fedit` everything is trained."
+        "Under `ffa` no lora_A is trained and everything else is; under `fedit` everything is trained. The "
+        "head has one row for each label."
     )
     remedy = _("List the tensors of the adapter file as the client's tool prints them, with `trained` set.")
 
@@ -115,10 +118,23 @@ def _check_tensors(manifest: Manifest) -> None:
                 raise _incoherent(
                     _("{tensor} is neither a factor of {method} nor of modules_to_save"), tensor, lora.method
                 )
+            _check_head(tensor, labels=len(manifest.task.labels))
             continue
         _check_factor(tensor, by_name, rank=lora.rank, method=lora.method)
     if not any(".lora_B." in name for name in by_name):
         raise TensorsIncoherent(_("there is no lora_B tensor: nothing of LoRA would be trained"))
+
+
+def _check_head(tensor: TensorShape, *, labels: int) -> None:
+    module, _dot, kind = tensor.name.rpartition(".")
+    is_head = kind in {"weight", "bias"} and module.rpartition(".")[2] in _HEADS
+    if is_head and tensor.shape[0] != labels:
+        raise TensorsIncoherent(
+            _("{tensor} has {rows} rows for {labels} labels"),
+            tensor=tensor.name,
+            rows=tensor.shape[0],
+            labels=labels,
+        )
 
 
 def _check_factor(tensor: TensorShape, by_name: dict[str, TensorShape], *, rank: int, method: str) -> None:

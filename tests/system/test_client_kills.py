@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from client.accepting import accept
 from client.book import Stage
 from client.pauses import POINTS
 from client.profile import Profile
-from client.rounds import accept
 from client.wire import Assignment, FrozenManifest
 from tests.client_folders import adapter, manifest, profile_in
 from tests.recording import PlayedRun, RecordingServer

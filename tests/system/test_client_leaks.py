@@ -132,6 +132,7 @@ def enrolled(outside: Outside, folder: Path, *, url: str, token: str, data: Path
         *("client", "enrol", "--server", url, "--token", f"@{folder.parent / 'token'}"),
         *("--name", folder.name, "--data", str(data), "--dataset", folder.name, "--folder", str(folder)),
         *("--ledgers", str(folder / "ledgers"), "--base-model", f"base={base}"),
+        *("--labels", ",".join(LABELS.values()), "--text-fields", "subject,body"),
     )
     return said.split()[1]
 
@@ -225,7 +226,11 @@ def profile_of(tmp_path: Path, server: RecordingServer, lines: list[str]) -> str
     (tmp_path / "mails.jsonl").write_text("".join(line + "\n" for line in lines))
     folders = {"tiny": str(tmp_path / "base")}
     made = profile_in(
-        tmp_path / "mailbox", server=server.url, client_id=server.client_id, base_model_folders=folders
+        tmp_path / "mailbox",
+        server=server.url,
+        client_id=server.client_id,
+        base_model_folders=folders,
+        labels=list(LABELS.values()),
     )
     return str(made.folder)
 

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 import torch
 
+from client.accepting import join
 from client.amounts import epsilon_cost
 from client.book import Stage
 from client.errors import ClientError
@@ -17,7 +18,7 @@ from client.ledger import Ceiling, Ledger
 from client.policy import Policy, judge
 from client.pricing import terms_of
 from client.profile import Profile
-from client.rounds import fetch, join, submit, train
+from client.rounds import fetch, submit, train
 from client.serving import Seat, Service, list_assignments
 from client.session import Identity, Session
 from client.standing import status_lines
@@ -301,7 +302,10 @@ def test_a_central_round_refuses_an_order_seed(tiny: Path) -> None:
     assert refused.value.code == "seeded_sampling"
 
 
-def test_a_training_that_diverges_is_sent_as_zeros_and_never_missing(tiny: Path) -> None:
+def test_a_training_that_diverges_is_sent_as_zeros_and_never_missing(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.plan.LEARNING_RATES", (1e-8, 1e38))  # further than any plan may go
     values, part, cache, start = ready(tiny)
     values["training"] |= {"learning_rate": 1e38, "local_steps": 8}
     update = train_round(part, cache, start, manifest=values)

@@ -164,17 +164,18 @@ def test_an_unforeseen_error_tells_lines_of_code_and_never_its_text(
 
 def test_enrolment_takes_its_token_from_a_file(tmp_path: Path, server: RecordingServer) -> None:
     (tmp_path / "token").write_text("dpfl_enrol_y\n")
-    (tmp_path / "mails.jsonl").write_text("{}\n")
+    (tmp_path / "mails.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    declared = ("--labels", "ham,spam", "--text-fields", "subject,body")
     done = dpfl(
         *("client", "enrol", "--server", server.url, "--token", f"@{tmp_path / 'token'}", "--name", "n"),
         *("--data", str(tmp_path / "mails.jsonl"), "--dataset", "d", "--folder", str(tmp_path / "new")),
-        *("--ledgers", str(tmp_path / "ledgers"), "--base-model", f"tiny={tmp_path}"),
+        *("--ledgers", str(tmp_path / "ledgers"), "--base-model", f"tiny={tmp_path}", *declared),
     )
     assert json.loads(server.heard[0].body)["enrolment_token"] == "dpfl_enrol_y"
     assert server.client_id in done.stdout
     bad = dpfl(
         *("client", "enrol", "--server", server.url, "--token", "x", "--name", "n", "--base-model", "tiny"),
-        *("--data", "x", "--dataset", "d", "--folder", str(tmp_path / "other")),
+        *("--data", "x", "--dataset", "d", "--folder", str(tmp_path / "other"), *declared),
         code=1,
     )
     assert "[bad_option]" in bad.stderr

@@ -348,6 +348,8 @@ def test_no_id_and_no_hash_of_one_leaves_or_is_written(
             server=server.url,
             client_id=server.client_id,
             base_model_folders={"tiny": str(tiny)},
+            person_field=PERSON["id_field"],
+            person_records=PERSON["records_cap"],
         )
         identity = Identity(profile.config.client_id, profile.key())
         with Session(server.url, identity=identity, patience_s=5.0) as session:

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from rich.console import Console
 
+from client.accepting import accept
 from client.amounts import epsilon_cost
 from client.disclaiming import disclaim
 from client.durable import write_whole
@@ -19,12 +20,11 @@ from client.errors import ClientError
 from client.ledger import Commitment, Ledger
 from client.policy import Policy
 from client.profile import Profile, make_key, policy_path, read_key
-from client.rounds import accept
 from client.session import Identity, Session
 from client.standing import status_lines
 from client.watching import BarWatcher, Standing, watcher_for
 from client.wire import Assignment, FrozenManifest
-from tests.client_folders import MAILS, adapter, manifest, profile_in
+from tests.client_folders import DECLARED, MAILS, TERMS, adapter, manifest, profile_in
 from tests.recording import PlayedRun, RecordingServer, problem
 
 
@@ -37,7 +37,6 @@ def server() -> Iterator[RecordingServer]:
 def wish(tmp_path: Path, server: RecordingServer, **changed: Any) -> Wish:
     data = tmp_path / "mails.jsonl"
     data.write_text("".join(json.dumps(mail) + "\n" for mail in MAILS))
-    terms = {"dataset": "mailbox-3", "epsilon": 8.0, "delta": 1e-5}
     return Wish(
         **{
             "folder": tmp_path / "profile",
@@ -45,7 +44,7 @@ def wish(tmp_path: Path, server: RecordingServer, **changed: Any) -> Wish:
             "token": "dpfl_enrol_x",
             "name": "client three",
             "data": data,
-            "policy": Policy.of(**(terms | changed.pop("terms", {}))),
+            "policy": Policy.of(**(TERMS | changed.pop("terms", {}))),
             "home": tmp_path / "ledgers",
         }
         | changed
@@ -153,7 +152,10 @@ def test_a_policy_is_read_as_it_was_written(tmp_path: Path) -> None:
         delta=1e-7,
         epsilon_per_year=1.25,
         trusts=["local", "none"],
-        base_models=["x"],
+        **DECLARED | {"labels": ['"a"', "b"]},
+        person_field="author",
+        person_records=7,
+        base_models=["ab" * 32],
         base_model_folders={"a b": "/some/folder"},
     )
     written.save(path)
@@ -163,25 +165,85 @@ def test_a_policy_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_policy_edited_between_rounds_binds_the_next_one(tmp_path: Path, server: RecordingServer) -> None:
     profile = profile_in(tmp_path / "profile", server=server.url, client_id=server.client_id)
     path = policy_path(Path(profile.config.home), "mailbox-3")
-    Policy.of(dataset="mailbox-3", epsilon=8.0, delta=1e-5, smallest_cohort=5).save(path)
+    Policy.of(**TERMS, smallest_cohort=5).save(path)
     run = server.run
     frozen, assignment = FrozenManifest(run.manifest_bytes), Assignment.model_validate(run.assignment())
     assert refused_code(lambda: accept(profile, assignment, frozen)) == "cohort_too_small"
 
 
+def accepted(profile: Profile, server: RecordingServer) -> Commitment:
+    run = server.run
+    assignment = Assignment.model_validate(run.assignment())
+    return accept(profile, assignment, FrozenManifest(run.manifest_bytes))
+
+
 def test_a_disclaimer_binds_before_it_is_told(tmp_path: Path, server: RecordingServer) -> None:
     profile = profile_in(tmp_path / "profile", server=server.url, client_id=server.client_id)
     run = server.run
-    frozen, assignment = FrozenManifest(run.manifest_bytes), Assignment.model_validate(run.assignment())
-    accept(profile, assignment, frozen)
+    accepted(profile, server)
+    run.state = "aborted"
     session = Session(server.url, identity=Identity(server.client_id, profile.key()), patience_s=1.0)
-    assert refused_code(lambda: disclaim(profile, session, run.run_id)) == "not_found"
+    for _ in range(2):  # asked again after a failure, the server is told again
+        assert refused_code(lambda: disclaim(profile, session, run.run_id)) == "not_found"
+        assert profile.ledger.book().epsilon_committed == 0
     session.close()
-    assert profile.ledger.book().epsilon_committed == 0
-    assert refused_code(lambda: accept(profile, assignment, frozen)) == "run_disclaimed"
-    said = json.loads(server.heard[-1].body)
+    assert refused_code(lambda: accepted(profile, server)) == "run_disclaimed"
+    told = [heard for heard in server.heard if heard.method == "POST" and "disclaimers" in heard.path]
+    assert len(told) == 2
+    said = json.loads(told[-1].body)
     signature = base64.urlsafe_b64decode(said["signature"] + "==")
     profile.key().public_key().verify(signature, said["statement"].encode())
+    voids = (profile.ledger.folder / "ledger.jsonl").read_text().count('"kind":"void"')
+    assert voids == 1
+
+
+def test_a_run_that_goes_on_is_not_disclaimed(tmp_path: Path, server: RecordingServer) -> None:
+    profile = profile_in(tmp_path / "profile", server=server.url, client_id=server.client_id)
+    accepted(profile, server)
+    session = Session(server.url, identity=Identity(server.client_id, profile.key()), patience_s=1.0)
+    assert refused_code(lambda: disclaim(profile, session, server.run.run_id)) == "run_not_over"
+    session.close()
+    assert profile.ledger.book().epsilon_committed > 0
+    assert not [heard for heard in server.heard if "disclaimers" in heard.path]
+    assert accepted(profile, server).void is False
+
+
+@pytest.mark.parametrize(
+    ("changed", "code"),
+    [
+        ({"labels": ["ham", "advert"]}, "unknown_label"),
+        ({"text_fields": ["subject", "footer"]}, "broken_line"),
+        ({"label_field": "kind"}, "broken_line"),
+        ({"person_field": "author", "person_records": 9}, "person_missing"),
+        ({"person_field": "label", "person_records": 1}, "person_over_cap"),
+    ],
+)
+def test_data_that_are_not_as_declared_are_told_at_enrolment(
+    tmp_path: Path, server: RecordingServer, changed: dict[str, Any], code: str
+) -> None:
+    asked = wish(tmp_path, server, terms=changed)
+    if code == "person_over_cap":
+        asked.data.write_text("".join(json.dumps(mail) + "\n" for mail in MAILS * 2))
+    assert refused_code(lambda: enrol(asked)) == code
+    assert server.heard == []
+    assert not (tmp_path / "ledgers").exists()
+
+
+def test_data_of_one_label_are_told_at_enrolment(tmp_path: Path, server: RecordingServer) -> None:
+    asked = wish(tmp_path, server)
+    asked.data.write_text(json.dumps(MAILS[0]) + "\n")
+    assert refused_code(lambda: enrol(asked)) == "one_class_only"
+
+
+def test_data_that_are_not_as_the_edited_policy_declares_commit_nothing(
+    tmp_path: Path, server: RecordingServer
+) -> None:
+    profile = profile_in(tmp_path / "profile", server=server.url, client_id=server.client_id)
+    edited = TERMS | {"labels": ["ham", "advert"]}
+    Policy.of(**edited).save(policy_path(Path(profile.config.home), "mailbox-3"))
+    server.run.manifest = manifest(task={"labels": ["ham", "advert"]})
+    assert refused_code(lambda: accepted(profile, server)) == "unknown_label"
+    assert profile.ledger.book().commitments == {}
 
 
 def standing(*, trust: str = "local") -> Standing:

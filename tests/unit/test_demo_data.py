@@ -1,15 +1,18 @@
 """The demo's mails and its attack: what is compared is what is said to be compared."""
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from demo import client_plan
+from demo import client_plan, split
 from demo.attack import CanaryGains, attack
 from demo.mails import CANARIES_A_SILO, DATA_FILE, SILOS, load_silos, load_test, mails_of
 from demo.plan import DELTA, DIVISOR, LOCAL_STEPS, ROUNDS, SAMPLING_RATE, arms, manifest
 from demo.reference import majority
+from demo.split import sample
 from engines.privacy.accounting import Relation, calibrate_noise_multiplier
 
 
@@ -95,3 +98,22 @@ def test_the_small_clients_plan_is_noised_by_the_server_over_a_secret_cohort() -
         {"kind": "everyone"},
         None,
     )
+
+
+@pytest.mark.parametrize("limit", [2, 3, 250, 10_000])
+def test_some_mails_of_a_silo_hold_both_labels_in_their_shares(limit: int) -> None:
+    mails = mails_of(0)
+    some = sample(mails, limit)
+    labels = Counter(mail["label"] for mail in some)
+    assert len(some) == min(limit, len(mails))
+    assert set(labels) == {"ham", "spam"}
+    whole = sum(mail["label"] == "spam" for mail in mails) / len(mails)
+    assert abs(labels["spam"] - whole * len(some)) <= 1
+
+
+def test_one_mail_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    to = tmp_path / "mails.jsonl"
+    monkeypatch.setattr(sys, "argv", ["split", "--silo", "0", "--limit", "1", "--to", str(to)])
+    with pytest.raises(SystemExit):
+        split.main()
+    assert not to.exists()

@@ -71,6 +71,9 @@ def test_the_example_is_a_plan_that_can_be_run() -> None:
         ("privacy.examples", {"kind": "shuffled", "rate": 0.1}),
         ("privacy.cohort", {"kind": "volunteers"}),
         ("privacy.divisor", 0),
+        ("privacy.divisor", 1e-300),
+        ("training.learning_rate", 1e-300),
+        ("training.learning_rate", 1e5),
         ("privacy.delta", 1.0),
         ("privacy.epsilon", -1.0),
         ("privacy.clip_norm", float("inf")),
@@ -202,6 +205,11 @@ def test_a_quorum_above_the_number_of_clients_is_refused() -> None:
         tensors((f"{QUERY}.lora_A.weight", [4, 2], False), (f"{QUERY}.lora_B.weight", [4, 2], True)),
         tensors(("base_model.model.classifier.weight", [2, 4], True)),
         tensors(("base_model.model.pooler.weight", [2, 4], True)),
+        tensors(
+            ("base_model.model.classifier.weight", [3, 4], True),  # of two labels
+            (f"{QUERY}.lora_A.weight", [2, 4], False),
+            (f"{QUERY}.lora_B.weight", [4, 2], True),
+        ),
     ],
 )
 def test_tensors_that_are_not_those_of_the_method_are_refused(broken: list[dict[str, Any]]) -> None:

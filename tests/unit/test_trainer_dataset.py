@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from client.dataset import read_examples
+from client.dataset import check_data, read_examples
 from client.errors import ClientError
+from client.policy import Policy
 from modelling.spec import TaskSpec
+from tests.client_folders import TERMS
 
 TASK = TaskSpec(
     labels=("ham", "spam"),
@@ -72,7 +74,12 @@ def test_an_unknown_label_is_refused_without_being_shown(tmp_path: Path) -> None
 
 
 def test_one_class_only_is_refused(tmp_path: Path) -> None:
-    assert refusal(written(tmp_path, HAM, HAM)).code == "one_class_only"
+    policy = Policy.of(**TERMS)
+    with pytest.raises(ClientError) as refused:
+        check_data(written(tmp_path, HAM, HAM), policy)
+    assert refused.value.code == "one_class_only"
+    check_data(written(tmp_path, HAM, SPAM), policy)
+    check_data(written(tmp_path, HAM, HAM), policy.model_copy(update={"units": ["client"]}))
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
