@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,11 +73,11 @@ LabelFieldOption = Annotated[str, typer.Option(help=_("The field of a line that 
 TextFieldsOption = Annotated[
     str, typer.Option(help=_("The fields that a run may read as text, separated by commas."))
 ]
-PersonFieldOption = Annotated[
-    str | None, typer.Option(help=_("The field that tells persons apart, for runs that protect persons."))
-]
-PersonRecordsOption = Annotated[
-    int | None, typer.Option(min=1, help=_("No person has more records in the data than this."))
+PersonsOption = Annotated[
+    str | None,
+    typer.Option(
+        help=_("FIELD=NUMBER: what tells persons apart, most records of one; for runs that protect persons.")
+    ),
 ]
 LedgersOption = Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))]
 CertificatesOption = Annotated[
@@ -97,8 +98,7 @@ def enrol(
     labels: LabelsOption,
     text_fields: TextFieldsOption,
     label_field: LabelFieldOption = "label",
-    person_field: PersonFieldOption = None,
-    person_records: PersonRecordsOption = None,
+    persons: PersonsOption = None,
     data: DataOption = None,
     epsilon: EpsilonOption = 8.0,
     delta: DeltaOption = 1e-5,
@@ -118,22 +118,28 @@ def enrol(
         from client.enrolment import enrol as enrol_client
 
         terms: dict[str, object] = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "trusts": trust}
-        terms |= {"labels": labels.split(","), "text_fields": text_fields.split(",")}
-        terms |= {"label_field": label_field, "person_field": person_field, "person_records": person_records}
         terms |= {"epsilon_per_year": epsilon_per_year, "units": unit, "smallest_cohort": smallest_cohort}
-        wish = Wish(
-            folder=folder,
-            server=server,
-            token=_secret(token),
-            name=name,
-            data=data,
-            policy=_policy(terms, base_models=base_model or []),
-            home=ledgers,
-            ca_file=ca_file,
-            proxy=proxy,
-            allow_http=allow_http,
-        )
+        terms |= _declared(labels, text_fields, label_field, persons)
+        policy, secret = _policy(terms, base_models=base_model or []), _secret(token)
+        who = Wish(folder=folder, server=server, token=secret, name=name, data=data, policy=policy)
+        wish = replace(who, home=ledgers, ca_file=ca_file, proxy=proxy, allow_http=allow_http)
         _say_enrolled(enrol_client(wish), name=name)
+
+
+def _declared(labels: str, text_fields: str, label_field: str, persons: str | None) -> dict[str, object]:
+    """What the holder declares of the data; a run that asks for anything else is refused."""
+    from client.errors import ClientError
+
+    field, _equals, most = (persons or "").rpartition("=")
+    if persons is not None and not (field and most.isdecimal()):
+        raise ClientError("bad_option", _("--persons wants FIELD=NUMBER"))
+    return {
+        "labels": labels.split(","),
+        "text_fields": text_fields.split(","),
+        "label_field": label_field,
+        "person_field": field or None,
+        "person_records": int(most) if most else None,
+    }
 
 
 def _policy(terms: dict[str, object], *, base_models: list[str]) -> Policy:

@@ -170,9 +170,12 @@ def test_enrolment_takes_its_token_from_a_file(tmp_path: Path, server: Recording
         *("client", "enrol", "--server", server.url, "--token", f"@{tmp_path / 'token'}", "--name", "n"),
         *("--data", str(tmp_path / "mails.jsonl"), "--dataset", "d", "--folder", str(tmp_path / "new")),
         *("--ledgers", str(tmp_path / "ledgers"), "--base-model", f"tiny={tmp_path}", *declared),
+        *("--persons", "subject=20"),
     )
     assert json.loads(server.heard[0].body)["enrolment_token"] == "dpfl_enrol_y"
     assert server.client_id in done.stdout
+    policy = Profile.open(tmp_path / "new").policy
+    assert (policy.labels, policy.person_field, policy.person_records) == (["ham", "spam"], "subject", 20)
     bad = dpfl(
         *("client", "enrol", "--server", server.url, "--token", "x", "--name", "n", "--base-model", "tiny"),
         *("--data", "x", "--dataset", "d", "--folder", str(tmp_path / "other"), *declared),

@@ -206,9 +206,9 @@ def test_a_quorum_above_the_number_of_clients_is_refused() -> None:
         tensors(("base_model.model.classifier.weight", [2, 4], True)),
         tensors(("base_model.model.pooler.weight", [2, 4], True)),
         tensors(
-            ("base_model.model.classifier.weight", [3, 4], True),  # of two labels
             (f"{QUERY}.lora_A.weight", [2, 4], False),
             (f"{QUERY}.lora_B.weight", [4, 2], True),
+            ("base_model.model.classifier.weight", [3, 4], True),  # of two labels
         ),
     ],
 )
