@@ -32,7 +32,9 @@ def mailbox(
     token = invite(stack.admin_file, stack.url)
     client_id = enrolled(outside, folder, url=stack.url, token=token, data=data, base=base)
     policy = next((folder / "ledgers").glob("*/policy.toml"))
-    policy.write_text(policy.read_text().replace('trusts = ["local"]', 'trusts = ["local", "central"]'))
+    text = policy.read_text().replace('trusts = ["local"]', 'trusts = ["local", "central"]')
+    declared = text.replace("# person_field =", "person_field =")
+    policy.write_text(declared.replace("# person_records = 100", f"person_records = {len(lines)}"))
     return client_id
 
 

@@ -27,7 +27,7 @@ from client.watching import LineWatcher
 from client.wire import FrozenManifest, Manifest
 from engines.privacy import accounting
 from engines.privacy.accounting import GaussianRun, Relation, epsilon_by_round
-from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
+from tests.client_folders import TERMS, RandomTrainer, adapter, manifest, profile_in
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer, canonical, problem
 from tests.unit.tiny_model import manifest_of, trained_part_of, write_tiny_bert
 
@@ -61,7 +61,7 @@ def terms(values: dict[str, Any]) -> Any:
 
 
 def policy(**changed: Any) -> Policy:
-    return Policy.of(**({"dataset": "d", "epsilon": 8.0, "delta": 1e-5, "trusts": ["central"]} | changed))
+    return Policy.of(**(TERMS | {"trusts": ["central"]} | changed))
 
 
 @pytest.fixture

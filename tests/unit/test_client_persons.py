@@ -34,7 +34,7 @@ from modelling.cache import CachedExamples, build_cache
 from modelling.gradients import per_example_gradients, per_example_hooks, per_person_gradients
 from modelling.spec import ModelSpec, TaskSpec
 from modelling.trained import TrainedPart
-from tests.client_folders import manifest, profile_in
+from tests.client_folders import TERMS, manifest, profile_in
 from tests.contracts.sources import ROOT
 from tests.recording import PlayedRun, RecordingServer, canonical
 from tests.unit.tiny_model import manifest_of, shaken, texts_and_labels, trained_part_of, write_tiny_bert
@@ -135,7 +135,7 @@ def person_run(**changed: Any) -> FrozenManifest:
 
 
 def test_a_person_run_is_priced_by_its_steps_and_rate() -> None:
-    policy = Policy.of(dataset="d", epsilon=8.0, delta=1e-5, units=["person", "client"])
+    policy = Policy.of(**TERMS, units=["person", "client"], person_field="author", person_records=8)
     judge(person_run().manifest, policy)
     terms = terms_of(person_run(), run_id="r", client_id="c", server="s")
     of_examples = terms_of(FrozenManifest(canonical(manifest())), run_id="r", client_id="c", server="s")
@@ -145,7 +145,7 @@ def test_a_person_run_is_priced_by_its_steps_and_rate() -> None:
 def test_a_person_run_without_its_rule_is_refused() -> None:
     for plan in (person_run(person=None), person_run(unit="example")):
         with pytest.raises(ClientError) as refused:
-            judge(plan.manifest, Policy.of(dataset="d", epsilon=8.0, delta=1e-5))
+            judge(plan.manifest, Policy.of(**TERMS))
         assert refused.value.code == "plan_unsupported"
     with pytest.raises(ClientError) as refused:
         TrainingPlan.from_manifest(person_run(person=None).values)
