@@ -6,7 +6,6 @@ import base64
 
 from client.errors import ClientError
 from client.i18n import _
-from client.pauses import pause_at
 from client.profile import Profile
 from client.serving import OVER, run_state
 from client.session import Session
@@ -28,7 +27,6 @@ def disclaim(profile: Profile, session: Session, run_id: str) -> None:
     known = profile.ledger.book().commitments.get(run_id)
     if known is None or not known.void:
         profile.ledger.void(run_id)
-        pause_at("after_void")
     statement = STATEMENT.format(run_id=run_id, client_id=profile.config.client_id)
     signature = base64.urlsafe_b64encode(profile.key().sign(statement.encode())).rstrip(b"=").decode()
     session.post(f"/v1/runs/{run_id}/disclaimers", {"statement": statement, "signature": signature})

@@ -14,7 +14,6 @@ POINTS = (
     "mid_body",
     "after_body_before_receipt",
     "after_receipt",
-    "after_void",
 )
 
 
