@@ -155,8 +155,10 @@ def _check_spans(spans: list[tuple[int, int, str]], *, data_length: int) -> None
         if begin != reached:
             raise UpdateMalformed(_("the bytes of {tensor} leave a gap or overlap"), tensor=name)
         reached = end
-    if reached != data_length:
+    if reached < data_length:
         raise UpdateMalformed(_("the file has {surplus} bytes too many"), surplus=data_length - reached)
+    if reached > data_length:
+        raise UpdateMalformed(_("the file has {missing} bytes too few"), missing=reached - data_length)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -136,9 +136,17 @@ def test_a_name_that_stands_twice_is_refused_though_the_last_one_would_be_right(
     assert refused(file_of(None, raw=twice)).members["tensor"] == "a.weight"
 
 
-@pytest.mark.parametrize("data", [39, 41, 0, 400])
-def test_bytes_missing_or_left_over_are_refused(data: int) -> None:
-    refused(file_of(GOOD, data=data))
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (36, "the file has 4 bytes too few"),
+        (0, "the file has 40 bytes too few"),
+        (41, "the file has 1 bytes too many"),
+        (400, "the file has 360 bytes too many"),
+    ],
+)
+def test_bytes_missing_or_left_over_are_refused_and_counted(data: int, told: str) -> None:
+    assert str(refused(file_of(GOOD, data=data))) == told
 
 
 def test_a_refusal_names_the_tensor_without_repeating_a_strangers_bytes() -> None:
