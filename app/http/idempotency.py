@@ -30,6 +30,7 @@ from app.core import clock
 from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid
 from app.core.i18n import _
+from app.http.bodies import whole
 from app.http.models import StoredAnswer
 from app.http.routes import ThreadedRoute
 
@@ -105,6 +106,7 @@ class IdempotentRoute(ThreadedRoute):
                 return await handle(request)
             if not _KEY.fullmatch(key):
                 raise Invalid(_("an Idempotency-Key is 1 to 200 visible ASCII characters"))
+            request = whole(request)  # whose body is read here, and again by the endpoint
             body = request.url.query.encode() + b"\0" + await request.body()
             asked = _Asked(request, key, hashlib.sha256(body).hexdigest())
             token = _asked.set(asked)

@@ -281,7 +281,7 @@ def test_an_assertion_by_another_key_or_for_an_unknown_client_gets_the_same_answ
 
 def test_a_token_request_of_another_form_is_refused(api: TestClient) -> None:
     form = token_form("a.b.c")
-    assert api.post("/v1/tokens", json=form).status_code == 422
+    assert api.post("/v1/tokens", json=form).status_code == 415
     assert api.post("/v1/tokens", data=form | {"grant_type": "password"}).status_code == 422
     assert api.post("/v1/tokens", data=form | {"scope": "all"}).status_code == 422
 
