@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psycopg
 from pydantic import ValidationError
@@ -26,13 +25,14 @@ from cli.embedded.binaries import postgres_install
 from cli.embedded.credentials import load_credentials
 from cli.embedded.errors import EmbeddedError, PortOccupied
 from cli.embedded.folder import DataFolder, make_folder
-from cli.embedded.orphans import read_record
+from cli.embedded.orphans import is_running, read_record
 from cli.embedded.processes import LOOPBACK, require_free_port
+from cli.embedded.up import Choices
 from cli.i18n import _
 
 NEEDED_PYTHON = (3, 11)
 NEEDED_BYTES = 2 * 1024**3
-GATEWAY_PORT = 8000
+MOST_PORT = 65535
 CONNECT_LIMIT_S = 5
 
 
@@ -113,14 +113,23 @@ def _data_folder(folder: DataFolder) -> Iterator[Finding]:
 
 
 def _gateway_port(folder: DataFolder) -> Iterator[Finding]:
-    ours = read_record(folder.running).addresses.get("gateway", "")
+    """The gateway of this folder has its port, or the port that it would take is free."""
+    record = read_record(folder.running)
+    gateway = record.children.get("gateway")
+    if gateway is not None and is_running(gateway):
+        line = _("the gateway of this data folder runs at {url}", url=record.addresses.get("gateway"))
+        yield Finding(True, line)
+        return
+    named = os.environ.get("DPFL_PORT") or str(Choices.port)
+    if not (named.isascii() and named.isdigit() and int(named) <= MOST_PORT):
+        yield Finding(False, _("DPFL_PORT is no port: {value}", value=named))
+        return
     try:
-        require_free_port(GATEWAY_PORT, wanted_by=_("the gateway"))
+        require_free_port(int(named), wanted_by=_("the gateway"))
     except PortOccupied as error:
-        if urlsplit(ours).port != GATEWAY_PORT:
-            yield Finding(False, _("{reason}; start with --port", reason=error))
-            return
-    yield Finding(True, _("port {port} is free, or used by this data folder's gateway", port=GATEWAY_PORT))
+        yield Finding(False, _("{reason}; start with --port, or set DPFL_PORT", reason=error))
+    else:
+        yield Finding(True, _("port {port} is free for the gateway", port=named))
 
 
 def _settings(folder: DataFolder) -> Iterator[Finding]:

@@ -48,7 +48,10 @@ def fail(reason: object) -> NoReturn:
 def up(
     data: DataOption = None,
     host: Annotated[str, typer.Option(help=_("Address the gateway listens on."))] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help=_("Its port; 0 takes any free one."), min=0, max=65535)] = 8000,
+    port: Annotated[
+        int,
+        typer.Option(help=_("Its port; 0 takes any free one."), envvar="DPFL_PORT", min=0, max=65535),
+    ] = 8000,
     workers: Annotated[int, typer.Option(help=_("Processes that compute."), min=1, max=64)] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help=_("Only dpfl's own lines on the terminal."))] = False,
 ) -> None:

@@ -68,6 +68,16 @@ def read_record(path: Path) -> RunRecord:
     return record
 
 
+def is_running(child: Recorded) -> bool:
+    """Say whether the recorded process itself still runs; another one of its number is not it."""
+    try:
+        process = psutil.Process(child.pid)
+        is_same = abs(process.create_time() - child.started) <= SAME_START_S
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
 def _survivors(child: Recorded) -> list[psutil.Process]:
     """Find the recorded process, or, where it is gone, what it left in the session that it led."""
     try:

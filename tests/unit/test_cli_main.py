@@ -5,6 +5,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -14,11 +15,22 @@ from typer.testing import CliRunner
 
 from cli.embedded.console import Console
 from cli.embedded.folder import DataFolder
+from cli.embedded.orphans import Recorded, RunRecord
 from cli.embedded.plan import Addresses, cuda_is_there, lasting_commands, process_environment
+from cli.embedded.processes import free_port
 from cli.main import app
 
 runner = CliRunner()
 HEAVY = ("torch", "numpy", "transformers", "celery", "sqlalchemy", "psycopg", "fastapi", "alembic")
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on which somebody else listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
 
 
 def refused(*arguments: str) -> str:
@@ -96,7 +108,7 @@ def test_the_doctor_finds_nothing_wrong_with_a_sound_installation(
 ) -> None:
     for name in ("DATABASE_URL", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("cli.doctor.GATEWAY_PORT", 0)
+    monkeypatch.setenv("DPFL_PORT", str(free_port()))
     result = runner.invoke(app, ["doctor", "--data", str(tmp_path / "data")])
     assert result.exit_code == 0, result.output
     assert "PostgreSQL made its files and answered" in result.output
@@ -110,7 +122,7 @@ def test_the_doctor_uses_the_servers_that_the_environment_names(
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", os.environ["DPFL_TEST_DATABASE_URL"])
     monkeypatch.setenv("REDIS_URL", os.environ["DPFL_TEST_REDIS_URL"])
-    monkeypatch.setattr("cli.doctor.GATEWAY_PORT", 0)
+    monkeypatch.setenv("DPFL_PORT", str(free_port()))
     result = runner.invoke(app, ["doctor", "--data", str(tmp_path / "data")])
     assert result.exit_code == 0, result.output
     assert "DATABASE_URL answers: PostgreSQL 18" in result.output
@@ -118,23 +130,61 @@ def test_the_doctor_uses_the_servers_that_the_environment_names(
 
 
 def test_the_doctor_names_each_thing_that_is_wrong_and_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_port: int
 ) -> None:
     secret = "not-for-anybody"
     (tmp_path / "secrets.json").write_text("{}")
     monkeypatch.setenv("DATABASE_URL", f"postgresql+psycopg://dpfl:{secret}@127.0.0.1:1/dpfl")
     monkeypatch.setenv("REDIS_URL", f"redis://:{secret}@127.0.0.1:1/0")
     monkeypatch.setenv("DPFL_MASTER_KEY", secret)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        monkeypatch.setattr("cli.doctor.GATEWAY_PORT", taken.getsockname()[1])
-        result = runner.invoke(app, ["doctor", "--data", str(tmp_path)])
+    monkeypatch.setenv("DPFL_PORT", str(taken_port))
+    result = runner.invoke(app, ["doctor", "--data", str(tmp_path)])
     assert result.exit_code == 1
     wrong = [line for line in result.output.splitlines() if line.startswith("!!")]
     for named in ("secrets.json", "--port", "DPFL_MASTER_KEY", "DATABASE_URL", "REDIS_URL"):
         assert any(named in line for line in wrong), (named, wrong)
     assert secret not in result.output
+
+
+@pytest.fixture
+def consulted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_port: int) -> RunRecord:
+    """The record of a data folder whose next `dpfl up` would be told to take a port that is taken."""
+    monkeypatch.setenv("DATABASE_URL", os.environ["DPFL_TEST_DATABASE_URL"])
+    monkeypatch.setenv("REDIS_URL", os.environ["DPFL_TEST_REDIS_URL"])
+    monkeypatch.setenv("DPFL_PORT", str(taken_port))
+    return RunRecord(tmp_path / "running.json", addresses={"gateway": f"http://127.0.0.1:{taken_port}"})
+
+
+def test_the_doctor_knows_the_running_gateway_of_its_data_folder(consulted: RunRecord) -> None:
+    consulted.add("gateway", os.getpid())
+    result = runner.invoke(app, ["doctor", "--data", str(consulted.path.parent)])
+    assert result.exit_code == 0, result.output
+    assert f"runs at {consulted.addresses['gateway']}" in result.output
+
+
+def test_a_gateway_that_ended_does_not_excuse_who_has_its_port_now(consulted: RunRecord) -> None:
+    consulted.children["gateway"] = Recorded("gateway", os.getpid(), started=1.0)  # its number, another start
+    consulted.write()
+    result = runner.invoke(app, ["doctor", "--data", str(consulted.path.parent)])
+    assert result.exit_code == 1
+    assert "DPFL_PORT" in next(line for line in result.output.splitlines() if line.startswith("!!"))
+
+
+@pytest.mark.parametrize("value", ["eighty", "-1", "65536", "8e3"])
+def test_the_doctor_names_a_port_that_is_none(
+    consulted: RunRecord, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("DPFL_PORT", value)
+    result = runner.invoke(app, ["doctor", "--data", str(consulted.path.parent)])
+    assert result.exit_code == 1
+    assert f"DPFL_PORT is no port: {value}" in result.output
+
+
+def test_the_port_is_taken_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_port: int
+) -> None:
+    monkeypatch.setenv("DPFL_PORT", str(taken_port))
+    assert str(taken_port) in refused("up", "--data", str(tmp_path / "data"))
 
 
 ADDRESSES = Addresses(
