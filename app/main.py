@@ -35,6 +35,7 @@ from app.updates.stream import Uploads
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
     clients_router.router,
+    enrolment_router.invitations,
     enrolment_router.router,
     runs_router.router,
     plans_router.router,

@@ -16,6 +16,8 @@ NANO = 9
 """Decimal places of an amount: nano-epsilon in a basic account, nano-RDP in a renyi one."""
 DELTA_PLACES = 18
 """Decimal places of a delta."""
+LEAST_RENYI_CHARGE = 1e-6
+"""Times 1/(order - 1): every price at an order holds that much for the noise sampler (engines.privacy)."""
 DELTA_ONE = 10**DELTA_PLACES
 MAX_AMOUNT = 2**63 - 1
 _WIDE = Context(prec=60)

@@ -1,17 +1,22 @@
-"""A training client and the account of its data set come into being together, or not at all."""
+"""From an invitation to a training client and its data set's account: both come into being, or neither."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.budget import ledger
+from app.budget import arithmetic, ledger
+from app.budget.arithmetic import AmountInvalid, CeilingNotPositive
+from app.budget.models import AccountKind
 from app.budget.queries import AccountView, account_of_client, account_view
 from app.core.crypto import Vault
 from app.core.db import act_as
+from app.core.i18n import _
 from app.identity import enrolments
-from app.identity.enrolments import Application
+from app.identity.enrolments import Application, NewEnrolment
 from app.identity.models import Client
 from app.identity.roles import Principal, Role
 
@@ -22,6 +27,49 @@ class Enrolled:
 
     client: Client
     account: AccountView
+
+
+def invite(
+    session: Session,
+    principal: Principal,
+    vault: Vault,
+    *,
+    organisation_id: UUID,
+    region: str,
+    budget: dict[str, Any],
+    default: tuple[float, float],
+    expires_in_s: int,
+) -> NewEnrolment:
+    """Invite one training client under terms with which its account can be opened, and hold a run."""
+    made = enrolments.create_enrolment(
+        session,
+        principal,
+        vault,
+        organisation_id=organisation_id,
+        region=region,
+        budget=budget,
+        default=default,
+        expires_in_s=expires_in_s,
+    )
+    _require_usable(budget)
+    ledger.require_within_organisation(session, organisation_id, epsilon=budget["epsilon"])
+    return made
+
+
+def _require_usable(terms: dict[str, Any]) -> None:
+    """Refuse what no run whatever could be paid from."""
+    kind, order = AccountKind(terms["kind"]), terms.get("order")
+    amount, delta_amount = ledger.granted(kind, terms["epsilon"], terms["delta"], order)
+    if order is None:
+        if amount == 0 or delta_amount == 0:
+            raise AmountInvalid(_("epsilon or delta is too small for the ledger to hold any of it"))
+    elif amount < arithmetic.cost(arithmetic.LEAST_RENYI_CHARGE / (order - 1)):
+        raise CeilingNotPositive(
+            _("order {order} leaves no budget within epsilon {epsilon} and delta {delta}"),
+            order=order,
+            epsilon=terms["epsilon"],
+            delta=terms["delta"],
+        )
 
 
 def enrol(session: Session, vault: Vault, application: Application, *, population: str) -> Enrolled:

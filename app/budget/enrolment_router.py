@@ -1,23 +1,33 @@
-"""POST /clients: where identity and budget meet."""
+"""Where identity and budget meet: invitations under budget terms, and the clients that take them up."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter
 
-from app.budget.enrolment import Enrolled, enrol
+from app.budget.enrolment import Enrolled, enrol, invite
 from app.core.strict import StrictModel
-from app.http.deps import SessionDep, public
+from app.http.deps import SessionDep, SettingsDep, public, requires
+from app.http.idempotency import IdempotentRoute
 from app.http.limits import limited
 from app.http.routes import ThreadedRoute
 from app.http.state import VaultDep
 from app.identity.capability import AssessedCapability
 from app.identity.enrolments import Application
-from app.identity.schemas import ClientIn, decode
+from app.identity.roles import Principal
+from app.identity.schemas import (
+    BudgetTerms,
+    ClientIn,
+    EnrolmentIn,
+    EnrolmentOnce,
+    EnrolmentView,
+    decode,
+)
 
 router = APIRouter(tags=["clients"], route_class=ThreadedRoute)
+invitations = APIRouter(tags=["clients"], route_class=IdempotentRoute)
 
 
 class GrantedBudget(StrictModel):
@@ -40,6 +50,30 @@ class EnrolledView(StrictModel):
     capability: AssessedCapability
     account_id: UUID
     budget: GrantedBudget
+
+
+@invitations.post("/enrolments", status_code=201)
+def create_enrolment(
+    body: EnrolmentIn,
+    session: SessionDep,
+    settings: SettingsDep,
+    vault: VaultDep,
+    principal: Annotated[Principal, requires("enrolments:create")],
+) -> EnrolmentOnce:
+    """Invite one training client. The answer is the only place where the token is ever shown."""
+    default = (settings.grant_epsilon, settings.grant_delta)
+    budget = body.budget or BudgetTerms(epsilon=default[0], delta=default[1])
+    made = invite(
+        session,
+        principal,
+        vault,
+        organisation_id=body.organisation_id,
+        region=body.region,
+        budget=budget.model_dump(),
+        default=default,
+        expires_in_s=body.expires_in_s,
+    )
+    return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
 
 
 @router.post(

@@ -59,20 +59,20 @@ def open_account(
     kind, unit = AccountKind(kind), AccountUnit(unit)
     if (kind is AccountKind.RENYI) != (order is not None):
         raise Invalid(_("a renyi account names its order, a basic one has none"))
-    amount, delta_amount = _granted(kind, epsilon, delta, order)
+    amount, delta_amount = granted(kind, epsilon, delta, order)
     owner = {"organisation_id": organisation_id, "client_id": client_id, "population": population}
     created = _insert_account(session, owner, kind=kind, order=order, delta=delta, unit=unit)
     if created is None:
         account = _of_population(session, organisation_id, population)
         return _take_over(session, account, client_id=client_id, adds_up=(kind, order, unit), actor=actor)
-    _require_within_organisation(session, organisation_id, epsilon=epsilon)
+    require_within_organisation(session, organisation_id, epsilon=epsilon)
     event = {"epsilon": epsilon, "delta": delta, "order": order, "reason": "opening"}
     opening = _Booking(EntryKind.GRANT, "opening", amount, delta_amount, event, actor)
     _append(session, created, opening)
     return created
 
 
-def _require_within_organisation(session: Session, organisation_id: UUID, *, epsilon: float) -> None:
+def require_within_organisation(session: Session, organisation_id: UUID, *, epsilon: float) -> None:
     """Refuse a total grant of `epsilon` above what the organisation allows any of its accounts."""
     most = session.scalar(sa.select(Organisation.epsilon_ceiling).where(Organisation.id == organisation_id))
     if most is not None and arithmetic.ceiling(epsilon) > arithmetic.ceiling(most):
@@ -147,7 +147,8 @@ def _take_over(
     return account_id
 
 
-def _granted(kind: AccountKind, epsilon: float, delta: float, order: float | None) -> tuple[int, int]:
+def granted(kind: AccountKind, epsilon: float, delta: float, order: float | None) -> tuple[int, int]:
+    """The ceiling, and that of delta, which a first grant of (epsilon, delta) opens an account with."""
     if kind is AccountKind.RENYI and order is not None:
         return arithmetic.renyi_ceiling(epsilon, delta, order=order), 0
     return arithmetic.ceiling(epsilon), arithmetic.delta_ceiling(delta)
@@ -162,7 +163,7 @@ def grant(
         raise Invalid(_("the delta of a renyi account is fixed when it is opened"))
     if epsilon > 0:
         total = account.epsilon + epsilon
-        _require_within_organisation(session, account.organisation_id, epsilon=total)
+        require_within_organisation(session, account.organisation_id, epsilon=total)
     amount = arithmetic.ceiling(epsilon)
     delta_amount = arithmetic.delta_ceiling(delta)
     if amount == 0 and delta_amount == 0:

@@ -11,15 +11,12 @@ from app.http.deps import SessionDep, SettingsDep, public, requires
 from app.http.idempotency import IdempotentRoute
 from app.http.limits import limited
 from app.http.pagination import Page, PageDep, page
-from app.http.state import KeyRingDep, VaultDep
-from app.identity import assertions, enrolments, queries, service
+from app.http.state import KeyRingDep
+from app.identity import assertions, queries, service
 from app.identity.models import Client, ClientState, Enrolment
 from app.identity.roles import Principal
 from app.identity.schemas import (
-    BudgetTerms,
     ClientView,
-    EnrolmentIn,
-    EnrolmentOnce,
     EnrolmentView,
     TokenForm,
     TokenView,
@@ -29,30 +26,6 @@ from app.identity.schemas import (
 router = APIRouter(tags=["clients"], route_class=IdempotentRoute)
 keys_router = APIRouter(tags=["clients"])
 CanSuspend = Annotated[Principal, requires("clients:suspend")]
-
-
-@router.post("/enrolments", status_code=201)
-def create_enrolment(
-    body: EnrolmentIn,
-    session: SessionDep,
-    settings: SettingsDep,
-    vault: VaultDep,
-    principal: Annotated[Principal, requires("enrolments:create")],
-) -> EnrolmentOnce:
-    """Invite one training client. The answer is the only place where the token is ever shown."""
-    default = (settings.grant_epsilon, settings.grant_delta)
-    budget = body.budget or BudgetTerms(epsilon=default[0], delta=default[1])
-    made = enrolments.create_enrolment(
-        session,
-        principal,
-        vault,
-        organisation_id=body.organisation_id,
-        region=body.region,
-        budget=budget.model_dump(),
-        default=default,
-        expires_in_s=body.expires_in_s,
-    )
-    return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
 
 
 @router.get("/enrolments")

@@ -18,7 +18,7 @@ from app.core.errors import DomainError
 from app.identity import enrolments
 from app.identity.capability import Capability
 from app.identity.enrolments import PROOF_PREFIX, Application
-from app.identity.models import Client, Enrolment
+from app.identity.models import Client, Enrolment, Organisation
 from app.identity.roles import Principal, Role
 from tests.http.accounts import (
     VAULT,
@@ -327,3 +327,38 @@ def test_listing_enrolments_shows_no_token(api: TestClient, session: Session) ->
     assert listed.json()["items"][0]["used_at"] is None
     assert token not in listed.text
     assert "token" not in listed.json()["items"][0]
+
+
+@pytest.mark.parametrize(
+    ("terms", "status", "code"),
+    [
+        ({"kind": "renyi", "order": 2.0, "epsilon": 8.0, "delta": 1e-5}, 422, "ceiling_not_positive"),
+        ({"kind": "renyi", "order": 1.0001, "epsilon": 8.0, "delta": 0.9}, 422, "ceiling_not_positive"),
+        ({"kind": "renyi", "order": 1.01, "epsilon": 4.925948, "delta": 1e-5}, 422, "ceiling_not_positive"),
+        ({"kind": "renyi", "epsilon": 8.0, "delta": 1e-5}, 422, "invalid"),
+        ({"kind": "renyi", "order": 8.0, "epsilon": 8.0}, 422, "invalid"),
+        ({"kind": "basic", "order": 8.0, "epsilon": 8.0, "delta": 1e-5}, 422, "invalid"),
+        ({"kind": "basic", "epsilon": 1e-10, "delta": 1e-5}, 422, "amount_invalid"),
+        ({"kind": "basic", "epsilon": 8.0, "delta": 1e-19}, 422, "amount_invalid"),
+        ({"kind": "renyi", "order": 8.0, "epsilon": 8.0, "delta": 1e-5}, 201, None),
+    ],
+    ids=str,
+)
+def test_terms_that_no_run_could_be_paid_from_are_refused_before_anybody_is_invited(
+    api: TestClient, session: Session, terms: dict[str, object], status: int, code: str | None
+) -> None:
+    admin = add_caller(session)
+    body = {"organisation_id": str(admin.organisation_id), "region": "eu-west-1", "budget": terms}
+    answer = api.post("/v1/enrolments", json=body, headers=admin.headers)
+    assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
+    issued = session.scalar(sa.select(sa.func.count(Enrolment.id)))
+    assert issued == (1 if status == 201 else 0)
+
+
+def test_an_invitation_above_the_organisations_ceiling_is_refused(api: TestClient, session: Session) -> None:
+    admin = add_caller(session)
+    session.get_one(Organisation, admin.organisation_id).epsilon_ceiling = 4.0
+    session.flush()
+    body = {"organisation_id": str(admin.organisation_id), "region": "eu-west-1"}
+    answer = api.post("/v1/enrolments", json=body, headers=admin.headers)
+    assert (answer.status_code, answer.json()["code"]) == (409, "ceiling_over_organisation")

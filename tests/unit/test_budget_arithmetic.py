@@ -79,6 +79,14 @@ def test_an_order_that_leaves_nothing_is_refused_by_name() -> None:
         arithmetic.renyi_ceiling(1.0, 1e-5, order=2.0)
 
 
+@pytest.mark.parametrize("order", [1.001, 1.5, 8.0, 256.0])
+def test_no_price_at_an_order_is_below_the_least_charge(order: float) -> None:
+    bounds = pytest.importorskip("engines.privacy.bounds")
+    least = -math.log1p(-bounds.SAMPLER_RESERVE) / (order - 1.0)  # what engines.privacy.renyi adds
+    assert 0.95 * arithmetic.LEAST_RENYI_CHARGE / (order - 1.0) < least
+    assert least < arithmetic.LEAST_RENYI_CHARGE / (order - 1.0)
+
+
 @pytest.mark.parametrize("order", [1.0, 0.5, math.inf, math.nan])
 def test_an_order_not_above_one_is_refused(order: float) -> None:
     with pytest.raises(arithmetic.AmountInvalid):
