@@ -35,8 +35,8 @@ def template(
     rank: Annotated[int, typer.Option(min=1, help=_("Rank of the adapter."))] = 8,
     rounds: Annotated[int, typer.Option(min=1, help=_("Rounds."))] = 8,
     local_steps: Annotated[int, typer.Option(min=1, help=_("Steps of each client a round."))] = 8,
-    epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))] = 8.0,
-    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
+    epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))] = 2.0,
+    delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-6,
     rate: Annotated[float, typer.Option(help=_("Probability of a record to be in a step."))] = 0.1,
     divisor: Annotated[float, typer.Option(help=_("Constant by which a step's sum is divided."))] = 64.0,
     method: Annotated[str, typer.Option(help=_("ffa or fedit."))] = "ffa",
@@ -200,6 +200,14 @@ def _show(run: dict[str, Any]) -> None:
     print(_("run {id} ({name}): {state}", id=run["id"], name=run["name"], state=run["state"]))
     if run["reason"]:
         print(_("because: {reason}", reason=run["reason"]))
+    lacking = run.get("shortfall")
+    if lacking:
+        print(
+            _(
+                "{population}: {amounts_in} {asked} asked, {left} left of {ceiling}",
+                **{name: lacking[name] for name in ("population", "amounts_in", "asked", "left", "ceiling")},
+            )
+        )
     cost = run["price"]
     if cost and cost["epsilon"] is not None:
         print(

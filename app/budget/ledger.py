@@ -16,8 +16,10 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic, chain, errors
-from app.budget.errors import BudgetExceeded, LedgerConflict, NotReserved, PopulationTaken
+from app.budget.errors import LedgerConflict, NotReserved, PopulationTaken
 from app.budget.models import Account, AccountKind, AccountUnit, Entry, EntryKind
+from app.budget.projection import refusal
+from app.budget.queries import view_of
 from app.core.clock import now
 from app.core.errors import Invalid, NotFound
 from app.core.i18n import _
@@ -383,14 +385,4 @@ def _book(session: Session, account: Account, entry: Entry) -> None:
     ).first()
     session.expire(account)
     if done is None:
-        raise _exceeded(account, asked=a)
-
-
-def _exceeded(account: Account, *, asked: int) -> BudgetExceeded:
-    return BudgetExceeded(
-        _("the budget of {population} does not cover this: {asked} asked, {left} left of {ceiling}"),
-        population=account.population,
-        asked=arithmetic.shown_spent(asked),
-        left=arithmetic.shown_left(account.ceiling - account.spent - account.reserved),
-        ceiling=arithmetic.shown_left(account.ceiling),
-    )
+        raise refusal(view_of(account), asked=(a, d))

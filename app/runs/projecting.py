@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy.orm import Session
 
 from app.budget import projection, queries
+from app.budget.arithmetic import AmountInvalid
 from app.budget.errors import BudgetExceeded
 from app.budget.projection import Amounts, Projection
 from app.budget.queries import AccountView
@@ -13,7 +16,7 @@ from app.identity.roles import Principal
 from app.runs.charges import PriceMissing, is_charged, reservation, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
-from app.runs.service import UnitTooFine
+from app.runs.service import OVER_BUDGET, UnitTooFine
 from app.runs.states import RunState
 
 GOES_ON = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -49,6 +52,17 @@ def refusal(session: Session, principal: Principal, run: Run) -> BudgetExceeded:
     if mine:
         return projection.refusal(mine[0], asked=asked[mine[0].id])
     return BudgetExceeded(_("at least one account does not cover this"))
+
+
+def shortfall(session: Session, principal: Principal, run: Run) -> dict[str, Any] | None:
+    """What an account that the caller may see lacks for a run that was refused over it; None otherwise."""
+    if run.state is not RunState.REFUSED or run.reason_code != OVER_BUDGET[0]:
+        return None
+    try:
+        members = refusal(session, principal, run).members
+    except (AmountInvalid, PriceMissing):  # more than any ledger holds, or an account that came later
+        return None
+    return members or None
 
 
 def _asked(run: Run, view: AccountView) -> Amounts:

@@ -190,4 +190,4 @@ def _shown(session: Session, principal: Principal, run: Run) -> RunOut:
     client_ids = queries.client_ids_of(session, run.id)
     if principal.role is Role.CLIENT:
         client_ids = [principal.id]
-    return RunOut.of(run, client_ids)
+    return RunOut.of(run, client_ids, projecting.shortfall(session, principal, run))

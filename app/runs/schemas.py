@@ -81,6 +81,18 @@ class PriceOut(BaseModel):
     """Divergence at the order of each renyi account that would pay."""
 
 
+class ShortfallOut(BaseModel):
+    """What an account lacked when it was asked for a run, as it stands now."""
+
+    account_id: UUID
+    population: str
+    amounts_in: str
+    """What runs out: `epsilon`, `delta`, or `renyi_divergence`."""
+    asked: float
+    left: float
+    ceiling: float
+
+
 class RunOut(BaseModel):
     """A run."""
 
@@ -93,6 +105,8 @@ class RunOut(BaseModel):
     reason_code: str | None
     """Why the run was refused, paused or aborted; stable."""
     reason: str | None
+    shortfall: ShortfallOut | None
+    """Of a run refused as `budget_exceeded`, where you may see an account that does not cover it."""
     manifest: dict[str, Any]
     manifest_sha256: str | None
     """Set when the run starts: from then on the manifest is fixed."""
@@ -107,8 +121,8 @@ class RunOut(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, run: Run, client_ids: Sequence[UUID]) -> Self:
-        """From a row and the clients that the caller may see."""
+    def of(cls, run: Run, client_ids: Sequence[UUID], shortfall: dict[str, Any] | None) -> Self:
+        """From a row, the clients that the caller may see, and what one of their accounts lacks."""
         return cls(
             id=run.id,
             organisation_id=run.organisation_id,
@@ -117,6 +131,7 @@ class RunOut(BaseModel):
             version=run.version,
             reason_code=run.reason_code,
             reason=run.reason,
+            shortfall=None if shortfall is None else ShortfallOut.model_validate(shortfall),
             manifest=run.manifest,
             manifest_sha256=run.manifest_sha256,
             price=None if run.price is None else PriceOut.model_validate(run.price),

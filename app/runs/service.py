@@ -228,7 +228,7 @@ def accept_price(
 
 OVER_BUDGET = (
     "budget_exceeded",
-    _("The plan costs more than the privacy account of at least one of its clients has left."),
+    _("The plan costs more epsilon or delta than the account of at least one of its clients has left."),
 )
 """Says nothing of whose account it is, nor of what is left on it: clients may be another organisation's."""
 

@@ -66,8 +66,11 @@ def test_a_reservation_over_the_ceiling_is_refused_and_leaves_no_entry(
 
 
 def test_a_delta_over_its_ceiling_is_refused_by_itself(session: Session, account_id: UUID) -> None:
-    with pytest.raises(BudgetExceeded):
-        reserve(session, account_id, 1, delta=arithmetic.delta_cost(1e-5) + 1)
+    reserve(session, account_id, 1, delta=arithmetic.delta_cost(4e-6))
+    with pytest.raises(BudgetExceeded) as refusal:
+        reserve(session, account_id, 1, ref="run:2", delta=arithmetic.delta_cost(7e-6))
+    told = refusal.value.members
+    assert (told["amounts_in"], told["asked"], told["left"], told["ceiling"]) == ("delta", 7e-6, 6e-6, 1e-5)
 
 
 def test_a_reservation_of_exactly_the_ceiling_is_taken(session: Session, account_id: UUID) -> None:

@@ -14,7 +14,7 @@ from app.identity.roles import Role
 from app.runs import service
 from app.runs.models import RunClient
 from tests.builders import build_account, build_client
-from tests.federation import Federation
+from tests.federation import PRICE, Federation
 from tests.http.accounts import add_caller, client_headers
 
 
@@ -250,6 +250,37 @@ def test_a_start_that_is_not_covered_answers_409_with_asked_left_and_ceiling(
     assert (shown["state"], shown["reason_code"]) == ("refused", "budget_exceeded")
 
 
+def test_where_the_delta_runs_out_start_and_price_name_the_delta(
+    api: TestClient, session: Session, federation: Federation
+) -> None:
+    run, later = federation.priced(), federation.draft()
+    account = account_of_client(session, federation.clients[0].id)
+    ledger.reserve(session, account.id, ref="run:1", amount=1, delta_amount=10**12, event={}, actor="test")
+    coordinator = add_caller(session, Role.COORDINATOR, federation.organisation.id)
+    refused = api.post(f"/v1/runs/{run.id}/start", headers=coordinator.headers)
+    told = refused.json()
+    assert (refused.status_code, told["code"], told["amounts_in"]) == (409, "budget_exceeded", "delta")
+    assert (told["asked"], told["left"], told["ceiling"]) == (1e-5, 9e-6, 1e-5)
+    assert "too little delta" in told["detail"]
+    service.price(session, federation.coordinator, later.id)
+    service.accept_price(
+        session, later.id, version=later.version, price=PRICE, start_adapter_sha256="a" * 64, actor="job"
+    )
+    shown = api.get(f"/v1/runs/{later.id}", headers=coordinator.headers).json()
+    assert (shown["state"], shown["reason_code"]) == ("refused", "budget_exceeded")
+    assert "epsilon or delta" in shown["reason"]
+    assert shown["shortfall"] == {
+        "account_id": str(account.id),
+        "population": account.population,
+        "amounts_in": "delta",
+        "asked": 1e-5,
+        "left": 9e-6,
+        "ceiling": 1e-5,
+    }
+    other = client_headers(api.app, federation.principal(1))
+    assert api.get(f"/v1/runs/{later.id}", headers=other).json()["shortfall"] is None
+
+
 def test_a_refusal_for_an_account_of_another_organisation_has_no_numbers(
     api: TestClient, session: Session, federation: Federation
 ) -> None:
@@ -262,3 +293,4 @@ def test_a_refusal_for_an_account_of_another_organisation_has_no_numbers(
     told = api.post(f"/v1/runs/{run.id}/start", headers=coordinator.headers).json()
     assert told["code"] == "budget_exceeded"
     assert told.keys().isdisjoint({"asked", "left", "ceiling", "account_id", "population"})
+    assert api.get(f"/v1/runs/{run.id}", headers=coordinator.headers).json()["shortfall"] is None

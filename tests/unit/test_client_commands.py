@@ -18,6 +18,7 @@ from peft import PeftModel
 from safetensors.torch import save
 from typer.testing import CliRunner
 
+from app.core.settings import Settings
 from cli.main import app
 from client.profile import Profile
 from client.wire import FrozenManifest
@@ -245,6 +246,28 @@ def test_a_refused_plan_ends_in_its_code(server: RecordingServer, key_file: str)
     )
     done = dpfl("run", "price", run_id, "--key-file", key_file, code=1)
     assert "[impossible_plan] the plan was refused: no noise reaches it" in done.stderr
+
+
+def test_a_plan_that_an_account_cannot_pay_names_what_runs_out(
+    server: RecordingServer, key_file: str
+) -> None:
+    lacking = {"population": "mails", "amounts_in": "delta", "asked": 1e-5, "left": 9e-6, "ceiling": 1e-5}
+    run_id, reason = str(uuid4()), "The plan costs more."
+    refused = run_shown("refused", reason_code="budget_exceeded", reason=reason, shortfall=lacking)
+    server.script = answering(
+        {("POST", f"/v1/runs/{run_id}/price"): [refused], ("GET", f"/v1/runs/{run_id}"): [refused]}
+    )
+    done = dpfl("run", "price", run_id, "--key-file", key_file, code=1)
+    assert "mails: delta 1e-05 asked, 9e-06 left of 1e-05" in done.stdout
+    assert "[budget_exceeded]" in done.stderr
+
+
+def test_an_account_of_the_default_grant_takes_several_runs_of_the_template(tmp_path: Path) -> None:
+    base = str(write_tiny_bert(tmp_path / "base"))
+    words = ("run", "template", "--base-model", base, "--layers", "1", "--clients", "2")
+    asked = json.loads(dpfl(*words).stdout)["privacy"]
+    granted = {name: Settings.model_fields[f"grant_{name}"].default for name in ("epsilon", "delta")}
+    assert all(granted[name] >= 3 * asked[name] for name in granted), (granted, asked)
 
 
 def test_a_plan_is_explained_warnings_first(server: RecordingServer, key_file: str) -> None:
