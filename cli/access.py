@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from client.profile import Profile
     from client.session import Session
 
+_VISIBLE = re.compile(r"[!-~]+")
 ServerOption = Annotated[
     str | None,
     typer.Option(
@@ -79,10 +81,14 @@ def _read_key(path: Path) -> tuple[str | None, str]:
     from client.errors import ClientError
 
     text = read_text(path).strip()
-    if not text.startswith("{"):
-        return None, text
-    try:
-        values = json.loads(text)
-        return values.get("url"), values["api_key"]
-    except (ValueError, KeyError) as error:
-        raise ClientError("bad_key_file", _("{path} holds no API key"), path=str(path)) from error
+    values: dict[str, Any] = {"api_key": text}
+    if text.startswith("{"):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError):
+            values = {}
+    url, key = values.get("url"), values.get("api_key")
+    is_key = isinstance(key, str) and _VISIBLE.fullmatch(key)
+    if not is_key or not isinstance(url, str | None):
+        raise ClientError("bad_key_file", _("{path} holds no API key"), path=str(path))
+    return url, str(key)

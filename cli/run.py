@@ -50,7 +50,7 @@ def template(
         shape = Shape(
             labels=labels.split(","),
             text_fields=text_fields.split(","),
-            layers=[int(layer) for layer in layers.split(",")],
+            layers=_numbers(layers),
             rank=rank,
             method=method,
             seed=seed,
@@ -174,6 +174,17 @@ def explain(
         for part in ("attack", "noise_to_signal"):
             if told[part] is not None:
                 print(told[part]["text"])
+
+
+def _numbers(text: str) -> list[int]:
+    from client.errors import ClientError
+
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ClientError(
+            "bad_options", _("--layers takes whole numbers, as in 4,5: {text} is none"), text=text
+        ) from error
 
 
 def _act(

@@ -310,3 +310,19 @@ def test_the_issuers_keys_may_be_fetched(release: Path, base: Path) -> None:
 def test_the_signature_is_over_the_canonical_bytes(content: dict[str, Any]) -> None:
     value = signed(content)["signature"]["value"]
     KEY.public_key().verify(base64.urlsafe_b64decode(value + "=="), canonical_bytes(content))
+
+
+@pytest.mark.parametrize("text", ["[]", '[{"version": 1}]', '"text"', "1", "null"])
+def test_json_that_is_no_object_is_refused_in_one_line_wherever_it_is_read(release: Path, text: str) -> None:
+    other, certificate = str(release.parent / "other.json"), str(release / "certificate.json")
+    Path(other).write_text(text)
+    for words, code in (
+        (("verify-certificate", other), "certificate_invalid"),
+        (("verify-certificate", certificate, "--previous", other), "certificate_invalid"),
+        (("verify-certificate", certificate, "--key", other), "bad_keys"),
+    ):
+        done = dpfl(*words, code=1)
+        assert done.stderr.startswith(f"dpfl: [{code}] ")
+        assert done.stderr.count("\n") == 1
+    Path(certificate).write_text(text)
+    assert "[certificate_invalid]" in dpfl("verify-release", str(release), code=1).stderr

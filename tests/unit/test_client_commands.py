@@ -139,12 +139,36 @@ def test_a_base_model_that_no_policy_names_is_not_looked_for(tmp_path: Path, ser
             "base_model_missing",
         ),
         (("price", "--q", "0.1", "--z", "-1", "--steps", "10"), "cannot_price"),
+        *(
+            (("run", "template", "--base-model", "/x", "--clients", "2", f"--layers={layers}"), "bad_options")
+            for layers in ("a", "", "1,", "1.5", "1;2")
+        ),
     ],
 )
 def test_an_error_is_one_line_with_a_stable_code(arguments: tuple[str, ...], code: str) -> None:
     done = dpfl(*arguments, code=1)
     assert done.stderr.startswith(f"dpfl: [{code}] ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        '["a", "b"]',
+        '{"api_key": 5}',
+        '{"api_key": "a b"}',
+        '{"api_key": "k", "url": 5}',
+        '{"url": "x"}',
+        "ä",
+    ],
+)
+def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "key"
+    file.write_text(content, encoding="utf-8")
+    done = dpfl("release", "list", "--server", "http://127.0.0.1:9", "--key-file", str(file), code=1)
+    assert done.stderr.startswith("dpfl: [bad_key_file] ")
 
 
 def test_an_unforeseen_error_tells_lines_of_code_and_never_its_text(
