@@ -262,6 +262,7 @@ class Manifest(Part):
         return self.model_dump(mode="json")
 
 
+_ATTENTION = "base_model.model.bert.encoder.layer.5.attention.self"
 EXAMPLE: dict[str, Any] = {
     "version": 1,
     "task": {
@@ -288,9 +289,12 @@ EXAMPLE: dict[str, Any] = {
         "seed": 1,
     },
     "tensors": [
+        {"name": f"{_ATTENTION}.query.lora_A.weight", "shape": [8, 384], "trained": False},
+        {"name": f"{_ATTENTION}.query.lora_B.weight", "shape": [384, 8], "trained": True},
+        {"name": f"{_ATTENTION}.value.lora_A.weight", "shape": [8, 384], "trained": False},
+        {"name": f"{_ATTENTION}.value.lora_B.weight", "shape": [384, 8], "trained": True},
+        {"name": "base_model.model.classifier.bias", "shape": [2], "trained": True},
         {"name": "base_model.model.classifier.weight", "shape": [2, 384], "trained": True},
-        {"name": "base_model.model.layer.5.query.lora_A.weight", "shape": [8, 384], "trained": False},
-        {"name": "base_model.model.layer.5.query.lora_B.weight", "shape": [384, 8], "trained": True},
     ],
     "training": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "local_steps": 8},
     "privacy": {
@@ -309,7 +313,7 @@ EXAMPLE: dict[str, Any] = {
     },
     "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
     "rounds": 8,
-    "quorum": {"min_updates": 1, "max_updates": 8},
+    "quorum": {"min_updates": 2, "max_updates": 8},
     "round_deadline_s": 600.0,
 }
-"""A manifest that is valid as it stands; documentation and tests start from it."""
+"""A manifest that can be started as it stands; documentation and tests start from it."""

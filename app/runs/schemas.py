@@ -16,6 +16,7 @@ from app.runs.queries import OpenAssignment
 from app.runs.states import RunState
 
 _ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
+_OTHER_ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e78"
 
 
 class RunIn(StrictModel):
@@ -25,9 +26,9 @@ class RunIn(StrictModel):
         json_schema_extra={
             "examples": [
                 {
-                    "name": "spam filter over eight mailboxes",
-                    "manifest": EXAMPLE | {"quorum": {"min_updates": 1, "max_updates": 1}},
-                    "client_ids": [_ID],
+                    "name": "spam filter over two mailboxes",
+                    "manifest": EXAMPLE | {"quorum": {"min_updates": 2, "max_updates": 2}},
+                    "client_ids": [_ID, _OTHER_ID],
                 }
             ]
         }

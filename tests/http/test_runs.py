@@ -13,7 +13,6 @@ from app.core.settings import Settings
 from app.identity.keys import ensure_signing_keys
 from app.identity.roles import Role
 from app.runs import service
-from app.runs.manifest import EXAMPLE
 from app.runs.models import Run
 from app.runs.states import RunState
 from tests.builders import build_client, principal_of, tiny_manifest
@@ -277,7 +276,9 @@ def test_runs_are_listed_newest_first_by_state(
 def test_the_documented_example_of_a_plan_is_a_valid_one(
     api: TestClient, federation: Federation, coordinator: Caller
 ) -> None:
-    body = plan_of(federation, manifest=EXAMPLE | {"quorum": {"min_updates": 1, "max_updates": 2}})
+    (documented,) = api.app.openapi()["components"]["schemas"]["RunIn"]["examples"]
+    assert len(documented["client_ids"]) == documented["manifest"]["quorum"]["max_updates"] == 2
+    body = documented | {"client_ids": [str(client.id) for client in federation.clients]}
     assert api.post("/v1/runs", json=body, headers=coordinator.headers).status_code == 201
 
 

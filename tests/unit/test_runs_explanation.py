@@ -95,7 +95,7 @@ def test_a_stored_bound_never_makes_an_attack_look_better_than_epsilon_allows() 
 
 def test_noise_to_signal_of_a_step_and_of_the_whole_run() -> None:
     found, _shown = explained(local())
-    parameters = 2 * 384 + 384 * 8
+    parameters = 2 * 384 + 2 + 2 * 384 * 8
     assert found.noise is not None
     assert found.noise.parameters == parameters
     assert found.noise.single == pytest.approx(0.9345 * math.sqrt(parameters) / 64)
