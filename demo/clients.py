@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -13,17 +12,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from cli.embedded.errors import EmbeddedError
 from cli.embedded.stack import running_stack
-from client.errors import ClientError
 from client.policy import Policy
 from demo import client_plan
 from demo.attack import AttackResult, attack
 from demo.bench import Bench, Score
 from demo.client_plan import CLIENTS
+from demo.command import run
 from demo.federation import Federation, FederationError
-from demo.folder import make_anew
-from demo.mailboxes import Mailbox, MailboxFailed, open_mailbox, serve
+from demo.mailboxes import Mailbox, open_mailbox, serve
 from demo.mails import Silo, load_silos, load_test
 from demo.plan import DECLARED, DELTA, Arm, arms
 from demo.reference import bag_of_words, majority
@@ -151,31 +148,9 @@ class ClientsDemo:
         return attack(gains, seed=self.seed)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m demo.clients", description=__doc__)
-    parser.add_argument("--epsilon", type=float, default=8.0, help="budget of the private run (delta 1e-5)")
-    parser.add_argument("--seed", type=int, default=1, help="initialisation, order and canaries; never noise")
-    parser.add_argument("--out", type=Path, default=Path("out/demo-clients"), help="folder, made anew")
-    options = parser.parse_args()
-    if not 0.1 <= options.epsilon <= 100:
-        parser.error("--epsilon must lie between 0.1 and 100")
-    return options
-
-
 def main() -> int:
-    """Run the demo; a refusal is one line and exit code 1."""
-    options = _options()
-    console = Console()
-    began = time.monotonic()
-    folder: Path = options.out.resolve()
-    try:
-        make_anew(folder)
-        demo = ClientsDemo(folder, epsilon=options.epsilon, seed=options.seed, console=console)
-        demo.evaluate(demo.train(), began)
-    except (FederationError, MailboxFailed, ClientError, EmbeddedError) as error:
-        console.print(f"the demo stopped: {error}", style="bold red", highlight=False, markup=False)
-        return 1
-    return 0
+    """Run the demo."""
+    return run(ClientsDemo, prog="python -m demo.clients", description=__doc__, out="out/demo-clients")
 
 
 if __name__ == "__main__":
