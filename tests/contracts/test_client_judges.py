@@ -15,10 +15,12 @@ from client.wire import FrozenManifest
 from modelling.adapters import adapter_tensors
 from modelling.base import locate_base_model, weights_digest
 from modelling.spec import ModelSpec
+from tests.client_folders import DECLARED, TERMS
 
-WILLING = Policy.of(dataset="mails", epsilon=1000.0, delta=0.5, trusts=["local"], smallest_cohort=1)
 CLIENTS = 8
 PERSON = {"id_field": "sender", "records_cap": 4, "silos": 2}
+DATA = DECLARED | {"person_field": PERSON["id_field"], "person_records": PERSON["records_cap"]}
+WILLING = Policy.of(dataset="mails", epsilon=1000.0, delta=0.5, trusts=["local"], smallest_cohort=1, **DATA)
 CLIP = {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 10.0}
 CHOICES: dict[str, list[Any]] = {
     "unit": ["example", "person", "client"],
@@ -86,7 +88,7 @@ def test_what_the_server_takes_a_willing_client_takes() -> None:
 @pytest.mark.parametrize("smallest_cohort", [1, 2])
 def test_the_documented_example_is_taken_by_a_policy_as_it_is_made(smallest_cohort: int) -> None:
     assert accepted(EXAMPLE)
-    usual = Policy.of(dataset="mails", epsilon=8.0, delta=1e-5, smallest_cohort=smallest_cohort)
+    usual = Policy.of(**(TERMS | {"smallest_cohort": smallest_cohort}))
     judge(FrozenManifest(canonical_bytes(started(EXAMPLE))).manifest, usual)
 
 

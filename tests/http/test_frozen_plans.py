@@ -16,11 +16,12 @@ from client.policy import Policy, judge
 from client.pricing import terms_of
 from client.wire import FrozenManifest
 from tests.builders import tiny_manifest
+from tests.client_folders import TERMS
 from tests.federation import Federation
 from tests.http.accounts import add_caller, client_headers
 from workers.handlers.price import price_of
 
-POLICY = Policy.of(dataset="mails", epsilon=8.0, delta=1e-5)
+POLICY = Policy.of(**TERMS)
 """As `dpfl client enrol` makes it."""
 PAIR = {"quorum": {"min_updates": 2, "max_updates": 2}}
 NOISE_ALONE = {"noise_multiplier": 2.0, "epsilon": None}
