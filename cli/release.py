@@ -10,9 +10,9 @@ from uuid import UUID
 import typer
 
 from cli.access import KeyFileOption, ProfileOption, ServerOption, open_session
+from cli.documents import ADAPTER, CERTIFICATE, CONFIG
 from cli.i18n import _
 from cli.reporting import one_line_errors
-from cli.verify import ADAPTER, CERTIFICATE, CONFIG
 
 if TYPE_CHECKING:
     from client.errors import ClientError

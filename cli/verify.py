@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from cli.binding import bound
+from cli.documents import CERTIFICATE, error, parsed, read, section
 from cli.i18n import _
 from cli.reporting import one_line_errors, quiet_libraries
 
-if TYPE_CHECKING:
-    from client.errors import ClientError
-
-ADAPTER, CONFIG, CERTIFICATE = "adapter_model.safetensors", "adapter_config.json", "certificate.json"
 KeyOption = Annotated[
     str | None,
     typer.Option(
@@ -43,7 +41,7 @@ def verify_certificate(
     """Check a certificate's signature, chain and ledger, and compute its epsilon from its own parameters."""
     quiet_libraries()
     with one_line_errors():
-        certificate = _read(file)
+        certificate = read(file)
         for line in _checked(certificate, key, previous, heads):
             print(line)
 
@@ -57,10 +55,10 @@ def verify_release(
     """Check that adapter, configuration and base model are those of the certificate, and the certificate."""
     quiet_libraries()
     with one_line_errors():
-        certificate = _read(folder / CERTIFICATE)
+        certificate = read(folder / CERTIFICATE)
         for line in _checked(certificate, key, previous, heads):
             print(line)
-        for line in _bound(folder, certificate):
+        for line in bound(folder, certificate):
             print(line)
 
 
@@ -70,28 +68,30 @@ def _checked(
     """Everything that the certificate alone tells; the epsilon comes last, since it takes longest."""
     lines = [_signature(certificate, key)]
     lines += _chain(certificate, previous) + _ledger(certificate, heads)
-    privacy = _section(certificate, "privacy")
+    privacy = section(certificate, "privacy")
     if privacy.get("claimed") is not True:
         return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
-    _require_whole_schedule(privacy, rounds=_section(certificate, "release").get("rounds_planned"))
+    _require_whole_schedule(privacy, rounds=section(certificate, "release").get("rounds_planned"))
     _require_clip_noise(privacy)
     return lines + _claim(privacy)
 
 
 def _signature(certificate: dict[str, Any], key: str | None) -> str:
-    from app.releases.certificate import VERSION
-    from app.releases.verify import CertificateInvalid, verify
+    from app.releases.verify import CertificateInvalid, MemberChanged, require_unchanged, verify
 
     try:
         if key is None:
-            if certificate.get("version") != VERSION:
-                raise CertificateInvalid("the certificate is of an unknown version")
+            require_unchanged(certificate)
             return _("signature: not checked, since no key was named (--key)")
         kid = verify(certificate, keys_at(key))
-    except CertificateInvalid as error:
-        raise _error(
-            "certificate_invalid", _("the certificate does not hold: {reason}"), reason=str(error)
-        ) from error
+    except MemberChanged as failure:
+        raise error(
+            "member_changed", _("{member} of the certificate was changed"), member=failure.pointer
+        ) from failure
+    except CertificateInvalid as failure:
+        raise error(
+            "certificate_invalid", _("the certificate does not hold: {reason}"), reason=str(failure)
+        ) from failure
     return _("signature of {issuer} (key {kid}): holds", issuer=certificate.get("issuer"), kid=kid)
 
 
@@ -100,11 +100,11 @@ def _chain(certificate: dict[str, Any], previous: Path | None) -> list[str]:
 
     if previous is None:
         return []
-    former = _read(previous)
-    if _section(former, "release").get("run_id") != _section(certificate, "release").get("run_id"):
-        raise _error("chain_broken", _("the two certificates are of different runs"))
+    former = read(previous)
+    if section(former, "release").get("run_id") != section(certificate, "release").get("run_id"):
+        raise error("chain_broken", _("the two certificates are of different runs"))
     if certificate.get("previous") != canonical_sha256(former):
-        raise _error(
+        raise error(
             "chain_broken", _("the certificate does not follow the one in {path}"), path=str(previous)
         )
     return [_("previous certificate: is the one that this one follows")]
@@ -113,11 +113,11 @@ def _chain(certificate: dict[str, Any], previous: Path | None) -> list[str]:
 def _ledger(certificate: dict[str, Any], heads: Path | None) -> list[str]:
     from app.core.canonical import canonical_sha256
 
-    committed = _section(certificate, "ledger").get("heads_sha256")
+    committed = section(certificate, "ledger").get("heads_sha256")
     if heads is None:
         return [_("ledger: committed to as {digest}", digest=committed)]
-    if canonical_sha256(_parsed(heads)) != committed:
-        raise _error("ledger_mismatch", _("the heads in {path} are not the certified ones"), path=str(heads))
+    if canonical_sha256(parsed(heads)) != committed:
+        raise error("ledger_mismatch", _("the heads in {path} are not the certified ones"), path=str(heads))
     return [_("ledger: the accounts' heads are the certified ones")]
 
 
@@ -126,21 +126,21 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
     from engines.privacy import accounting
     from engines.privacy.schedule import schedule_of
 
-    this_run = _section(privacy, "this_run")
+    this_run = section(privacy, "this_run")
     claims = {1: this_run.get("epsilon")}
     try:
         claims |= {int(silos): epsilon for silos, epsilon in privacy.get("epsilon_by_silos", {}).items()}
         if this_run.get("epsilon") != claims[1]:
-            raise _error("claims_differ", _("the certificate claims two epsilons for one data set"))
+            raise error("claims_differ", _("the certificate claims two epsilons for one data set"))
         schedule, delta = schedule_of(privacy), float(this_run["delta"])
         computed = {silos: _priced(schedule, silos=silos, delta=delta) for silos in claims}
-    except (KeyError, TypeError, ValueError, AttributeError, accounting.AccountingFailed) as error:
-        raise _error(
-            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(error)
-        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError, accounting.AccountingFailed) as failure:
+        raise error(
+            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(failure)
+        ) from failure
     for silos, claimed in claims.items():
         if not isinstance(claimed, float | int) or not computed[silos] <= claimed:
-            raise _error(
+            raise error(
                 "claim_too_small",
                 _("the certificate claims epsilon {claimed}; its parameters give {computed}"),
                 claimed=claimed,
@@ -154,7 +154,7 @@ def _require_whole_schedule(privacy: dict[str, Any], *, rounds: Any) -> None:
     steps = privacy.get("steps")
     is_whole = isinstance(steps, int) and isinstance(rounds, int) and rounds > 0 and steps % rounds == 0
     if not is_whole or (privacy.get("trust") == "central" and steps != rounds):
-        raise _error(
+        raise error(
             "schedule_differs",
             _("the certificate prices {steps} steps, which are not those of its {rounds} rounds"),
             steps=str(steps),
@@ -178,12 +178,12 @@ def _require_clip_noise(privacy: dict[str, Any]) -> None:
         )
         needed = adaptive.sum_multiplier(float(privacy["noise_multiplier"]))
         holds = privacy["clip_noise_multiplier"] >= needed
-    except (KeyError, TypeError, ValueError) as error:
-        raise _error(
-            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(error)
-        ) from error
+    except (KeyError, TypeError, ValueError) as failure:
+        raise error(
+            "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(failure)
+        ) from failure
     if not holds:
-        raise _error(
+        raise error(
             "clip_noise_too_small",
             _("the certificate gives the sum {given} times the clip norm as noise; it needs {needed}"),
             given=privacy["clip_noise_multiplier"],
@@ -227,50 +227,6 @@ def _priced(schedule: Any, *, silos: int, delta: float) -> float:
     return epsilon_pld([dataclasses.replace(schedule, steps=schedule.steps * silos)], delta=delta)
 
 
-def _bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
-    """Hold the folder's files, and the base model that is installed, against the certificate."""
-    from app.core.canonical import canonical_sha256
-    from client.profile import file_sha256
-
-    release = _section(certificate, "release")
-    digest = file_sha256(folder / ADAPTER)
-    if release.get("adapter_sha256") != digest:
-        raise _error(
-            "adapter_mismatch", _("the adapter in {folder} is not the certified one"), folder=str(folder)
-        )
-    config = _read(folder / CONFIG)
-    if release.get("adapter_config_sha256") != canonical_sha256(config):
-        raise _error(
-            "config_mismatch",
-            _("{name} in {folder} is not the certified one"),
-            name=CONFIG,
-            folder=str(folder),
-        )
-    return [
-        _("adapter {digest}: is the certified one", digest=digest),
-        _("{name}: is the certified one", name=CONFIG),
-        _base(_section(release, "base_model")),
-    ]
-
-
-def _base(base: dict[str, Any]) -> str:
-    """Compare the base model that is installed here, if it is."""
-    from modelling.base import locate_base_model, weights_digest
-    from modelling.errors import ModelRefused
-
-    try:
-        digest = weights_digest(locate_base_model(str(base.get("locator"))))
-    except ModelRefused:
-        return _("base model {name}: not installed here, so not compared", name=base.get("name"))
-    if digest != base.get("weights_sha256"):
-        raise _error(
-            "base_mismatch",
-            _("the base model {name} that is installed here has other weights than the certified one"),
-            name=str(base.get("name")),
-        )
-    return _("base model {name}: is the certified one", name=base.get("name"))
-
-
 def keys_at(where: str) -> dict[str, Any]:
     """Read a JSON web key set from a file or an address."""
     from urllib.parse import urlsplit
@@ -283,34 +239,7 @@ def keys_at(where: str) -> dict[str, Any]:
         with Session(address, patience_s=10.0) as session:
             found = session.public("GET", parts.path).json("key set")
     else:
-        found = _parsed(Path(where))
+        found = parsed(Path(where))
     if not isinstance(found, dict):
-        raise _error("bad_keys", _("{where} is no key set"), where=where)
+        raise error("bad_keys", _("{where} is no key set"), where=where)
     return found
-
-
-def _parsed(path: Path) -> Any:
-    from client.durable import read_text
-    from client.wire import read_json
-
-    return read_json(read_text(path).encode(), what=path.name)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found = _parsed(path)
-    if not isinstance(found, dict):
-        raise _error("certificate_invalid", _("{path} is no JSON object"), path=str(path))
-    return found
-
-
-def _section(value: dict[str, Any], name: str) -> dict[str, Any]:
-    found = value.get(name)
-    if not isinstance(found, dict):
-        raise _error("certificate_invalid", _("the certificate does not say {member}"), member=name)
-    return found
-
-
-def _error(code: str, message: str, **members: Any) -> ClientError:
-    from client.errors import ClientError
-
-    return ClientError(code, message, **members)

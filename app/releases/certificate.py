@@ -7,7 +7,7 @@ accompanied by unit, relation, sampling, adversary, delta and accountant claims 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,8 +17,10 @@ from app.budget.arithmetic import shown_delta, shown_spent
 from app.budget.queries import AccountView, claimed_epsilon
 from app.core.canonical import canonical_bytes, canonical_sha256
 from app.releases import statements
+from app.releases.members import member_digests
 
-VERSION = 2
+VERSION = 3
+"""Since 3 every tensor has a digest, and what is signed is the list of all members' digests."""
 ALGORITHM = "EdDSA"
 Sign = Callable[[bytes], tuple[str, bytes]]
 """Signs bytes: (key id, signature)."""
@@ -46,6 +48,8 @@ class Facts:
     round_id: UUID
     number: int
     adapter_sha256: str
+    tensors: Sequence[Mapping[str, Any]]
+    """Of the adapter's file: what app.releases.tensors.tensor_digests finds in it."""
     adapter_config_sha256: str
     """Of adapter_config.json in its canonical form, which is how it is served."""
     previous: str | None
@@ -81,6 +85,7 @@ def build(facts: Facts) -> dict[str, Any]:
             "rounds_aggregated": list(facts.rounds_aggregated),
             "clients": facts.clients,
             "adapter_sha256": facts.adapter_sha256,
+            "tensors": [dict(tensor) for tensor in facts.tensors],
             "adapter_config_sha256": facts.adapter_config_sha256,
             "base_model": manifest["base_model"],
             "lora_method": manifest["lora"]["method"],
@@ -94,10 +99,11 @@ def build(facts: Facts) -> dict[str, Any]:
 
 
 def sign(content: dict[str, Any], signer: Sign) -> dict[str, Any]:
-    """Add the signature, over the canonical bytes of everything else."""
-    kid, signature = signer(canonical_bytes(content))
+    """Add the signature, over the canonical bytes of all members' digests."""
+    members = member_digests(content)
+    kid, signature = signer(canonical_bytes(members))
     value = base64.urlsafe_b64encode(signature).rstrip(b"=").decode()
-    return content | {"signature": {"kid": kid, "alg": ALGORITHM, "value": value}}
+    return content | {"signature": {"kid": kid, "alg": ALGORITHM, "members": members, "value": value}}
 
 
 def _privacy(facts: Facts) -> dict[str, Any]:

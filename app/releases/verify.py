@@ -16,10 +16,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from app.core.canonical import canonical_bytes
 from app.releases.certificate import ALGORITHM, VERSION
+from app.releases.members import first_difference
+
+WHOLE = 2
+"""The version before: signed as one piece, without digests of tensors."""
 
 
 class CertificateInvalid(Exception):
     """The certificate is not one that the holder of these keys has signed; the text says why."""
+
+
+class MemberChanged(CertificateInvalid):
+    """A member is not the one whose digest was signed."""
+
+    def __init__(self, pointer: str) -> None:
+        super().__init__(f"{pointer} was changed, added or taken out")
+        self.pointer = pointer
 
 
 def verify(certificate: Mapping[str, Any], jwks: Mapping[str, Any]) -> str:
@@ -29,20 +41,39 @@ def verify(certificate: Mapping[str, Any], jwks: Mapping[str, Any]) -> str:
         certificate: the parsed JSON, signature included.
         jwks: a JSON web key set (RFC 7517), as published by the issuer; fetch it from the issuer itself.
     """
-    if certificate.get("version") != VERSION:
-        raise CertificateInvalid("the certificate is of an unknown version")
+    members = require_unchanged(certificate)
     signature = certificate.get("signature")
     if not isinstance(signature, Mapping) or signature.get("alg") != ALGORITHM:
         raise CertificateInvalid("the certificate carries no EdDSA signature")
     kid, value = signature.get("kid"), signature.get("value")
     if not isinstance(kid, str) or not isinstance(value, str):
         raise CertificateInvalid("the certificate's signature is malformed")
-    content = {name: member for name, member in certificate.items() if name != "signature"}
     try:
-        _key(jwks, kid).verify(_decoded(value), canonical_bytes(content))
+        _key(jwks, kid).verify(_decoded(value), canonical_bytes(members))
     except (InvalidSignature, ValueError) as error:
         raise CertificateInvalid("the signature does not hold: the certificate was changed") from error
     return kid
+
+
+def require_unchanged(certificate: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Hold a certificate against its own list of digests, and return what its signature has to be over.
+
+    Whoever changes a member and not the list is told by the member's name; whoever changes both breaks the
+    signature, and only that tells. Raises CertificateInvalid.
+    """
+    content = {name: member for name, member in certificate.items() if name != "signature"}
+    if content.get("version") == WHOLE:
+        return content
+    if content.get("version") != VERSION:
+        raise CertificateInvalid("the certificate is of an unknown version")
+    signature = certificate.get("signature")
+    members = signature.get("members") if isinstance(signature, Mapping) else None
+    if not isinstance(members, Mapping):
+        raise CertificateInvalid("the certificate does not list its members")
+    changed = first_difference(content, members)
+    if changed is not None:
+        raise MemberChanged(changed)
+    return members
 
 
 def _key(jwks: Mapping[str, Any], kid: str) -> Ed25519PublicKey:

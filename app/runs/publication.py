@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +35,7 @@ def release_round(
     round_id: UUID,
     *,
     adapter_sha256: str,
+    tensors: Sequence[Mapping[str, Any]],
     size_bytes: int,
     adapter_config: Mapping[str, Any],
     sign: Sign,
@@ -43,7 +44,8 @@ def release_round(
     """Record the release of a round, with its signed certificate; called by the publish job.
 
     The caller moves the round to `published` in the same transaction. A second call returns the first's
-    release. `adapter_sha256` names the blob of the whole adapter file, frozen factors included.
+    release. `adapter_sha256` names the blob of the whole adapter file, frozen factors included; `tensors` are
+    the digests of what is in it.
     """
     known = release_of_round(session, round_id)
     if known is not None:
@@ -58,6 +60,7 @@ def release_round(
             run,
             round_,
             adapter_sha256=adapter_sha256,
+            tensors=tensors,
             adapter_config_sha256=canonical_sha256(dict(adapter_config)),
             previous=None if parent is None else canonical_sha256(parent.certificate),
             issuer=issuer,
@@ -76,6 +79,7 @@ def _facts(
     round_: Round,
     *,
     adapter_sha256: str,
+    tensors: Sequence[Mapping[str, Any]],
     adapter_config_sha256: str,
     previous: str | None,
     issuer: str,
@@ -91,6 +95,7 @@ def _facts(
         round_id=round_.id,
         number=round_.number,
         adapter_sha256=adapter_sha256,
+        tensors=tensors,
         adapter_config_sha256=adapter_config_sha256,
         previous=previous,
         steps=Manifest.model_validate(run.manifest).steps,

@@ -25,6 +25,7 @@ from tests.federation import PRICE, Federation
 from tests.http.accounts import VAULT
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0}
+TENSORS = [{"name": "w", "dtype": "F32", "shape": [1], "sha256": "e" * 64}]
 PERSON: dict[str, Any] = {
     "unit": "person",
     "person": {"id_field": "author", "records_cap": 3, "silos": 2},
@@ -60,6 +61,7 @@ class Issuer:
             self.session,
             round_.id,
             adapter_sha256="d" * 64,
+            tensors=TENSORS,
             size_bytes=1,
             adapter_config=CONFIG,
             sign=self.api.app.state.keys.sign,

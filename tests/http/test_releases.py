@@ -15,8 +15,9 @@ from app.core.settings import Settings
 from app.identity.keys import ensure_signing_keys
 from app.identity.models import ClientState
 from app.identity.roles import Role
+from app.releases.members import member_digests
 from app.releases.models import Release
-from app.releases.verify import CertificateInvalid, verify
+from app.releases.verify import CertificateInvalid, MemberChanged, verify
 from app.rounds import lifecycle
 from app.runs import service
 from app.runs.manifest import Manifest
@@ -27,6 +28,7 @@ from tests.federation import NOTHING, OPEN_PRIVACY, PRICE, Federation
 from tests.http.accounts import VAULT, Caller, add_caller, client_headers
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4.0}
+TENSORS = [{"name": "w", "dtype": "F32", "shape": [1], "sha256": "e" * 64}]
 
 
 class Publisher:
@@ -50,6 +52,7 @@ class Publisher:
             self.session,
             round_.id,
             adapter_sha256=digest,
+            tensors=TENSORS,
             size_bytes=len(content),
             adapter_config=CONFIG,
             sign=self.api.app.state.keys.sign,
@@ -128,10 +131,37 @@ def test_a_certificate_holds_under_the_published_keys_and_no_member_can_be_chang
             verify(forged, jwks)
 
 
+@pytest.mark.parametrize(
+    ("path", "pointer"),
+    [
+        (("privacy", "this_run", "epsilon"), "/privacy/this_run/epsilon"),
+        (("ledger", "heads_sha256"), "/ledger/heads_sha256"),
+        (("release", "parents"), "/release/parents"),
+        (("previous",), "/previous"),
+        (("release", "base_model", "weights_sha256"), "/release/base_model/weights_sha256"),
+    ],
+)
+def test_a_changed_number_head_or_lineage_is_named_and_cannot_be_signed_again(
+    publisher: Publisher, viewer: Caller, path: tuple[str, ...], pointer: str
+) -> None:
+    certificate = certificate_of(publisher, viewer, publisher.publish(publisher.federation.running()))
+    target = certificate
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = "another"
+    with pytest.raises(MemberChanged) as caught:
+        verify(certificate, jwks_of(publisher))
+    assert caught.value.pointer == pointer
+    content = {name: member for name, member in certificate.items() if name != "signature"}
+    certificate["signature"]["members"] = member_digests(content)
+    with pytest.raises(CertificateInvalid, match="signature does not hold"):
+        verify(certificate, jwks_of(publisher))
+
+
 @pytest.mark.parametrize("signature", [None, "text", {}, {"alg": "EdDSA", "kid": 1, "value": "x"}])
 def test_a_certificate_without_a_usable_signature_does_not_hold(signature: object) -> None:
     with pytest.raises(CertificateInvalid):
-        verify({"version": 2, "signature": signature}, {"keys": []})
+        verify({"version": 3, "signature": signature}, {"keys": []})
 
 
 @pytest.mark.parametrize(
@@ -145,9 +175,10 @@ def test_a_certificate_without_a_usable_signature_does_not_hold(signature: objec
     ],
 )
 def test_a_published_key_of_another_kind_verifies_nothing(key: object) -> None:
-    certificate = {"version": 2, "signature": {"alg": "EdDSA", "kid": "k", "value": "A" * 86}}
+    content = {"version": 3}
+    signature = {"alg": "EdDSA", "kid": "k", "members": member_digests(content), "value": "A" * 86}
     with pytest.raises(CertificateInvalid):
-        verify(certificate, {"keys": [key]})
+        verify(content | {"signature": signature}, {"keys": [key]})
 
 
 def test_every_epsilon_stands_beside_what_it_depends_on(publisher: Publisher, viewer: Caller) -> None:
@@ -294,6 +325,7 @@ def test_recording_a_round_twice_is_one_release(publisher: Publisher) -> None:
         publisher.session,
         first.round_id,
         adapter_sha256="0" * 64,
+        tensors=TENSORS,
         size_bytes=1,
         adapter_config={},
         sign=publisher.api.app.state.keys.sign,

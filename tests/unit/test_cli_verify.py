@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import logging
 import warnings
@@ -14,14 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from safetensors.torch import save
 from typer.testing import CliRunner
 
 from app.core.canonical import canonical_bytes, canonical_sha256
 from app.core.ids import new_id
 from app.core.tokens import public_jwk, raw_public
 from app.releases.certificate import Facts, build, sign
+from app.releases.tensors import NoTensorFile, tensor_digests
 from cli.main import app
 from modelling.base import weights_digest
 from tests.builders import tiny_manifest
@@ -30,7 +34,9 @@ from tests.unit.tiny_model import write_tiny_bert
 
 KEY = Ed25519PrivateKey.generate()
 KEYS = {"keys": [public_jwk("k1", raw_public(KEY))]}
-ADAPTER, CONFIG = b"adapter", {"peft_type": "LORA", "r": 2}
+CONFIG = {"base_model_name_or_path": "tiny", "peft_type": "LORA", "r": 2}
+WEIGHTS = {name: torch.arange(4.0).reshape(2, 2) for name in ("a.weight", "b.weight", "c.weight")}
+ADAPTER = save(WEIGHTS)
 LOCAL: dict[str, Any] = {"noise_multiplier": 2.0, "examples": {"kind": "poisson", "rate": 0.25}}
 CENTRAL: dict[str, Any] = {
     "trust": "central",
@@ -71,6 +77,7 @@ def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **p
         round_id=new_id(),
         number=1,
         adapter_sha256=hashlib.sha256(ADAPTER).hexdigest(),
+        tensors=tensor_digests(io.BytesIO(ADAPTER)),
         adapter_config_sha256=canonical_sha256(CONFIG),
         previous=None,
         steps=steps,
@@ -129,6 +136,7 @@ def test_a_release_holds_by_signature_digests_and_recomputed_epsilon(release: Pa
     shown = verify(release).stdout
     assert shown.count("holds") == 2
     assert shown.count("is the certified one") == 3
+    assert "3 tensors: are the certified ones" in shown
     assert "computed again: " in shown
     assert "not checked" not in shown
 
@@ -136,16 +144,86 @@ def test_a_release_holds_by_signature_digests_and_recomputed_epsilon(release: Pa
 def test_a_changed_file_or_base_model_is_named(
     release: Path, content: dict[str, Any], tmp_path: Path
 ) -> None:
-    (release / "adapter_config.json").write_text('{"peft_type":"LORA","r":4}')
+    (release / "adapter_config.json").write_bytes(canonical_bytes(CONFIG | {"r": 4}))
     assert "[config_mismatch]" in verify(release, code=1).stderr
-    (release / "adapter_model.safetensors").write_bytes(b"adaptes")
-    assert "[adapter_mismatch]" in verify(release, code=1).stderr
-    (release / "adapter_model.safetensors").write_bytes(ADAPTER)
+    (release / "adapter_config.json").write_bytes(
+        canonical_bytes(CONFIG | {"base_model_name_or_path": "big"})
+    )
+    refused = verify(release, code=1).stderr
+    assert "[base_mismatch]" in refused
+    assert "big" in refused
     (release / "adapter_config.json").write_bytes(canonical_bytes(CONFIG))
     other = deepcopy(content)
     other["release"]["base_model"]["weights_sha256"] = "1" * 64
     (release / "certificate.json").write_text(json.dumps(signed(other)))
     assert "[base_mismatch]" in verify(release, code=1).stderr
+
+
+def swapped(**changes: torch.Tensor | None) -> bytes:
+    """The adapter's file with tensors changed, added or (None) taken out; `_` stands for a full stop."""
+    weights: dict[str, Any] = WEIGHTS | {name.replace("_", "."): tensor for name, tensor in changes.items()}
+    return save({name: tensor for name, tensor in weights.items() if tensor is not None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"b_weight": torch.zeros(2, 2)}, "b.weight is not the certified one"),
+        ({"b_weight": torch.arange(4.0).reshape(4, 1)}, "b.weight is not the certified one"),
+        ({"b_weight": None}, "b.weight is certified and not in the adapter"),
+        ({"aa_weight": torch.zeros(1)}, "aa.weight is in the adapter and not certified"),
+        ({"c_weight": torch.zeros(2, 2), "b_weight": torch.ones(2, 2)}, "b.weight is not the certified one"),
+    ],
+)
+def test_one_tensor_that_was_swapped_is_named(release: Path, changes: dict[str, Any], told: str) -> None:
+    (release / "adapter_model.safetensors").write_bytes(swapped(**changes))
+    refused = verify(release, code=1).stderr
+    assert "[tensor_mismatch]" in refused
+    assert told in refused
+
+
+@pytest.mark.parametrize(
+    "content_bytes", [b"adapter", ADAPTER[:-1], ADAPTER + b"x", save({"a": torch.zeros(2).half()})]
+)
+def test_an_adapter_that_is_no_file_of_float32_tensors_is_refused(
+    release: Path, content_bytes: bytes
+) -> None:
+    (release / "adapter_model.safetensors").write_bytes(content_bytes)
+    assert "[adapter_mismatch]" in verify(release, code=1).stderr
+
+
+def test_the_same_tensors_in_another_file_are_not_the_certified_file(release: Path) -> None:
+    (release / "adapter_model.safetensors").write_bytes(save(WEIGHTS, metadata={"note": "more"}))
+    assert "[adapter_mismatch]" in verify(release, code=1).stderr
+
+
+def test_a_tensors_digest_is_that_of_its_dtype_shape_and_bytes() -> None:
+    (first, *_others) = tensor_digests(io.BytesIO(ADAPTER))
+    values = WEIGHTS["a.weight"].numpy().tobytes()
+    assert first == {
+        "name": "a.weight",
+        "dtype": "F32",
+        "shape": [2, 2],
+        "sha256": hashlib.sha256(b'{"dtype":"F32","shape":[2,2]}\n' + values).hexdigest(),
+    }
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}},
+        {"a": []},
+        [],
+    ],
+)
+def test_a_file_with_gaps_or_odd_entries_is_not_read(entries: Any) -> None:
+    header = json.dumps(entries).encode()
+    with pytest.raises(NoTensorFile):
+        tensor_digests(io.BytesIO(len(header).to_bytes(8, "little") + header + bytes(8)))
 
 
 def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(
@@ -157,13 +235,46 @@ def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
-    [('"epsilon": 2.0', '"epsilon": 1.0'), ('"steps": 4', '"steps": 2'), ('"round": 1', '"round": 2')],
+    ("old", "new", "member"),
+    [
+        ('"epsilon": 2.0', '"epsilon": 1.0', "/privacy/this_run/epsilon"),
+        ('"steps": 4', '"steps": 2', "/privacy/steps"),
+        ('"round": 1', '"round": 2', "/release/round"),
+        ('"parents": []', '"parents": ["x"]', "/release/parents"),
+        ('"accounts": 0', '"accounts": 1', "/ledger/accounts"),
+    ],
 )
-def test_a_changed_number_breaks_the_signature(release: Path, old: str, new: str) -> None:
+def test_a_changed_number_is_named_with_and_without_the_issuers_key(
+    release: Path, old: str, new: str, member: str
+) -> None:
     text = (release / "certificate.json").read_text()
     assert old in text
     (release / "certificate.json").write_text(text.replace(old, new))
+    for refused in (verify(release, code=1), dpfl("verify-release", str(release), code=1)):
+        assert "[member_changed]" in refused.stderr
+        assert member in refused.stderr
+
+
+def test_a_certificate_that_was_signed_again_by_somebody_else_does_not_hold(
+    release: Path, content: dict[str, Any]
+) -> None:
+    content["privacy"]["this_run"]["epsilon"] = 1.999
+    other = Ed25519PrivateKey.generate()
+    forged = sign(content, lambda raw: ("k1", other.sign(raw)))
+    (release / "certificate.json").write_text(json.dumps(forged))
+    assert "[certificate_invalid]" in verify(release, code=1).stderr
+
+
+def test_a_certificate_of_the_version_before_holds_as_it_was_signed(
+    release: Path, content: dict[str, Any]
+) -> None:
+    del content["release"]["tensors"]
+    content["version"] = 2
+    value = base64.urlsafe_b64encode(KEY.sign(canonical_bytes(content))).rstrip(b"=").decode()
+    former = content | {"signature": {"kid": "k1", "alg": "EdDSA", "value": value}}
+    (release / "certificate.json").write_text(json.dumps(former))
+    assert "tensors" not in verify(release).stdout
+    (release / "certificate.json").write_text(json.dumps(former | {"version": 3}))
     assert "[certificate_invalid]" in verify(release, code=1).stderr
 
 
@@ -307,9 +418,11 @@ def test_the_issuers_keys_may_be_fetched(release: Path, base: Path) -> None:
         dpfl("verify-release", str(release), "--key", f"{server.url}/keys.json")
 
 
-def test_the_signature_is_over_the_canonical_bytes(content: dict[str, Any]) -> None:
-    value = signed(content)["signature"]["value"]
-    KEY.public_key().verify(base64.urlsafe_b64decode(value + "=="), canonical_bytes(content))
+def test_the_signature_is_over_the_canonical_list_of_the_members_digests(content: dict[str, Any]) -> None:
+    signature = signed(content)["signature"]
+    assert signature["members"]["/privacy/this_run/epsilon"] == hashlib.sha256(b"2.0").hexdigest()
+    raw = base64.urlsafe_b64decode(signature["value"] + "==")
+    KEY.public_key().verify(raw, canonical_bytes(signature["members"]))
 
 
 @pytest.mark.parametrize("text", ["[]", '[{"version": 1}]', '"text"', "1", "null"])

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from app.jobs import leases
 from app.jobs.leases import Claim
+from app.releases.tensors import tensor_digests
 from app.rounds import lifecycle
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
@@ -33,6 +34,8 @@ def run(context: Context, claim: Claim) -> None:
             return
         manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
     digest, size_bytes = _write_whole(context, row.candidate_sha256, manifest)
+    with context.blobs.open(digest) as file:
+        tensors = tensor_digests(file)
     context.keys.current()  # loaded before the transaction, not in it
     reach("publish.after_blob")
     with context.database.run_tx("publish end") as session:
@@ -44,6 +47,7 @@ def run(context: Context, claim: Claim) -> None:
             session,
             round_id,
             adapter_sha256=digest,
+            tensors=tensors,
             size_bytes=size_bytes,
             adapter_config=peft_config(manifest.as_json()),
             sign=context.keys.sign,

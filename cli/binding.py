@@ -1,0 +1,101 @@
+"""What lies in a release's folder, held against its certificate: tensors, configuration, base model.
+
+The first thing that differs is named; a tensor by its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cli.documents import ADAPTER, CONFIG, error, read, section
+from cli.i18n import _
+
+
+def bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
+    """Hold the folder's files, and the base model that is installed, against the certificate."""
+    release = section(certificate, "release")
+    lines = _adapter(folder, release)
+    _require_config(folder, release)
+    return [*lines, _("{name}: is the certified one", name=CONFIG), _base(section(release, "base_model"))]
+
+
+def _adapter(folder: Path, release: dict[str, Any]) -> list[str]:
+    """The tensors first, which tell more than the file's digest does."""
+    from client.profile import file_sha256
+
+    digest = file_sha256(folder / ADAPTER)
+    certified, lines = release.get("tensors"), []
+    if certified is not None:  # a certificate of version 2 has none
+        _require_tensors(folder, certified)
+        lines = [_("{count} tensors: are the certified ones", count=len(certified))]
+    if release.get("adapter_sha256") != digest:
+        raise error(
+            "adapter_mismatch", _("the adapter in {folder} is not the certified one"), folder=str(folder)
+        )
+    return [_("adapter {digest}: is the certified one", digest=digest), *lines]
+
+
+def _require_tensors(folder: Path, certified: Any) -> None:
+    """Refuse the first tensor, in the order of names, that is missing, unknown, or another one."""
+    from app.releases.tensors import NoTensorFile, tensor_digests
+
+    if not isinstance(certified, list) or not all(isinstance(one, dict) for one in certified):
+        raise error("certificate_invalid", _("the certificate does not say {member}"), member="tensors")
+    try:
+        with (folder / ADAPTER).open("rb") as file:
+            found = {str(one["name"]): one for one in tensor_digests(file)}
+    except NoTensorFile as failure:
+        raise error(
+            "adapter_mismatch",
+            _("the adapter in {folder} is not readable: {why}"),
+            folder=str(folder),
+            why=str(failure),
+        ) from failure
+    wanted = {str(one.get("name")): one for one in certified}
+    for name in sorted(found.keys() | wanted.keys()):
+        if name not in found:
+            raise error("tensor_mismatch", _("{tensor} is certified and not in the adapter"), tensor=name)
+        if name not in wanted:
+            raise error("tensor_mismatch", _("{tensor} is in the adapter and not certified"), tensor=name)
+        if found[name] != wanted[name]:
+            raise error("tensor_mismatch", _("{tensor} is not the certified one"), tensor=name)
+
+
+def _require_config(folder: Path, release: dict[str, Any]) -> None:
+    from app.core.canonical import canonical_sha256
+
+    config, base = read(folder / CONFIG), section(release, "base_model")
+    if config.get("base_model_name_or_path") != base.get("name"):
+        raise error(
+            "base_mismatch",
+            _("{file} names the base model {found}; the certified one is {name}"),
+            file=CONFIG,
+            found=str(config.get("base_model_name_or_path")),
+            name=str(base.get("name")),
+        )
+    if release.get("adapter_config_sha256") != canonical_sha256(config):
+        raise error(
+            "config_mismatch",
+            _("{name} in {folder} is not the certified one"),
+            name=CONFIG,
+            folder=str(folder),
+        )
+
+
+def _base(base: dict[str, Any]) -> str:
+    """Compare the base model that is installed here, if it is."""
+    from modelling.base import locate_base_model, weights_digest
+    from modelling.errors import ModelRefused
+
+    try:
+        digest = weights_digest(locate_base_model(str(base.get("locator"))))
+    except ModelRefused:
+        return _("base model {name}: not installed here, so not compared", name=base.get("name"))
+    if digest != base.get("weights_sha256"):
+        raise error(
+            "base_mismatch",
+            _("the base model {name} that is installed here has other weights than the certified one"),
+            name=str(base.get("name")),
+        )
+    return _("base model {name}: is the certified one", name=base.get("name"))
