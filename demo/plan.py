@@ -89,7 +89,7 @@ def assembled(
     training: dict[str, Any],
     privacy: dict[str, Any],
     rounds: int,
-    quorum: dict[str, int],
+    quorum: dict[str, Any],
 ) -> dict[str, Any]:
     """Put a manifest together around the task and the base model that all demos share."""
     folder = locate_base_model(LOCATOR)

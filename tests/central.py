@@ -48,9 +48,9 @@ CENTRAL: dict[str, Any] = {
 EVERYONE: dict[str, Any] = {"cohort": {"kind": "everyone"}}
 
 
-def central_manifest(*, rounds: int = 2, **privacy: Any) -> dict[str, Any]:
+def central_manifest(*, rounds: int = 2, seal: str | None = "quorum", **privacy: Any) -> dict[str, Any]:
     """A small plan under `central`; keywords change members of its privacy section."""
-    quorum = {"min_updates": 0, "max_updates": CLIENTS}
+    quorum = {"min_updates": 0, "max_updates": CLIENTS, "seal": seal}
     return tiny_manifest(privacy=CENTRAL | privacy, quorum=quorum, rounds=rounds)
 
 
@@ -61,6 +61,7 @@ def start_central_run(
     start_adapter_sha256: str = "a" * 64,
     organisation: Organisation | None = None,
     rounds: int = 2,
+    seal: str | None = "quorum",
     **privacy: Any,
 ) -> Run:
     """A started run of six clients, its first round open."""
@@ -73,7 +74,7 @@ def start_central_run(
         session,
         coordinator,
         name=None,
-        manifest=Manifest.model_validate(central_manifest(rounds=rounds, **privacy)),
+        manifest=Manifest.model_validate(central_manifest(rounds=rounds, seal=seal, **privacy)),
         client_ids=[client.id for client in clients],
         settings=settings,
     )

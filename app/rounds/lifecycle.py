@@ -111,7 +111,7 @@ def plan(
 
 
 def open_round(session: Session, round_id: UUID, *, actor: str) -> None:
-    """Let the cohort's updates in, and wake its clients. A drawn cohort may be empty: closed at once."""
+    """Let the cohort's updates in, and wake its clients. A drawn cohort may be empty."""
     advance(session, round_id, RoundState.OPEN, actor=actor, opened_at=sa.func.now())
     if get_round(session, round_id).cohort_secret:  # empty or not: the job itself tells nothing
         enqueue(session, "deadline", key=f"{round_id}:opened", payload={"round_id": str(round_id)})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -19,6 +20,18 @@ from app.rounds.states import FINAL, RoundState
 from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
+
+
+def seals_at_deadline(manifest: dict[str, Any]) -> bool:
+    """Say whether a round of the run stays open until its deadline, whoever has sent.
+
+    Only then the time of its seal says nothing of who was drawn. A plan without a word on it is taken so
+    where its cohort is secret.
+    """
+    seal, privacy = manifest["quorum"].get("seal"), manifest["privacy"]
+    if seal is None:
+        return bool(privacy["trust"] == "central" and privacy["cohort"]["kind"] == "poisson")
+    return bool(seal == "deadline")
 
 
 def is_under_way(session: Session, run_id: UUID) -> bool:

@@ -28,6 +28,7 @@ from app.rounds.queries import is_assigned, lock_round
 from app.runs.charges import event_of, is_charged, round_ref, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import runs
+from app.runs.rounds import seals_at_deadline
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Shapes, expected_tensors, size_bounds
 
@@ -159,8 +160,9 @@ def _spend(session: Session, principal: Principal, round_: Round, run: Run) -> N
 def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) -> Update:
     """The bytes are here, checked and stored under their digest: they become part of the round.
 
-    Seals the round when its cohort is complete. Idempotent. Raises RoundClosed when the round was closed
-    while the bytes were on their way: they are not part of it, and the budget stays spent.
+    Seals the round when its cohort is complete, unless its run keeps it open to its deadline. Idempotent.
+    Raises RoundClosed when the round was closed while the bytes were on their way: they are not part of it,
+    and the budget stays spent.
     """
     lock_round(session, sent.round_id)
     row = _own_update(session, principal, sent)
@@ -168,12 +170,13 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
         raise NotFound(_("this update was never announced"))
     if row.state is not UpdateState.RECEIVING:
         return row
-    lifecycle.hold_open(session, sent.round_id)
+    round_ = lifecycle.hold_open(session, sent.round_id)
     row.state = UpdateState.RECEIVED
     row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
     row.received_at = now()
     session.flush()
-    lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
+    if not seals_at_deadline(session.get_one(Run, round_.run_id).manifest):
+        lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
     return row
 
 

@@ -134,10 +134,17 @@ def readable(api: TestClient) -> list[tuple[str, str]]:
 
 @pytest.fixture
 def walk(api: TestClient, session: Session, settings: Settings) -> Walk:
+    return walking(api, session, settings, seal="quorum")
+
+
+def walking(api: TestClient, session: Session, settings: Settings, *, seal: str | None) -> Walk:
+    """A run whose rounds close as `seal` says."""
     ensure_signing_keys(session, VAULT)
     organisation: Organisation = build_organisation(session)
     start = LocalBlobs(settings.blob_folder).put(b"the adapter that the round starts from")
-    run = start_central_run(session, settings, organisation=organisation, start_adapter_sha256=start)
+    run = start_central_run(
+        session, settings, organisation=organisation, start_adapter_sha256=start, seal=seal
+    )
     return Walk(
         api=api,
         session=session,
@@ -187,6 +194,20 @@ def test_the_last_member_seals_the_round_without_its_name(walk: Walk) -> None:
     log = shown["admin", f"/v1/rounds/{walk.round.id}/log"]
     assert '"actor":"cohort"' in log
     assert not any(str(client_id) in log for client_id in walk.client_ids)
+
+
+def test_a_round_that_closes_at_its_deadline_shows_nothing_when_everybody_has_sent(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    walk = walking(api, session, settings, seal=None)
+    before = walk.looked_at()
+    for number in (0, 1):
+        assert walk.put(number).status_code == 201
+    walk.session.refresh(walk.round)
+    assert walk.round.state is RoundState.OPEN
+    now = walk.looked_at()
+    assert {key: text for key, text in now.items() if "/updates/" not in key[1]} == before
+    walk.require_no_trace(now)
 
 
 def test_a_member_sees_itself_and_nobody_else(walk: Walk) -> None:

@@ -62,7 +62,7 @@ def federation(processes: Processes) -> Iterator[Federation]:
 
 
 def plan() -> dict[str, Any]:
-    quorum = {"min_updates": 0, "max_updates": SILOS}
+    quorum = {"min_updates": 0, "max_updates": SILOS, "seal": "quorum"}
     return tiny_manifest(privacy=PRIVACY, quorum=quorum, rounds=1)
 
 

@@ -1,6 +1,6 @@
 """A round's time is over: it is sealed with what it has, or aborted for want of a quorum.
 
-A round that asks nobody is over at once.
+A round that asks nobody is over at once, unless its run keeps every round open to its deadline.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from app.rounds.models import Round
 from app.rounds.queries import cohort_size, get_round, lock_round
 from app.rounds.states import RoundState
 from app.runs.queries import lock_run
+from app.runs.rounds import seals_at_deadline
 from app.runs.service import after_abort
 from workers.context import ACTOR, Context
 
@@ -29,13 +30,14 @@ QUORUM_MISSING = (
 
 
 def run(context: Context, claim: Claim) -> None:
-    """Close one round that is overdue by the database's clock, or asks nobody; any other is left alone."""
+    """Close one round that is overdue by the database's clock, or asks nobody; others are left alone."""
     round_id = UUID(claim.payload["round_id"])
     with context.database.run_tx("deadline") as session:
         leases.finish(session, claim)
-        lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
+        run_row = lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
         row = lock_round(session, round_id)
-        if row.state is RoundState.OPEN and (_has_passed(session, row) or not cohort_size(session, round_id)):
+        asks_nobody = not seals_at_deadline(run_row.manifest) and not cohort_size(session, round_id)
+        if row.state is RoundState.OPEN and (asks_nobody or _has_passed(session, row)):
             _close(session, row, context.vault)
 
 
