@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.audited import audited
 from cli.binding import bound
 from cli.documents import CERTIFICATE, error, parsed, read, section
 from cli.i18n import _
@@ -73,7 +74,7 @@ def _checked(
         return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
     _require_whole_schedule(privacy, rounds=section(certificate, "release").get("rounds_planned"))
     _require_clip_noise(privacy)
-    return lines + _claim(privacy)
+    return [*lines, *_claim(privacy), *audited(privacy)]
 
 
 def _signature(certificate: dict[str, Any], key: str | None) -> str:

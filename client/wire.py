@@ -133,6 +133,12 @@ class Person(Part):
     """The most data sets of the federation one person is said to be in."""
 
 
+class Audit(Part):
+    """An attack that the server makes on its own code; it asks nothing of a client."""
+
+    canaries: Count
+
+
 class Privacy(Part):
     """The privacy plan. Under `local` the client itself clips and adds the noise."""
 
@@ -148,6 +154,7 @@ class Privacy(Part):
     divisor: Positive
     adaptive_clip: AdaptiveClip | None = None
     person: Person | None = None
+    audit: Audit | None = None
 
     @property
     def rate(self) -> float:
@@ -169,6 +176,8 @@ class Quorum(Part):
 
     min_updates: Annotated[int, Field(ge=0, le=10**9)]
     max_updates: Count
+    seal: Literal["quorum", "deadline"] | None = None
+    """When a round closes: once all have sent, or at its deadline alone."""
 
 
 class Manifest(Part):

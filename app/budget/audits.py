@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -30,6 +32,32 @@ def record(session: Session, *, organisation_id: UUID, run_id: UUID, report: dic
             detail=detail,
         )
     session.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The first audit of a run, and how many there were until now."""
+
+    report: dict[str, Any]
+    at: datetime
+    audits: int
+
+
+def first_of(session: Session, run_id: UUID) -> Found | None:
+    """The first audit of a run: nobody may ask until one pleases."""
+    rows = session.scalars(
+        sa.select(PrivacyAudit).where(PrivacyAudit.run_id == run_id).order_by(PrivacyAudit.id)
+    ).all()
+    return Found(rows[0].report, rows[0].at, len(rows)) if rows else None
+
+
+def is_refuted(session: Session, run_id: UUID) -> bool:
+    """Say whether any audit of a run, by its plan or by hand, refuted what is claimed for its mechanism."""
+    return bool(
+        session.scalar(
+            sa.select(sa.exists().where(PrivacyAudit.run_id == run_id, PrivacyAudit.refuted.is_(True)))
+        )
+    )
 
 
 def audits(principal: Principal) -> sa.Select[PrivacyAudit]:

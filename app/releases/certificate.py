@@ -65,6 +65,9 @@ class Facts:
     ancestors: Sequence[Ancestor]
     open_runs: int
     """Started runs with trust `none` in which data of this run took part: no sum can cover them."""
+    audit: Mapping[str, Any] | None
+    """The report that the plan asked for, when it was made, and how many of the run there were until now."""
+    seals_at_deadline: bool
     issuer: str
     issued_at: datetime
 
@@ -147,8 +150,9 @@ def _claim(facts: Facts) -> dict[str, Any]:
         },
         "population": _population(facts),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
-        **statements.meanings_of(privacy),
+        **statements.meanings_of(privacy, seals_at_deadline=facts.seals_at_deadline),
         **_particulars(privacy, price),
+        **_audit(facts),
     }
 
 
@@ -164,6 +168,13 @@ def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, An
             "adaptive_clip_means": statements.ADAPTIVE_CLIP,
         }
     return found
+
+
+def _audit(facts: Facts) -> dict[str, Any]:
+    """What an attack on the mechanism found, beside the bound and never in its place."""
+    if facts.audit is None:
+        return {}
+    return {"audit": {**facts.audit, **statements.audit_of(facts.manifest["privacy"]["trust"])}}
 
 
 def ledger_of(accounts: Sequence[AccountView]) -> dict[str, Any]:

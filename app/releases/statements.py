@@ -48,6 +48,32 @@ ADAPTIVE_CLIP = (
     "The clip norm follows a quantile of the updates' norms by noised counts. noise_multiplier is that of "
     "sum and count together; the sum alone has clip_noise_multiplier times the round's clip norm."
 )
+_AUDIT_COVERS = {
+    "local": "One noised sum by the code that clients are meant to run, run once on the server: its clip, "
+    "grid and noise, with this plan's clip norm and noise multiplier, on made-up canaries alone, all at full "
+    "participation. No client's own software or machine.",
+    "central": "One noised sum by the server's code, run once: its clip, grid and noise, with this plan's "
+    "clip norm and noise multiplier, on made-up canaries alone, all at full participation.",
+}
+_AUDIT_COVERS_NOT = (
+    "The sampling of cohorts or of examples.",
+    "The composition over steps, rounds and runs.",
+    "Anybody's data: the canaries were alone, and no update of a client entered.",
+    "A leak that these canaries do not provoke, or beyond the report's largest_reachable.",
+)
+_AUDIT_MEANS = (
+    "An attack's findings beside the bound, never in its place. `estimate` is an estimate and bounds "
+    "nothing. `lower_bound` over `claimed_epsilon` would refute the code at the stated confidence; at or "
+    "under it, it shows nothing. `claimed_epsilon` is the price of the one audited sum, not this run's."
+)
+_SEALED_AT_DEADLINE = (
+    " A round of this run is sealed at its deadline, or by hand of somebody who does not learn who was "
+    "drawn: the time of a seal says nothing of that."
+)
+_SEALED_BY_QUORUM = (
+    " A round of this run is sealed as soon as all who were drawn have sent, so its time depends on who they "
+    "are and how many: it is assumed that nobody infers them from it."
+)
 _NOT_CLAIMED = (
     "The choice of this plan (model, rate, learning rate), if it was tuned on the same data.",
     "That the software of those who add the noise ran unmodified.",
@@ -58,21 +84,32 @@ _NOT_CLAIMED = (
 _NOT_PERSONS = "Anything about a person as such."
 
 
-def meanings_of(privacy: dict[str, Any]) -> dict[str, Any]:
+def audit_of(trust: str) -> dict[str, Any]:
+    """Say what an audit looked at, what it did not, and what its numbers are."""
+    return {
+        "covers": _AUDIT_COVERS[trust],
+        "does_not_cover": list(_AUDIT_COVERS_NOT),
+        "means": _AUDIT_MEANS,
+    }
+
+
+def meanings_of(privacy: dict[str, Any], *, seals_at_deadline: bool) -> dict[str, Any]:
     """Say in words what unit, relation and adversary are, and on whose word all of it rests."""
     return {
         "basis": _BASES[privacy["trust"]],
         "unit_means": UNITS[privacy["unit"]],
         "relation_means": RELATIONS[privacy["relation"]],
-        "adversary": adversary_of(privacy),
+        "adversary": adversary_of(privacy, seals_at_deadline=seals_at_deadline),
         "composition": _COMPOSITIONS[privacy["trust"]],
         "not_claimed": [*([_NOT_PERSONS] if privacy["unit"] == "example" else []), *_NOT_CLAIMED],
     }
 
 
-def adversary_of(privacy: dict[str, Any]) -> str:
+def adversary_of(privacy: dict[str, Any], *, seals_at_deadline: bool) -> str:
     """Say what the adversary sees and does not learn."""
     text = _ADVERSARIES[privacy["trust"]]
     if privacy["trust"] == "central":
-        text += _DRAWN_COHORT if privacy["cohort"]["kind"] == "poisson" else _WHOLE_COHORT
+        if privacy["cohort"]["kind"] != "poisson":
+            return text + _WHOLE_COHORT
+        text += _DRAWN_COHORT + (_SEALED_AT_DEADLINE if seals_at_deadline else _SEALED_BY_QUORUM)
     return text

@@ -168,6 +168,13 @@ class Person(Part):
     """The most data sets of this run that one person is declared to be in."""
 
 
+class Audit(Part):
+    """An attack on the mechanism's own code before the run's first release; an estimate beside the bound."""
+
+    canaries: Annotated[int, Field(ge=100, le=1000, strict=True)]
+    """Made-up contributions that are attacked; with m of them no bound exceeds about ln(m / 3)."""
+
+
 class Privacy(Part):
     """The privacy plan: unit, trust, relation, two samplings, clip C, noise z, epsilon, delta, divisor."""
 
@@ -184,6 +191,7 @@ class Privacy(Part):
     """What a step's (under `central` a round's) noised sum is divided by; a constant, never a count."""
     adaptive_clip: AdaptiveClip | None = None
     person: Person | None = None
+    audit: Audit | None = None
 
     @property
     def rate(self) -> float:
@@ -211,6 +219,9 @@ class Quorum(Part):
     min_updates: Annotated[int, Field(ge=0, le=10_000, strict=True)]
     """0 under `central` alone: there an empty round is noised and released like any other."""
     max_updates: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    seal: Literal["quorum", "deadline"] | None = None
+    """When a round closes: once no further update can come, or at its deadline alone, whoever has sent. Null:
+    at the deadline where the cohort is secret, since the time would tell of it; else the first."""
 
 
 class Manifest(Part):
@@ -310,10 +321,11 @@ EXAMPLE: dict[str, Any] = {
         "divisor": 64.0,
         "adaptive_clip": None,
         "person": None,
+        "audit": None,
     },
     "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
     "rounds": 8,
-    "quorum": {"min_updates": 2, "max_updates": 8},
+    "quorum": {"min_updates": 2, "max_updates": 8, "seal": None},
     "round_deadline_s": 600.0,
 }
 """A manifest that can be started as it stands; documentation and tests start from it."""

@@ -124,6 +124,14 @@ class ClipRefused(Invalid):
     remedy = _("Set aggregation.clip_norm to null under `central`, and adaptive_clip to null elsewhere.")
 
 
+class AuditRefused(Invalid):
+    """An audit of a mechanism that is not there."""
+
+    code, title = "audit_refused", _("There is nothing to audit")
+    meaning = _("An audit attacks the noise of a plan; with trust `none` there is no noise and no claim.")
+    remedy = _("Set privacy.audit to null, or plan with a trust mode that adds noise.")
+
+
 def check_trust(manifest: Manifest, trusts: Collection[str]) -> None:
     """Refuse a trust mode that this version cannot run, or that the federation's policy does not name."""
     trust = manifest.privacy.trust
@@ -165,6 +173,8 @@ def _check_cohort(privacy: Privacy) -> None:
 def _check_numbers(privacy: Privacy) -> None:
     numbers = (privacy.clip_norm, privacy.noise_multiplier, privacy.epsilon, privacy.delta)
     if privacy.trust == "none":
+        if privacy.audit is not None:
+            raise AuditRefused(_("with trust `none`, privacy.audit is null"))
         if any(number is not None for number in numbers):
             raise PrivacyIncomplete(
                 _("with trust `none`, clip_norm, noise_multiplier, epsilon and delta are null")

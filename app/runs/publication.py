@@ -9,6 +9,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.budget import audits
 from app.budget.queries import accounts_reserving, clients_on_same_data
 from app.core.canonical import canonical_sha256
 from app.core.clock import now
@@ -22,10 +23,12 @@ from app.releases.queries import latest_of_run, release_of_round
 from app.rounds.models import Round
 from app.rounds.queries import get_round, rounds_of
 from app.rounds.states import RoundState
+from app.runs.auditing import is_audited
 from app.runs.charges import run_ref
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.queries import client_ids_of
+from app.runs.rounds import seals_at_deadline
 
 _DEEPEST_LINEAGE = 1000
 
@@ -87,6 +90,7 @@ def _facts(
     """Collect what the certificate of a round's release rests on."""
     if run.manifest_sha256 is None:
         raise Conflict(_("the run was never started"))
+    manifest = Manifest.model_validate(run.manifest)
     client_ids = client_ids_of(session, run.id)
     same_data = clients_on_same_data(session, client_ids)
     return Facts(
@@ -98,7 +102,7 @@ def _facts(
         tensors=tensors,
         adapter_config_sha256=adapter_config_sha256,
         previous=previous,
-        steps=Manifest.model_validate(run.manifest).steps,
+        steps=manifest.steps,
         manifest=run.manifest,
         manifest_sha256=run.manifest_sha256,
         price=run.price or {},
@@ -107,9 +111,27 @@ def _facts(
         accounts=accounts_reserving(session, run_ref(run.id)),
         ancestors=_ancestors(session, run, same_data),
         open_runs=_open_runs(session, same_data),
+        audit=_audit(session, run),
+        seals_at_deadline=seals_at_deadline(run.manifest),
         issuer=issuer,
         issued_at=now(),
     )
+
+
+def _audit(session: Session, run: Run) -> dict[str, Any] | None:
+    """The audit that the run's plan asks for; raises Conflict where it forbids a release or is missing."""
+    if audits.is_refuted(session, run.id):
+        raise Conflict(_("an audit refuted the run's claim"))
+    if not is_audited(run):
+        return None
+    found = audits.first_of(session, run.id)
+    if found is None:
+        raise Conflict(_("the run was not audited yet"))
+    return {
+        "report": found.report,
+        "audited_at": found.at.isoformat(timespec="seconds"),
+        "audits": found.audits,
+    }
 
 
 def _aggregated(session: Session, run_id: UUID, *, up_to: int) -> list[int]:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from torch import Tensor
 
+from app.budget import audits
 from app.budget.models import PrivacyAudit, PrivacyViolation
 from app.core.db import Database
+from app.core.ids import new_id
+from app.identity.roles import Principal, Role
 from app.jobs import leases
 from app.jobs.models import Job
 from app.jobs.queue import enqueue
+from app.releases.models import Release
+from app.rounds.queries import rounds_of
+from app.rounds.states import RoundState
+from app.runs import service
 from app.runs.manifest import Manifest
+from app.runs.models import Run
+from app.runs.states import RunState
 from engines.privacy import central, mechanism
 from engines.privacy.audit_report import first_contradiction, report_from
 from engines.privacy.noise import NoiseStream, integer_gaussian
 from tests.builders import build_run, tiny_manifest
-from tests.central import CENTRAL
-from tests.worker_bench import LEASE_S, context_for
-from workers.handlers import audit_privacy
+from tests.central import CENTRAL, send_and_seal, start_central_run
+from tests.worker_bench import LEASE_S, context_for, job_of, round_of, trained, work
+from workers.context import Context
+from workers.handlers import aggregate, audit_privacy, publish, validate
+from workers.tensors import write_tensors
 
 LOCAL: dict[str, Any] = {"noise_multiplier": 1.0}
 SERVER: dict[str, Any] = CENTRAL | {"noise_multiplier": 1.0}
@@ -81,3 +93,119 @@ def test_noise_of_a_tenth_is_a_refuted_claim_and_a_violation(
 def test_a_plan_without_noise_has_nothing_to_audit() -> None:
     nothing = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None, "noise_multiplier": None}
     assert audit_privacy.report_on(Manifest.model_validate(tiny_manifest(privacy=nothing))) is None
+
+
+ASKED: dict[str, Any] = {"audit": {"canaries": 400}}
+
+
+def validated(context: Context, run_id: UUID, number: int) -> UUID:
+    """Bring a run's round to the end of its validation."""
+    with context.database.run_tx("test") as session:
+        row = rounds_of(session, run_id)[number - 1]
+        send_and_seal(session, context.blobs, row, [])
+        round_id = row.id
+    work(context, aggregate.run, "aggregate", round_id)
+    work(context, validate.run, "validate", round_id)
+    return round_id
+
+
+def started(context: Context, **privacy: Any) -> UUID:
+    start, _size = write_tensors(context.blobs, trained(0.25))
+    with context.database.run_tx("test") as session:
+        return start_central_run(session, context.settings, start_adapter_sha256=start, **privacy).id
+
+
+def jobs(context: Context, kind: str) -> int:
+    with context.database.run_tx("test") as session:
+        return session.scalar(sa.select(sa.func.count()).select_from(Job).where(Job.kind == kind)) or 0
+
+
+def audit(context: Context, round_id: UUID) -> None:
+    """Run the audit that a round waits for, under a lease that is long enough."""
+    with context.database.run_tx("test") as session:
+        job = job_of(session, "audit_privacy", round_id)
+        assert job is not None
+    claim = leases.claim(context.database, job.id, ceiling_s=LEASE_S * 10)
+    assert claim is not None
+    audit_privacy.run(context, claim)
+
+
+def test_a_run_that_asks_is_audited_once_before_its_first_release_and_its_certificates_tell(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    first = validated(context, run_id, 1)
+    assert (jobs(context, "audit_privacy"), jobs(context, "publish")) == (1, 0)
+    audit(context, first)
+    assert jobs(context, "publish") == 1
+    work(context, publish.run, "publish", first)
+    second = validated(context, run_id, 2)
+    assert (jobs(context, "audit_privacy"), jobs(context, "publish")) == (1, 2)
+    work(context, publish.run, "publish", second)
+    with database.run_tx("test") as session:
+        found = session.scalars(sa.select(PrivacyAudit)).one()
+        releases = session.scalars(sa.select(Release).order_by(Release.number)).all()
+    assert len(releases) == 2
+    for release in releases:
+        told = release.certificate["privacy"]["audit"]
+        assert (told["report"], told["audits"]) == (found.report, 1)
+        assert told["report"]["canaries"] == 400
+        assert {"method", "estimate", "lower_bound", "confidence"} <= set(told["report"])
+        assert "One noised sum" in told["covers"]
+        assert any("composition" in line for line in told["does_not_cover"])
+        assert release.certificate["privacy"]["this_run"]["epsilon"] == 3.9
+
+
+@pytest.mark.usefixtures("a_tenth_of_the_noise")
+def test_an_audit_that_refutes_the_claim_blocks_this_release_and_every_later_one(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    round_id = validated(context, run_id, 1)
+    audit(context, round_id)
+    row = round_of(database, round_id)
+    assert (row.state, row.abort_code) == (RoundState.ABORTED, "claim_refuted")
+    assert jobs(context, "publish") == 0
+    with database.run_tx("test") as session:
+        run = session.get_one(Run, run_id)
+        assert (run.state, run.reason_code) == (RunState.PAUSED, "claim_refuted")
+        assert session.scalars(sa.select(PrivacyViolation.kind)).all() == ["scaled_noise"]
+        service.resume(session, Principal(new_id(), run.organisation_id, Role.COORDINATOR), run_id)
+    again = validated(context, run_id, 2)
+    assert round_of(database, again).abort_code == "claim_refuted"
+    assert (jobs(context, "publish"), jobs(context, "audit_privacy")) == (0, 1)
+    with database.run_tx("test") as session:
+        assert session.scalars(sa.select(Release)).all() == []
+
+
+def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context)
+    round_id = validated(context, run_id, 1)
+    refuting = {
+        "refuted": True,
+        "claimed_epsilon": 1.0,
+        "claimed_delta": 1e-5,
+        "lower_bound": 2.0,
+        "method": "m",
+    }
+    with database.run_tx("test") as session:
+        organisation_id = session.get_one(Run, run_id).organisation_id
+        audits.record(session, organisation_id=organisation_id, run_id=run_id, report=refuting)
+    work(context, publish.run, "publish", round_id)
+    assert round_of(database, round_id).abort_code == "claim_refuted"
+
+
+def test_a_mechanism_that_no_audit_can_be_held_against_is_not_released(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    round_id = validated(context, run_id, 1)
+    monkeypatch.setattr(audit_privacy, "report_on", lambda _manifest: None)
+    audit(context, round_id)
+    assert round_of(database, round_id).abort_code == "audit_failed"

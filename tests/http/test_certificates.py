@@ -117,6 +117,13 @@ def test_under_central_the_adversary_is_everybody_but_the_operator(issuer: Issue
     assert claim["unit_means"].startswith("The whole data set of one client")
 
 
+def test_the_adversary_learns_from_the_time_of_a_seal_only_where_the_plan_lets_it(issuer: Issuer) -> None:
+    assert "it is assumed that nobody infers them from it" in central(issuer)["adversary"]
+    run = start_central_run(issuer.session, issuer.settings, seal=None)
+    said = issuer.issue(run).certificate["privacy"]["adversary"]
+    assert "the time of a seal says nothing of that" in said
+
+
 def test_without_a_secret_cohort_none_is_claimed(issuer: Issuer) -> None:
     claim = central(issuer, **EVERYONE)
     assert "no secret about who does" in claim["adversary"]

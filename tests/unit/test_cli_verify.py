@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import torch
 from click.testing import Result
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors.torch import save
+from torch import Tensor
 from typer.testing import CliRunner
 
 from app.core.canonical import canonical_bytes, canonical_sha256
@@ -26,11 +28,15 @@ from app.core.ids import new_id
 from app.core.tokens import public_jwk, raw_public
 from app.releases.certificate import Facts, build, sign
 from app.releases.tensors import NoTensorFile, tensor_digests
+from app.runs.manifest import Manifest
 from cli.main import app
+from engines.privacy import mechanism
+from engines.privacy.noise import NoiseStream, integer_gaussian
 from modelling.base import weights_digest
 from tests.builders import tiny_manifest
 from tests.recording import Answer, PlayedRun, RecordingServer
 from tests.unit.tiny_model import write_tiny_bert
+from workers.handlers.audit_privacy import report_on
 
 KEY = Ed25519PrivateKey.generate()
 KEYS = {"keys": [public_jwk("k1", raw_public(KEY))]}
@@ -95,6 +101,8 @@ def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **p
         accounts=[],
         ancestors=[],
         open_runs=0,
+        audit=None,
+        seals_at_deadline=True,
         issuer="https://issuer",
         issued_at=datetime(2026, 11, 1, tzinfo=UTC),
     )
@@ -396,6 +404,46 @@ def test_a_clip_norm_that_moves_has_the_noise_that_its_sum_needs(tmp_path: Path,
     assert "holds" in check(tmp_path, content).stdout
     content["privacy"]["clip_noise_multiplier"] = 2.0
     assert "[clip_noise_too_small]" in check(tmp_path, content, code=1).stderr
+
+
+def report_of(privacy: dict[str, Any]) -> dict[str, Any]:
+    report = report_on(Manifest.model_validate(tiny_manifest(privacy=privacy | {"audit": {"canaries": 100}})))
+    assert report is not None
+    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(report)))
+    return found
+
+
+def test_the_audit_is_computed_again_and_told_beside_the_bound(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    report = report_of(LOCAL)
+    content["privacy"]["audit"] = {"report": report}
+    shown = check(tmp_path, content).stdout
+    assert "epsilon 2.0 at delta 1e-05: holds" in shown
+    assert f"estimate {report['estimate']:.3f} (no bound)" in shown
+    for name, value in [
+        ("lower_bound", 1.5),
+        ("claimed_epsilon", 9.0),
+        ("refuted", True),
+        ("secret", "0" * 64),
+    ]:
+        content["privacy"]["audit"] = {"report": report | {name: value}}
+        assert "[audit_differs]" in check(tmp_path, content, code=1).stderr
+    content["privacy"]["audit"] = {"report": report_of(LOCAL | {"noise_multiplier": 3.0})}
+    refused = check(tmp_path, content, code=1).stderr
+    assert "[audit_differs]" in refused
+    assert "claimed_epsilon" in refused
+
+
+def test_an_audit_that_refutes_is_not_passed_over(
+    tmp_path: Path, content: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_little(stream: NoiseStream, size: int, *, std_over_grid: float) -> Tensor:
+        return integer_gaussian(stream, size, std_over_grid=std_over_grid) // 10
+
+    monkeypatch.setattr(mechanism, "integer_gaussian", too_little)
+    content["privacy"]["audit"] = {"report": report_of(LOCAL)}
+    assert "[audit_refutes]" in check(tmp_path, content, code=1).stderr
 
 
 def test_a_release_that_claims_nothing_says_so(tmp_path: Path, base: Path) -> None:

@@ -1,7 +1,8 @@
 """An audit of the code with a run's own constants: made-up canaries through the mechanism, nobody's data.
 
 No client takes part and nothing is charged. One noised sum is audited, at full participation: what a plan's
-sampling buys is the accountants' business, and no audit of the code can show it.
+sampling buys is the accountants' business, and no audit of the code can show it. A run whose plan asks for an
+audit waits for it before its first release.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import numpy as np
 import structlog
 import torch
 from numpy.typing import NDArray
+from sqlalchemy.orm import Session
 
 from app.budget import audits
 from app.jobs import leases
 from app.jobs.leases import Claim
+from app.rounds.queries import lock_round
+from app.rounds.states import RoundState
+from app.runs.auditing import NOT_AUDITED, block, release_or_audit
 from app.runs.manifest import Manifest
 from app.runs.models import Run
+from app.runs.queries import lock_run
 from engines.privacy.accounting import AccountingFailed, GaussianRun, Relation, epsilon_pld
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.audit_canaries import Canaries
@@ -31,11 +37,12 @@ from engines.privacy.audit_report import AuditReport, audit_report
 from engines.privacy.central import CentralPlan
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
-from workers.context import Context
+from workers.context import ACTOR, Context
 
 log = structlog.get_logger()
 
 CANARIES, DIMENSION = 400, 16_384
+"""The first where a run's plan names no number of its own."""
 OVER = 100.0
 """How many clip norms long a canary's update is before it is clipped: shows whether anything clips."""
 
@@ -53,8 +60,21 @@ def run(context: Context, claim: Claim) -> None:
         if report is not None:
             members: dict[str, Any] = dataclasses.asdict(report)
             audits.record(session, organisation_id=organisation_id, run_id=run_id, report=members)
+        if "round_id" in claim.payload:
+            _go_on(session, run_id, UUID(claim.payload["round_id"]), is_done=report is not None)
     if report is not None and report.refuted:
         log.error("claim_refuted", run_id=str(run_id), bound=report.lower_bound, claim=report.claimed_epsilon)
+
+
+def _go_on(session: Session, run_id: UUID, round_id: UUID, *, is_done: bool) -> None:
+    """Release the round that waited for the audit, or block it."""
+    run = lock_run(session, run_id)  # always the run before its round
+    if lock_round(session, round_id).state is not RoundState.VALIDATING:
+        return  # aborted by hand meanwhile
+    if is_done:
+        release_or_audit(session, run, round_id, actor=ACTOR)
+    else:
+        block(session, run, round_id, why=NOT_AUDITED, actor=ACTOR)
 
 
 def report_on(manifest: Manifest) -> AuditReport | None:
@@ -69,7 +89,7 @@ def report_on(manifest: Manifest) -> AuditReport | None:
         claimed = epsilon_pld([once], delta=privacy.delta)
     except AccountingFailed:
         return None
-    canaries = Canaries.fresh(CANARIES, DIMENSION)
+    canaries = Canaries.fresh(privacy.audit.canaries if privacy.audit else CANARIES, DIMENSION)
     return audit_report(
         canaries,
         cosines(canaries.directions(), _released(canaries, manifest)),
@@ -89,8 +109,8 @@ def _released(canaries: Canaries, manifest: Manifest) -> NDArray[np.float64]:
             clip_norm=clip_norm,
             noise_multiplier=multiplier,
             divisor=privacy.divisor,
-            most_updates=CANARIES,
-            adaptive=_adaptive(manifest),
+            most_updates=canaries.count,
+            adaptive=_adaptive(manifest, canaries=canaries.count),
         )
         return _only(canaries_alone(canaries, plan=plan, norm=OVER * clip_norm, rounds=1, stream=stream))
     inside = [int(index) for index in np.flatnonzero(canaries.coins())]
@@ -106,13 +126,13 @@ def _only(releases: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
     return release
 
 
-def _adaptive(manifest: Manifest) -> AdaptiveClip | None:
+def _adaptive(manifest: Manifest, *, canaries: int) -> AdaptiveClip | None:
     bound = manifest.privacy.adaptive_clip
     if bound is None:
         return None
     return AdaptiveClip(
         bit_std=bound.bit_noise,
-        expected_cohort=CANARIES / 2.0,
+        expected_cohort=canaries / 2.0,
         target=bound.quantile,
         learning_rate=bound.learning_rate,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from app.budget.audits import is_refuted
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.releases.tensors import tensor_digests
 from app.rounds import lifecycle
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
+from app.runs.auditing import CLAIM_REFUTED, block
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.publication import release_round
@@ -40,9 +42,12 @@ def run(context: Context, claim: Claim) -> None:
     reach("publish.after_blob")
     with context.database.run_tx("publish end") as session:
         leases.finish(session, claim)
-        lock_run(session, row.run_id)  # always the run before its round
+        run_row = lock_run(session, row.run_id)  # always the run before its round
         if lock_round(session, round_id).state is not RoundState.VALIDATING:
             return  # aborted by hand meanwhile
+        if is_refuted(session, row.run_id):  # by an audit that somebody asked for meanwhile
+            block(session, run_row, round_id, why=CLAIM_REFUTED, actor=ACTOR)
+            return
         release_round(
             session,
             round_id,

@@ -13,6 +13,7 @@ from app.jobs.leases import Claim
 from app.rounds import lifecycle
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
+from app.runs.auditing import release_or_audit
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.queries import lock_run
@@ -35,7 +36,7 @@ UNFIT = (
 
 
 def run(context: Context, claim: Claim) -> None:
-    """Check the candidate of one round and ask for its publication, or abort the round."""
+    """Check the candidate of one round and ask for its publication or its run's audit, or abort the round."""
     round_id = UUID(claim.payload["round_id"])
     with context.database.run_tx("validate read") as session:
         leases.fence(session, claim)
@@ -49,11 +50,11 @@ def run(context: Context, claim: Claim) -> None:
     reach("validate.after_compute")
     with context.database.run_tx("validate end") as session:
         leases.finish(session, claim)
-        lock_run(session, row.run_id)  # always the run before its round
+        run_row = lock_run(session, row.run_id)  # always the run before its round
         if lock_round(session, round_id).state is not RoundState.VALIDATING:
             return  # aborted by hand meanwhile
         if fit:
-            lifecycle.ask_for_publication(session, round_id)
+            release_or_audit(session, run_row, round_id, actor=ACTOR)
             return
         code, reason = UNFIT
         lifecycle.abort(session, round_id, code=code, reason=reason, actor=ACTOR)

@@ -1,0 +1,50 @@
+"""Whether a validated round may be released: after the audit that its plan asks for, and never against one.
+
+An audit that refutes the claim blocks every later release of the run. One that does not refute it shows
+nothing; it only lets the release go on.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.budget import audits
+from app.core.i18n import _
+from app.jobs.queue import enqueue
+from app.rounds import lifecycle
+from app.runs.models import Run
+from app.runs.service import after_abort
+
+CLAIM_REFUTED = (
+    "claim_refuted",
+    _("An audit refuted what is claimed for the run's mechanism: nothing more of it is released."),
+)
+NOT_AUDITED = (
+    "audit_failed",
+    _("The plan asks for an audit, and its mechanism has no price that an audit could be held against."),
+)
+
+
+def is_audited(run: Run) -> bool:
+    """Say whether the run's plan asks for an audit."""
+    return run.manifest["privacy"].get("audit") is not None
+
+
+def release_or_audit(session: Session, run: Run, round_id: UUID, *, actor: str) -> None:
+    """Ask for the publication of a validated round, or for the audit that comes before the run's first."""
+    if audits.is_refuted(session, run.id):
+        block(session, run, round_id, why=CLAIM_REFUTED, actor=actor)
+    elif is_audited(run) and audits.first_of(session, run.id) is None:
+        payload = {"run_id": str(run.id), "round_id": str(round_id)}
+        enqueue(session, "audit_privacy", key=str(round_id), payload=payload)
+    else:
+        lifecycle.ask_for_publication(session, round_id)
+
+
+def block(session: Session, run: Run, round_id: UUID, *, why: tuple[str, str], actor: str) -> None:
+    """End a round without a release, for a reason in the run's claim; what was spent stays spent."""
+    code, reason = why
+    lifecycle.abort(session, round_id, code=code, reason=reason, actor=actor)
+    after_abort(session, run.id, code=code, reason=reason, actor=actor)
