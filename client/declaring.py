@@ -1,7 +1,8 @@
 """What a client declares about an update: which software made it, and under which plan. Nobody attests it.
 
-The declaration lies signed in the round's folder, bound to the update by its digest. It says what this
-client's code claims of itself; a client that runs other code could declare the same.
+The declaration lies signed in the round's folder, bound to the update by its digest, and goes to the server
+with an update that the client has noised, which refuses one whose declared noise is not the plan's. It says
+what this client's code claims of itself; a client that runs other code could declare the same.
 """
 
 from __future__ import annotations

@@ -4,13 +4,14 @@ It is all that has to travel between a node with a network and one without.
 
 assignment.json, manifest.json, adapter.safetensors   from the server, checked against their digests
 update.safetensors, update.json                       the finished update and its digest, written once
-declaration.json                                      what made it, signed; it is not sent
+declaration.json                                      what made it, signed; sent where the client noises
 handover.json                                         that another machine may send it: written once its own
                                                       ledger holds the round as spent
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -146,6 +147,15 @@ class RoundFiles:
         for name in ("update.json", "declaration.json"):
             if (source.folder / name).exists():
                 write_whole(self.folder / name, (source.folder / name).read_bytes())
+
+    def declaration(self) -> str | None:
+        """What this client declares about the finished update, as a request's header; None without one."""
+        try:
+            found = read_json(self._read("declaration.json"), what="declaration.json")
+        except ClientError:
+            return None
+        said = {"declaration": found["declaration"], "signature": found["signature"]}
+        return base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode()
 
     def holds_update(self, sha256: str) -> bool:
         """Say whether the update on the disk is the one with this digest."""

@@ -155,8 +155,8 @@ def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: W
         if known.stage is Stage.PREPARED:
             profile.ledger.spend(run_id, number, sha256=known.sha256)
             pause_at("after_spent")
-        receipt = _send(session, known, descriptor)
-    noised = files.manifest().manifest.privacy.trust == "local"
+        noised = files.manifest().manifest.privacy.trust == "local"
+        receipt = _send(session, known, descriptor, declared=files.declaration() if noised else None)
     witness.saw_receipt(receipt, noised=noised)
     if (str(receipt.update_id), receipt.sha256) != (known.update_id, known.sha256):
         raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
@@ -198,13 +198,15 @@ def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
 
 
-def _send(session: Session, one: Contribution, descriptor: int) -> Receipt:
+def _send(session: Session, one: Contribution, descriptor: int, *, declared: str | None) -> Receipt:
     digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
     headers = {
         "Content-Type": "application/octet-stream",
         "Content-Length": str(one.size_bytes),
         "Content-Digest": f"sha-256=:{digest}:",
     }
+    if declared is not None:
+        headers["DPFL-Declaration"] = declared
     path = f"/v1/rounds/{one.round_id}/updates/{one.update_id}"
     try:
         reply = session.put_bytes(path, lambda: body_blocks(descriptor, one.size_bytes), headers=headers)

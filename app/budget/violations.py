@@ -45,20 +45,30 @@ def record_once(
     *,
     organisation_id: UUID,
     run_id: UUID | None = None,
+    client_id: UUID | None = None,
     detail: dict[str, Any],
 ) -> bool:
-    """Note a violation that a periodic check finds again and again; False when it is known."""
+    """Note a violation that is found again and again, by a check or a client's retry; False when known."""
     known = session.scalar(
         sa.select(PrivacyViolation.id)
         .where(
             PrivacyViolation.kind == kind,
             PrivacyViolation.organisation_id == organisation_id,
+            PrivacyViolation.run_id.is_not_distinct_from(run_id),
+            PrivacyViolation.client_id.is_not_distinct_from(client_id),
             PrivacyViolation.detail == detail,
         )
         .limit(1)
     )
     if known is None:
-        record(session, kind, organisation_id=organisation_id, run_id=run_id, detail=detail)
+        record(
+            session,
+            kind,
+            organisation_id=organisation_id,
+            run_id=run_id,
+            client_id=client_id,
+            detail=detail,
+        )
     return known is None
 
 

@@ -17,7 +17,7 @@ from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
 from app.identity.roles import Principal
 from app.rounds.lifecycle import RoundClosed, purge_late
-from app.updates import service
+from app.updates import declared, service
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
 from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
@@ -35,7 +35,15 @@ BODY: dict[str, Any] = {
             "description": "RFC 9530; the SHA-256 of the body.",
             "schema": {"type": "string", "maxLength": 1000},
             "example": "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:",
-        }
+        },
+        {
+            "name": declared.HEADER,
+            "in": "header",
+            "required": False,
+            "description": "Under local trust: the client's signed declaration of how the update was made, "
+            "as base64url. One that names other noise than the plan's is refused and recorded.",
+            "schema": {"type": "string", "maxLength": declared.MOST_CHARACTERS},
+        },
     ],
     "requestBody": {
         "required": True,
@@ -62,7 +70,13 @@ async def put_update(
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/octet-stream":
         raise UnsupportedMedia
     size_bytes, sha256 = announced(request.headers)
-    sent = service.Sent(round_id=round_id, update_id=update_id, sha256=sha256, size_bytes=size_bytes)
+    sent = service.Sent(
+        round_id=round_id,
+        update_id=update_id,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        declared=request.headers.get(declared.HEADER),
+    )
 
     def announce(session: Session) -> service.Admission | Receipt:
         admission = service.announce(session, principal, sent)
@@ -72,7 +86,14 @@ async def put_update(
         vault: Vault = request.app.state.vault
         return _receipt(session, service.accept(session, principal, sent, vault=vault))
 
-    admission = await short_tx(request, "announce_update", announce)
+    try:
+        admission = await short_tx(request, "announce_update", announce)
+    except declared.NoiseDiffers as refused:
+        found = refused
+        await short_tx(
+            request, "note_noise", lambda session: declared.note(session, principal, round_id, found)
+        )
+        raise
     if isinstance(admission, Receipt):
         response.status_code = 200
         return admission

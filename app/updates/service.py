@@ -29,6 +29,7 @@ from app.runs.charges import event_of, is_charged, round_ref, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
+from app.updates import declared
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Shapes, expected_tensors, size_bounds
 
@@ -65,6 +66,8 @@ class Sent:
     update_id: UUID
     sha256: str
     size_bytes: int
+    declared: str | None = None
+    """What the client says of how it was made; looked at under local trust alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
         UpdateConflict: another id or digest was announced before.
         RoundClosed: the round takes no updates (one that is here already gets its receipt all the same).
         UpdateTooBig, SizeMismatch: the length is not one of this run; nothing is charged.
+        DeclarationInvalid, NoiseDiffers: by the client's own word this is not what the plan asks for.
     """
     if not is_assigned(session, sent.round_id, principal.id):
         raise NotFound(_("there is no such round"))
@@ -95,6 +99,8 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
     expected = expected_tensors(run.manifest)
     _check_size(expected, sent.size_bytes)
     if run.manifest["privacy"]["trust"] == "local":
+        if sent.declared is not None:
+            declared.check(session, principal, round_, run, declared=sent.declared, sha256=sent.sha256)
         _spend(session, principal, round_, run)
     if row is None:
         made = session.scalar(

@@ -258,6 +258,7 @@ def test_no_file_meant_for_others_holds_the_digest_of_an_update_without_noise(
     assert refused.value.evidence is not None
     for path in (Path(refused.value.evidence), files.folder / "declaration.json"):
         assert digest not in path.read_text(encoding="utf-8")
+    assert not [heard for heard in server.heard if "DPFL-Declaration" in heard.headers]
 
 
 def test_the_person_is_told_that_the_server_sees_the_update(

@@ -270,7 +270,7 @@ def test_an_update_that_fails_its_check_is_not_trained_again(
     assert server.bodies() == []
 
 
-def test_a_finished_update_is_declared_in_its_folder_and_nowhere_else(
+def test_a_finished_update_is_declared_in_its_folder_and_beside_the_update_alone(
     server: RecordingServer, profile: Profile, session: Session
 ) -> None:
     files = fetched(profile, session)
@@ -289,6 +289,11 @@ def test_a_finished_update_is_declared_in_its_folder_and_nowhere_else(
     signature = base64.b64decode(kept["signature"])
     profile.key().public_key().verify(signature, bytes.fromhex(kept["sha256"]))
     assert not [heard for heard in server.heard if b"declared" in heard.body]
+    (told,) = [
+        heard.headers["DPFL-Declaration"] for heard in server.heard if "DPFL-Declaration" in heard.headers
+    ]
+    sent = json.loads(base64.urlsafe_b64decode(told))
+    assert sent == {"declaration": said, "signature": kept["signature"]}
 
 
 def test_nothing_is_sent_before_training(profile: Profile, session: Session) -> None:
