@@ -47,8 +47,7 @@ def release_round(
     """Record the release of a round, with its signed certificate; called by the publish job.
 
     The caller moves the round to `published` in the same transaction. A second call returns the first's
-    release. `adapter_sha256` names the blob of the whole adapter file, frozen factors included; `tensors` are
-    the digests of what is in it.
+    release. `adapter_sha256` names the blob of the whole adapter file, `tensors` has what is in it by digest.
     """
     known = release_of_round(session, round_id)
     if known is not None:

@@ -105,7 +105,7 @@ def check(
         raise NoiseDiffers(kind, detail)
 
 
-def note(session: Session, principal: Principal, round_id: UUID, refused: NoiseDiffers) -> None:
+def note(session: Session, *, principal: Principal, round_id: UUID, refused: NoiseDiffers) -> None:
     """Keep what a client declared, once; in a transaction of its own, since the refusal ended the other."""
     round_ = session.get_one(Round, round_id)
     violations.record_once(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -69,31 +70,13 @@ async def put_update(
     """
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/octet-stream":
         raise UnsupportedMedia
-    size_bytes, sha256 = announced(request.headers)
-    sent = service.Sent(
-        round_id=round_id,
-        update_id=update_id,
-        sha256=sha256,
-        size_bytes=size_bytes,
-        declared=request.headers.get(declared.HEADER),
-    )
-
-    def announce(session: Session) -> service.Admission | Receipt:
-        admission = service.announce(session, principal, sent)
-        return admission if admission.received is None else _receipt(session, admission.received)
+    sent = _sent(request, round_id, update_id)
 
     def accept(session: Session) -> Receipt:
         vault: Vault = request.app.state.vault
         return _receipt(session, service.accept(session, principal, sent, vault=vault))
 
-    try:
-        admission = await short_tx(request, "announce_update", announce)
-    except declared.NoiseDiffers as refused:
-        found = refused
-        await short_tx(
-            request, "note_noise", lambda session: declared.note(session, principal, round_id, found)
-        )
-        raise
+    admission = await _admission(request, principal, sent)
     if isinstance(admission, Receipt):
         response.status_code = 200
         return admission
@@ -101,13 +84,46 @@ async def put_update(
     blobs: LocalBlobs = request.app.state.blobs
     with uploads.one(principal.id), blobs.writer() as writer:
         await receive(
-            request.stream(), writer, size_bytes=size_bytes, sha256=sha256, expected=admission.expected
+            request.stream(),
+            writer,
+            size_bytes=sent.size_bytes,
+            sha256=sent.sha256,
+            expected=admission.expected,
         )
         await run_in_threadpool(writer.commit)
     try:
         return await short_tx(request, "accept_update", accept)
     except RoundClosed:
         await short_tx(request, "purge_late", lambda session: purge_late(session, round_id, update_id))
+        raise
+
+
+def _sent(request: Request, round_id: UUID, update_id: UUID) -> service.Sent:
+    """What the request's head announces; raises LengthRequired or DigestMissing."""
+    size_bytes, sha256 = announced(request.headers)
+    return service.Sent(
+        round_id=round_id,
+        update_id=update_id,
+        sha256=sha256,
+        size_bytes=size_bytes,
+        declared=request.headers.get(declared.HEADER),
+    )
+
+
+async def _admission(
+    request: Request, principal: Principal, sent: service.Sent
+) -> service.Admission | Receipt:
+    """Let an update in, or answer that it is here; what is refused for its noise is recorded."""
+
+    def announce(session: Session) -> service.Admission | Receipt:
+        admission = service.announce(session, principal, sent)
+        return admission if admission.received is None else _receipt(session, admission.received)
+
+    try:
+        return await short_tx(request, "announce_update", announce)
+    except declared.NoiseDiffers as refused:
+        note = partial(declared.note, principal=principal, round_id=sent.round_id, refused=refused)
+        await short_tx(request, "note_noise", note)
         raise
 
 

@@ -99,9 +99,7 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
     expected = expected_tensors(run.manifest)
     _check_size(expected, sent.size_bytes)
     if run.manifest["privacy"]["trust"] == "local":
-        if sent.declared is not None:
-            declared.check(session, principal, round_, run, declared=sent.declared, sha256=sent.sha256)
-        _spend(session, principal, round_, run)
+        _spend(session, principal, round_, run, sent)
     if row is None:
         made = session.scalar(
             insert(Update)
@@ -150,7 +148,10 @@ def _check_size(expected: Shapes, size_bytes: int) -> None:
         raise SizeMismatch(_("an update of this run has at least {fewest_bytes} bytes"), fewest_bytes=fewest)
 
 
-def _spend(session: Session, principal: Principal, round_: Round, run: Run) -> None:
+def _spend(session: Session, principal: Principal, round_: Round, run: Run, sent: Sent) -> None:
+    """Charge the client for the round, unless by its own word it sends what the plan does not ask for."""
+    if sent.declared is not None:
+        declared.check(session, principal, round_, run, declared=sent.declared, sha256=sent.sha256)
     account = account_of_client(session, principal.id)
     ledger.spend_next(
         session,
