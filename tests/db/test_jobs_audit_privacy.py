@@ -17,7 +17,7 @@ from app.core.db import Database
 from app.core.ids import new_id
 from app.identity.roles import Principal, Role
 from app.jobs import leases
-from app.jobs.models import Job
+from app.jobs.models import Job, JobState
 from app.jobs.queue import enqueue
 from app.releases.models import Release
 from app.rounds.queries import rounds_of
@@ -33,7 +33,7 @@ from tests.builders import build_run, tiny_manifest
 from tests.central import CENTRAL, send_and_seal, start_central_run
 from tests.worker_bench import LEASE_S, context_for, job_of, round_of, trained, work
 from workers.context import Context
-from workers.handlers import aggregate, audit_privacy, publish, validate
+from workers.handlers import aggregate, audit_privacy, publish, sweep, validate
 from workers.tensors import write_tensors
 
 LOCAL: dict[str, Any] = {"noise_multiplier": 1.0}
@@ -198,6 +198,24 @@ def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
         audits.record(session, organisation_id=organisation_id, run_id=run_id, report=refuting)
     work(context, publish.run, "publish", round_id)
     assert round_of(database, round_id).abort_code == "claim_refuted"
+
+
+def test_a_round_whose_audit_is_dead_is_ended_and_an_audit_by_hand_keeps_none(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    round_id = validated(context, run_id, 1)
+    with database.run_tx("test") as session:
+        enqueue(session, "audit_privacy", key="asked:1", payload={"run_id": str(run_id)})
+        session.execute(
+            sa.update(Job)
+            .where(Job.kind == "audit_privacy")
+            .values(state=JobState.DEAD, finished_at=sa.func.now() - 2 * sweep.GRACE)
+        )
+        ((kind, payload),) = sweep._dead(session)
+        sweep._end(session, kind, payload)
+    assert round_of(database, round_id).abort_code == "job_failed"
 
 
 def test_a_mechanism_that_no_audit_can_be_held_against_is_not_released(

@@ -181,6 +181,18 @@ def test_without_a_privacy_mechanism_no_privacy_number_may_be_given() -> None:
         assert refusal(tiny_manifest(privacy=open_plan | {name: value}), clients=2) == "privacy_incomplete"
 
 
+def test_where_nothing_is_claimed_there_is_nothing_to_audit() -> None:
+    open_plan = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None}
+    asking = tiny_manifest(privacy=open_plan | {"audit": {"canaries": 200}})
+    assert refusal(asking, clients=2) == "audit_refused"
+    plan.check_plan(
+        Manifest.model_validate(tiny_manifest(privacy={"audit": {"canaries": 200}})),
+        clients=2,
+        trusts=("local",),
+        max_update_bytes=2**20,
+    )
+
+
 def test_noise_may_be_given_instead_of_epsilon_or_beside_it() -> None:
     for numbers in ({"epsilon": None, "noise_multiplier": 1.0}, {"noise_multiplier": 1.0}):
         manifest = Manifest.model_validate(tiny_manifest(privacy=numbers))
