@@ -148,11 +148,16 @@ class RoundFiles:
             if (source.folder / name).exists():
                 write_whole(self.folder / name, (source.folder / name).read_bytes())
 
-    def declaration(self) -> str | None:
-        """What this client declares about the finished update, as a request's header; None without one."""
+    def declaration(self, *, key: bytes) -> str | None:
+        """What this client declares about the finished update, as a request's header.
+
+        None without one, and where another machine trained and signed with another key than this public one.
+        """
         try:
             found = read_json(self._read("declaration.json"), what="declaration.json")
         except ClientError:
+            return None
+        if found["public_key"] != base64.b64encode(key).decode():
             return None
         said = {"declaration": found["declaration"], "signature": found["signature"]}
         return base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode()

@@ -25,7 +25,7 @@ from client.handing import adopted, hand_over, lost, prepared_of, replayed
 from client.i18n import _
 from client.ledger import Contribution, Stage
 from client.pauses import pause_at
-from client.profile import Profile
+from client.profile import Profile, raw_public_key
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
 from client.wire import Assignment, FrozenManifest, Manifest, Receipt, parse
@@ -156,7 +156,8 @@ def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: W
             profile.ledger.spend(run_id, number, sha256=known.sha256)
             pause_at("after_spent")
         noised = files.manifest().manifest.privacy.trust == "local"
-        receipt = _send(session, known, descriptor, declared=files.declaration() if noised else None)
+        declared = files.declaration(key=raw_public_key(profile.key())) if noised else None
+        receipt = _send(session, known, descriptor, declared=declared)
     witness.saw_receipt(receipt, noised=noised)
     if (str(receipt.update_id), receipt.sha256) != (known.update_id, known.sha256):
         raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))

@@ -193,7 +193,7 @@ def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> No
     certificate.write_text(signed.replace('"epsilon":7', '"epsilon":1'))
     assert certificate.read_text() != signed
     outside.dpfl("verify-release", str(release), "--key", jwks, code=1)
-    assert "[certificate_invalid]" in outside.printed
+    assert "[member_changed]" in outside.printed
     certificate.write_text(signed)
 
 

@@ -294,6 +294,7 @@ def test_a_finished_update_is_declared_in_its_folder_and_beside_the_update_alone
     ]
     sent = json.loads(base64.urlsafe_b64decode(told))
     assert sent == {"declaration": said, "signature": kept["signature"]}
+    assert files.declaration(key=bytes(32)) is None  # of another machine that has another key
 
 
 def test_nothing_is_sent_before_training(profile: Profile, session: Session) -> None:
