@@ -99,6 +99,11 @@ def serve(
             raise MailboxFailed(f"a client process ended with {code}: {tail}")
 
 
+def _in_short(privacy: str) -> str:
+    """What fits beside a bar: the epsilon, without who adds the noise."""
+    return privacy.partition(" for the whole run")[0]
+
+
 def _columns() -> list[ProgressColumn]:
     return [
         TextColumn("{task.description}"),
@@ -162,7 +167,9 @@ def _follow(
     for line in lines:
         text = line.strip()
         if found := _SENT.match(text):
-            progress.update(bars[found["name"]], completed=int(found["round"]), privacy=found["privacy"])
+            progress.update(
+                bars[found["name"]], completed=int(found["round"]), privacy=_in_short(found["privacy"])
+            )
         elif text:
             tails[number] = text
             said = text.partition(": ")[2]
