@@ -1,5 +1,9 @@
-"""The whole stack with more than records under local noise: a run by person, and one noised by the server."""
+"""The whole stack with more than records under local noise: a run by person, and one noised by the server.
 
+On the demo's mails, with their authors as persons.
+"""
+
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,11 +13,14 @@ import pytest
 
 from cli.embedded.stack import Stack, running_stack
 from client.profile import Profile
-from tests.system.test_client_leaks import Outside, enrolled, invite, mails, planned
+from demo.mails import DATA_FILE
+from tests.system.test_client_leaks import LABELS, Outside, enrolled, invite, planned
 from tests.unit.tiny_model import write_tiny_bert
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(400)]
-AUTHORS = 6
+SILOS = 2
+RECORDS_CAP = 22
+"""Most mails of one author; each author is in one silo."""
 
 
 @pytest.fixture
@@ -23,18 +30,31 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield running
 
 
-def mailbox(
-    outside: Outside, folder: Path, *, stack: Stack, records: list[dict[str, Any]], base: Path
-) -> str:
+def mails_of(silo: int) -> list[dict[str, str]]:
+    """A silo's mails, each with its author's id, in words that can be searched for."""
+    with gzip.open(DATA_FILE, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [
+        {
+            "subject": one["subject"],
+            "body": one["body"],
+            "label": LABELS[one["label"]],
+            "client": f"canary-{one['client']}",
+        }
+        for one in rows
+        if (one["split"], one["silo"]) == ("train", silo)
+    ]
+
+
+def mailbox(outside: Outside, folder: Path, *, stack: Stack, silo: int, base: Path) -> str:
     data = folder.with_suffix(".jsonl")
-    lines = [one | {"author": f"canary-{number % AUTHORS}"} for number, one in enumerate(records)]
-    data.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    data.write_text("".join(json.dumps(one) + "\n" for one in mails_of(silo)))
     token = invite(stack.admin_file, stack.url)
     client_id = enrolled(outside, folder, url=stack.url, token=token, data=data, base=base)
     policy = next((folder / "ledgers").glob("*/policy.toml"))
     text = policy.read_text().replace('trusts = ["local"]', 'trusts = ["local", "central"]')
-    declared = text.replace("# person_field =", "person_field =")
-    policy.write_text(declared.replace("# person_records = 100", f"person_records = {len(lines)}"))
+    declared = text.replace('# person_field = "author"', 'person_field = "client"')
+    policy.write_text(declared.replace("# person_records = 100", f"person_records = {RECORDS_CAP}"))
     return client_id
 
 
@@ -51,19 +71,28 @@ def served(outside: Outside, plan: dict[str, Any], clients: dict[Path, str], sta
     outside.dpfl("run", "start", run_id, *admin)
     profiles = [part for folder in clients for part in ("--profile", str(folder))]
     outside.dpfl("client", "run", *profiles, "--run", run_id)
-    listed = outside.dpfl("release", "list", "--run", run_id, *admin).split()
-    assert listed
+    assert outside.dpfl("release", "list", "--run", run_id, *admin).split()
     return run_id
+
+
+def certificate(outside: Outside, run_id: str, stack: Stack) -> dict[str, Any]:
+    """The certificate of a run's last release, pulled and computed again."""
+    admin = ("--key-file", str(stack.admin_file), "--server", stack.url)
+    release = outside.dpfl("release", "list", "--run", run_id, *admin).split()[0]
+    folder = outside.root / run_id
+    outside.dpfl("release", "pull", release, "--to", str(folder), *admin)
+    assert "holds" in outside.dpfl("verify-certificate", str(folder / "certificate.json"))
+    read: dict[str, Any] = json.loads((folder / "certificate.json").read_text())
+    return read
 
 
 def test_persons_and_then_whole_clients_are_protected_on_one_stack(tmp_path: Path, stack: Stack) -> None:
     outside, base = Outside(tmp_path / "outside"), write_tiny_bert(tmp_path / "base")
-    records, clients = mails(), dict[Path, str]()
-    for number in range(2):
-        folder = tmp_path / f"mailbox-{number}"
-        mine = records[number::2]
-        clients[folder] = mailbox(outside, folder, stack=stack, records=mine, base=base)
-    labels = sorted({one["label"] for one in records})
+    clients = dict[Path, str]()
+    for silo in range(SILOS):
+        folder = tmp_path / f"mailbox-{silo}"
+        clients[folder] = mailbox(outside, folder, stack=stack, silo=silo, base=base)
+    labels = sorted(LABELS.values())
     template = outside.dpfl(
         *("run", "template", "--base-model", str(base), "--layers", "2", "--clients", "2"),
         *("--labels", ",".join(labels), "--rounds", "2", "--local-steps", "2"),
@@ -71,7 +100,7 @@ def test_persons_and_then_whole_clients_are_protected_on_one_stack(tmp_path: Pat
     by_person, by_client = planned(template), planned(template)
     by_person["privacy"] |= {
         "unit": "person",
-        "person": {"id_field": "author", "records_cap": len(records), "silos": 2},
+        "person": {"id_field": "client", "records_cap": RECORDS_CAP, "silos": 1},
         "epsilon": 3.0,
         "delta": 4e-6,
     }
@@ -84,6 +113,9 @@ def test_persons_and_then_whole_clients_are_protected_on_one_stack(tmp_path: Pat
     }
     first = served(outside, by_person, clients, stack)
     second = served(outside, by_client, clients, stack)
+    for run_id, unit, trust in ((first, "person", "local"), (second, "client", "central")):
+        privacy = certificate(outside, run_id, stack)["privacy"]
+        assert (privacy["unit"], privacy["trust"]) == (unit, trust)
     assert "the server sees this client's updates" in outside.printed
     for folder in clients:
         book = Profile.open(folder).ledger.book()
