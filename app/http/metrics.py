@@ -27,10 +27,19 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 COHORT_OPERATIONS = frozenset(
-    {"list_assignments", "get_round_adapter", "put_update", "get_update", "get_manifest"}
+    {
+        "list_assignments",
+        "get_round_adapter",
+        "put_update",
+        "get_update",
+        "get_manifest",
+        "get_run",  # asked by a client that waits: whoever is at work does not ask
+        "create_token",  # renewed by whoever waits longest
+    }
 )
-"""What members of a round's cohort ask for more often than others. Where the federation allows runs with a
-secret cohort these are neither counted nor logged: the difference of two counts would tell its size."""
+"""What a client asks for more often, or less often, when it is in a round's cohort: all of its loop. Where
+the federation allows runs with a secret cohort these are neither counted nor logged, whoever asks: the
+difference of two counts would tell the cohort's size."""
 
 
 class Metrics:
@@ -39,6 +48,7 @@ class Metrics:
     def __init__(self, *, hidden: frozenset[str] = frozenset()) -> None:
         self.hidden = hidden
         """Operations of which nothing is noted."""
+        self._seen: set[tuple[str, str]] = set()
         self.registry = CollectorRegistry()
         labels = ("operation", "status")
         self.requests = Counter("dpfl_http_requests", "Requests answered.", labels, registry=self.registry)
@@ -56,6 +66,16 @@ class Metrics:
             return
         self.requests.labels(operation, str(status)).inc()
         self.seconds.labels(operation).observe(seconds)
+
+    def may_tell(self, event: str, error: Exception) -> bool:
+        """Say whether a failure of a hidden operation may be logged: the first of its kind in this process.
+
+        The number of later lines would be a number of members; the first one is what an operator needs.
+        """
+        kind = (event, type(error).__name__)
+        is_first = kind not in self._seen
+        self._seen.add(kind)
+        return is_first
 
 
 class _Recorded(Collector):

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core import clock
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.http.failures import log_unhandled, operation_of
 from app.http.limits import BodyCeiling, RateLimits
 from app.http.metrics import COHORT_OPERATIONS, Metrics
 from app.http.problems import problem
@@ -68,7 +69,7 @@ class Envelope:
         try:
             await self._app(scope, receive, send_dressed)
         except Exception as error:  # the outermost boundary: anything becomes an answer
-            log.error("unhandled_error", path=scope["path"][:300], exc_info=error)
+            log_unhandled(scope, error)
             if status:
                 raise
             await problem(Request(scope), DomainError())(scope, receive, send_dressed)
@@ -77,7 +78,7 @@ class Envelope:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         """Count and log the answer, by its path only: queries may carry what is nobody's business."""
-        operation = _operation(scope)
+        operation = operation_of(scope)
         self._metrics.count(operation=operation, status=status, seconds=seconds)
         if scope["path"] not in _QUIET and operation not in self._metrics.hidden:
             path = scope["path"][:300]
@@ -96,11 +97,6 @@ def _request_id(scope: Scope) -> str:
     """The caller's id if it is harmless in a log, otherwise a new one."""
     given = Headers(scope=scope).get(REQUEST_ID, "")
     return given if _REQUEST_ID.fullmatch(given) else str(uuid4())
-
-
-def _operation(scope: Scope) -> str:
-    """The endpoint's name; what matched no route is not told apart."""
-    return str(getattr(scope.get("endpoint"), "__name__", "none"))
 
 
 def install(app: FastAPI, settings: Settings) -> None:

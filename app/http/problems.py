@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlalchemy.exc
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -20,8 +19,8 @@ from app.core.errors import (
     Unavailable,
 )
 from app.core.i18n import _, choose_locale, translate
+from app.http.failures import log_unavailable, log_unhandled
 
-log = structlog.get_logger()
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -109,10 +108,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(sqlalchemy.exc.OperationalError)
     @app.exception_handler(sqlalchemy.exc.TimeoutError)
     def on_database_gone(request: Request, error: Exception) -> JSONResponse:
-        log.warning("database_unavailable", error=type(error).__name__, path=request.url.path)
+        log_unavailable(request.scope, error)
         return problem(request, Unavailable(_("the database does not answer")))
 
     @app.exception_handler(Exception)
     def on_unknown(request: Request, error: Exception) -> JSONResponse:
-        log.error("unhandled_error", path=request.url.path, exc_info=error)
+        log_unhandled(request.scope, error)
         return problem(request, DomainError())

@@ -9,19 +9,22 @@ from __future__ import annotations
 import base64
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from httpx2 import Response
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
+from structlog.testing import CapturingLogger
 
 from app.budget.queries import accounts_of_clients
 from app.core.blobs import LocalBlobs
 from app.core.settings import Settings
+from app.http import failures, middleware
 from app.http.deps import Requires
 from app.http.metrics import COHORT_OPERATIONS
 from app.identity.keys import ensure_signing_keys
@@ -36,11 +39,19 @@ from app.rounds.states import RoundState
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
 from app.runs.reserving import spend_for_all
+from app.updates import service as updates
 from app.updates.models import Update
+from client import serving
+from client.serving import Seat, next_assignments
+from client.session import Reply
 from tests.builders import build_organisation
 from tests.central import CLIENTS, first_round, set_cohort, start_central_run
 from tests.federation import sha256_of, update_file
 from tests.http.accounts import VAULT, Caller, add_caller, client_headers
+
+if TYPE_CHECKING:
+    from client.profile import Profile
+    from client.session import Session as ClientSession
 
 STAFF = [role for role in Role if role is not Role.CLIENT]
 OUTSIDER = CLIENTS - 1
@@ -130,6 +141,15 @@ def readable(api: TestClient) -> list[tuple[str, str]]:
         for rule in declared(route)
         if isinstance(rule, Requires) and "GET" in (route.methods or ())
     ]
+
+
+@pytest.fixture
+def logged(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    """Whatever the gateway logs of requests, instead of its terminal."""
+    heard = CapturingLogger()
+    for module in (failures, middleware):
+        monkeypatch.setattr(module, "log", heard)
+    return heard
 
 
 @pytest.fixture
@@ -241,7 +261,7 @@ def test_sending_spends_nothing_and_a_round_spends_the_same_on_every_account(wal
 
 
 def test_metrics_and_logs_are_the_same_whether_members_send_or_not(
-    walk: Walk, capfd: pytest.CaptureFixture[str]
+    walk: Walk, logged: CapturingLogger
 ) -> None:
     def metrics() -> list[str]:
         lines = walk.api.get("/metrics", headers=walk.staff[Role.ADMIN].headers).text.splitlines()
@@ -249,16 +269,83 @@ def test_metrics_and_logs_are_the_same_whether_members_send_or_not(
 
     metrics()
     before = metrics()
-    capfd.readouterr()
     assert walk.put(0).status_code == 201
     headers = walk.as_client(1)
     walk.api.get("/v1/assignments", headers=headers)
     walk.api.get(f"/v1/rounds/{walk.round.id}/adapter", headers=headers)
     walk.api.get(f"/v1/runs/{walk.run.id}/manifest", headers=headers)
-    written = capfd.readouterr()
     assert metrics() == before
-    for text in (walk.sent[0][0], str(walk.round.id), *map(str, walk.client_ids), "/updates/", "assignments"):
-        assert text not in written.out + written.err
+    assert logged.calls == []
+    walk.api.get("/v1/rounds", headers=walk.staff[Role.ADMIN].headers)
+    assert [call.args for call in logged.calls] == [("request",)]
+
+
+class Impatient(Exception):
+    """Ends a client's loop after a few turns."""
+
+
+class Asking:
+    """A client's session that asks the gateway itself, and never waits for an answer."""
+
+    def __init__(self, walk: Walk, number: int, *, turns: int) -> None:
+        self._walk, self._number, self._turns = walk, number, turns
+
+    def get(self, path: str, *, query: dict[str, str] | None = None, wait_s: float = 0.0) -> Reply:
+        if path == "/v1/assignments":
+            self._turns -= 1
+            if self._turns < 0:
+                raise Impatient
+        asked = {name: value for name, value in (query or {}).items() if name != "wait"}
+        headers = self._walk.as_client(self._number)
+        answer = self._walk.api.get(path, headers=headers, params=asked | {"wait": "0"})
+        assert answer.status_code == 200, answer.text
+        return Reply(answer.status_code, dict(answer.headers), answer.content)
+
+
+def test_a_client_that_waits_is_as_unseen_as_one_that_was_drawn(
+    walk: Walk, logged: CapturingLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever trains does not ask meanwhile: a count of those who ask is a count of the others."""
+    monkeypatch.setattr(serving, "_LEAST_TURN_S", 0.0)
+
+    def counted() -> list[str]:
+        lines = walk.api.get("/metrics", headers=walk.staff[Role.ADMIN].headers).text.splitlines()
+        return [line for line in lines if "get_metrics" not in line]
+
+    def served(number: int) -> None:
+        seat = Seat(
+            profile=cast("Profile", None),
+            session=cast("ClientSession", Asking(walk, number, turns=3)),
+            run_id=str(walk.run.id),
+            joined=str(walk.run.id),
+        )
+        next_assignments(seat)
+
+    counted()
+    before = counted()
+    with pytest.raises(Impatient):
+        served(OUTSIDER)
+    served(0)
+    assert counted() == before
+    assert logged.calls == []
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("disk"), OperationalError("x", {}, Exception("gone"))])
+def test_the_failures_of_members_are_told_once_and_without_a_name(
+    walk: Walk, fault: Exception, logged: CapturingLogger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise fault
+
+    walk.api = TestClient(walk.api.app, raise_server_exceptions=False)
+    monkeypatch.setattr(updates, "announce", fail)
+    statuses = [walk.put(number).status_code for number in (0, 1)]
+    assert set(statuses) <= {500, 503}
+    (only,) = logged.calls
+    assert only.kwargs["error"] == type(fault).__name__
+    written = repr(only)
+    for text in (str(walk.round.id), "/v1/", *(update_id for update_id, _digest in walk.sent)):
+        assert text not in written
 
 
 def test_what_a_cohort_asks_for_is_counted_where_no_run_can_have_a_secret_one(settings: Settings) -> None:
