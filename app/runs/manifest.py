@@ -168,11 +168,15 @@ class Person(Part):
     """The most data sets of this run that one person is declared to be in."""
 
 
+MOST_CANARIES = 1000
+
+
 class Audit(Part):
     """An attack on the mechanism's own code before the run's first release; an estimate beside the bound."""
 
-    canaries: Annotated[int, Field(ge=100, le=1000, strict=True)]
-    """Made-up contributions that are attacked; with m of them no bound exceeds about ln(m / 3)."""
+    canaries: Annotated[int, Field(ge=100, le=MOST_CANARIES, strict=True)]
+    """Made-up contributions that are attacked; with m of them no bound exceeds about ln(m / 3), and a plan
+    whose one sum claims that much is refused."""
 
 
 class Privacy(Part):

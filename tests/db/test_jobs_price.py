@@ -236,3 +236,22 @@ def test_a_price_job_that_is_dead_refuses_the_run(context: Context) -> None:
         sweep._end(session, kind, payload)
     run = run_row(context, run_id)
     assert (run.state, run.reason_code) == (RunState.REFUSED, "job_failed")
+
+
+def test_an_audit_that_could_refute_nothing_is_refused_with_the_number_of_canaries_that_could() -> None:
+    asked = {"epsilon": None, "noise_multiplier": 1.0}
+    with pytest.raises(price.Refused) as refused:
+        price.price_of(plan(audit={"canaries": 200}, **asked), orders=())
+    assert refused.value.code == "audit_cannot_refute"
+    (enough,) = [int(word) for word in refused.value.reason.split() if word.isdecimal() and word != "200"]
+    assert 200 < enough <= 400
+    assert price.price_of(plan(audit={"canaries": enough}, **asked), orders=())["noise_multiplier"] == 1.0
+    assert refusal_of(plan(audit={"canaries": enough - 10}, **asked)) == "audit_cannot_refute"
+
+
+def test_where_no_number_of_canaries_can_refute_the_refusal_says_so() -> None:
+    little = plan(audit={"canaries": 1000}, epsilon=None, noise_multiplier=0.7)
+    with pytest.raises(price.Refused) as refused:
+        price.price_of(little, orders=())
+    assert refused.value.code == "audit_cannot_refute"
+    assert refused.value.reason.startswith("No audit that a plan can ask for refutes")

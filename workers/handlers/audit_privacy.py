@@ -28,11 +28,12 @@ from app.runs.auditing import NOT_AUDITED, block, release_or_audit
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.queries import lock_run
-from engines.privacy.accounting import AccountingFailed, GaussianRun, Relation, epsilon_pld
+from engines.privacy.accounting import AccountingFailed
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.audit_canaries import Canaries
 from engines.privacy.audit_mechanism import canaries_alone
 from engines.privacy.audit_one_shot import Statistic, cosines
+from engines.privacy.audit_reach import claim_of_one_sum
 from engines.privacy.audit_report import AuditReport, audit_report
 from engines.privacy.central import CentralPlan
 from engines.privacy.mechanism import noised_sum
@@ -82,11 +83,8 @@ def report_on(manifest: Manifest) -> AuditReport | None:
     privacy = manifest.privacy
     if privacy.noise_multiplier is None or privacy.clip_norm is None or privacy.delta is None:
         return None
-    once = GaussianRun(
-        noise_multiplier=privacy.noise_multiplier, sampling_rate=1.0, steps=1, relation=Relation.ZERO_OUT
-    )
     try:
-        claimed = epsilon_pld([once], delta=privacy.delta)
+        claimed = claim_of_one_sum(privacy.noise_multiplier, delta=privacy.delta)
     except AccountingFailed:
         return None
     canaries = Canaries.fresh(privacy.audit.canaries if privacy.audit else CANARIES, DIMENSION)

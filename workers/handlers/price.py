@@ -18,7 +18,7 @@ from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.runs import queries, service
-from app.runs.manifest import Manifest, PoissonCohort
+from app.runs.manifest import MOST_CANARIES, Manifest, PoissonCohort, Privacy
 from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
@@ -34,6 +34,7 @@ from engines.privacy.accounting import (
     rdp_at_order,
 )
 from engines.privacy.adaptive_clip import AdaptiveClip
+from engines.privacy.audit_reach import can_refute, canaries_that_can_refute, claim_of_one_sum
 from engines.privacy.membership import greatest_true_positive_rate
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
@@ -55,6 +56,8 @@ ORDER_NOT_PRICEABLE = (
     "order_not_priceable",
     _("The plan has no Renyi price at the order of one of the accounts that would pay for it."),
 )
+CANNOT_REFUTE = "audit_cannot_refute"
+"""The code of an audit that would show nothing; its reason names what would."""
 TAKES_TOO_LONG = (
     "pricing_too_long",
     _("The plan could not be priced in the time that a price may take: plan fewer rounds or a lower rate."),
@@ -151,6 +154,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         raise Refused(NOT_PRICEABLE) from error
     if privacy.epsilon is not None and epsilon > privacy.epsilon:
         raise Refused(OVER_TARGET)
+    _require_reach(privacy, noise_multiplier=plan.noise_multiplier)
     return {
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": epsilon,
@@ -180,6 +184,30 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
         relation=Relation(privacy.relation),
         capped=_cap(manifest),
     )
+
+
+def _require_reach(privacy: Privacy, *, noise_multiplier: float) -> None:
+    """Refuse a plan whose audit could not refute its one sum however broken the code were."""
+    if privacy.audit is None or privacy.delta is None:
+        return
+    try:
+        claimed = claim_of_one_sum(noise_multiplier, delta=privacy.delta)
+    except (AccountingFailed, ValueError) as error:
+        raise Refused(NOT_PRICEABLE) from error
+    if can_refute(privacy.audit.canaries, claimed_epsilon=claimed, delta=privacy.delta):
+        return
+    enough = canaries_that_can_refute(claimed_epsilon=claimed, delta=privacy.delta, most=MOST_CANARIES)
+    reason = _(
+        "An audit with {canaries} canaries cannot refute an epsilon of {claimed} for one sum, whatever the "
+        "code does: plan {enough} canaries."
+    )
+    if enough is None:
+        reason = _(
+            "No audit that a plan can ask for refutes an epsilon of {claimed} for one sum, whatever the code "
+            "does: plan more noise, or no audit."
+        )
+    told = {"canaries": privacy.audit.canaries, "claimed": f"{claimed:.3f}", "enough": enough}
+    raise Refused((CANNOT_REFUTE, reason.format_map(told)))
 
 
 def _rate(manifest: Manifest) -> float:
