@@ -18,8 +18,13 @@ def audited(privacy: dict[str, Any]) -> list[str]:
     from engines.privacy.audit_report import first_contradiction, report_from
 
     try:
-        report = report_from(section(section(privacy, "audit"), "report"))
-        changed = first_contradiction(report) or _of_another_claim(privacy, report)
+        audit = section(privacy, "audit")
+        report = report_from(section(audit, "report"))
+        changed = (
+            first_contradiction(report)
+            or _of_another_claim(privacy, report)
+            or _of_another_reach(audit, report)
+        )
     except ValueError as failure:
         raise error(
             "audit_differs", _("the certificate's audit is not readable: {why}"), why=str(failure)
@@ -33,28 +38,50 @@ def audited(privacy: dict[str, Any]) -> list[str]:
             bound=f"{report.lower_bound:.3f}",
             claimed=f"{report.claimed_epsilon:.3f}",
         )
-    return [
-        _(
+    return [_told(report)]
+
+
+def _told(report: Any) -> str:
+    numbers = {
+        "claimed": f"{report.claimed_epsilon:.3f}",
+        "estimate": f"{report.estimate:.3f}",
+        "bound": f"{report.lower_bound:.3f}",
+        "confidence": f"{report.confidence:g}",
+        "reach": f"{report.largest_reachable:.3f}",
+    }
+    if _reaches(report):
+        return _(
             "audit of one noised sum, priced at {claimed}: estimate {estimate} (no bound), lower bound "
-            "{bound} at confidence {confidence}; it does not refute, which proves nothing",
-            claimed=f"{report.claimed_epsilon:.3f}",
-            estimate=f"{report.estimate:.3f}",
-            bound=f"{report.lower_bound:.3f}",
-            confidence=f"{report.confidence:g}",
+            "{bound} at confidence {confidence}, {reach} at most; it does not refute, which proves nothing",
+            **numbers,
         )
-    ]
+    return _(
+        "audit of one noised sum, priced at {claimed}: estimate {estimate} (no bound); its lower bound can "
+        "be {reach} at most, so it could not have refuted whatever the code does, and says nothing",
+        **numbers,
+    )
+
+
+def _reaches(report: Any) -> bool:
+    return bool(report.largest_reachable > report.claimed_epsilon)
+
+
+def _of_another_reach(audit: dict[str, Any], report: Any) -> str | None:
+    """The name of the reach that does not follow from the report; audits before version 4 state none."""
+    stated = audit.get("can_refute", _reaches(report))
+    return None if stated is _reaches(report) else "can_refute"
 
 
 def _of_another_claim(privacy: dict[str, Any], report: Any) -> str | None:
     """The report's member that is not of one sum with the certificate's own noise, or None."""
-    from engines.privacy.accounting import AccountingFailed, GaussianRun, Relation, epsilon_pld
+    from engines.privacy.accounting import AccountingFailed
+    from engines.privacy.audit_reach import claim_of_one_sum
 
     multiplier, delta = privacy.get("noise_multiplier"), section(privacy, "this_run").get("delta")
     if not isinstance(multiplier, float | int) or report.claimed_delta != delta:
         return "claimed_delta"
-    once = GaussianRun(noise_multiplier=multiplier, sampling_rate=1.0, steps=1, relation=Relation.ZERO_OUT)
     try:
-        price = epsilon_pld([once], delta=report.claimed_delta)
+        price = claim_of_one_sum(multiplier, delta=report.claimed_delta)
     except AccountingFailed as failure:
         raise ValueError(str(failure)) from failure
     return None if math.isclose(price, report.claimed_epsilon, rel_tol=_WITHIN) else "claimed_epsilon"

@@ -16,6 +16,7 @@ from cli.audited import audited
 from cli.binding import bound
 from cli.documents import CERTIFICATE, error, parsed, read, section
 from cli.i18n import _
+from cli.population import population
 from cli.reporting import one_line_errors, quiet_libraries
 
 KeyOption = Annotated[
@@ -74,7 +75,8 @@ def _checked(
         return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
     _require_whole_schedule(privacy, rounds=section(certificate, "release").get("rounds_planned"))
     _require_clip_noise(privacy)
-    return [*lines, *_claim(privacy), *audited(privacy)]
+    together = population(privacy, version=certificate.get("version"))
+    return [*lines, *_claim(privacy), *together, *audited(privacy)]
 
 
 def _signature(certificate: dict[str, Any], key: str | None) -> str:

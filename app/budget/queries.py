@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic
-from app.budget.models import Account, AccountUnit, Entry, EntryKind
+from app.budget.joint import FINENESS, Paid
+from app.budget.models import Account, Entry, EntryKind
 from app.core.errors import NotFound
 from app.core.i18n import _
 from app.identity.permissions import Scope, scope_of
@@ -67,12 +68,11 @@ class AccountView:
 
 
 def covers(unit: str, account_unit: str) -> bool:
-    """Say whether a charge for `unit` is one for what the account stands for: a coarser unit covers a finer.
+    """Say whether an account takes charges for `unit`: for its own unit and for coarser ones.
 
-    Whoever protects a client's whole data set protects every person and record in it, not the other way.
+    That says who may pay, not what all charges together are a guarantee for: that is app.budget.joint.
     """
-    fineness = [member.value for member in AccountUnit]
-    return fineness.index(unit) >= fineness.index(account_unit)
+    return FINENESS.index(unit) >= FINENESS.index(account_unit)
 
 
 def view_of(account: Account) -> AccountView:
@@ -233,6 +233,26 @@ def accounts_reserving(session: Session, ref: str) -> list[AccountView]:
         .execution_options(populate_existing=True)
     )
     return [view_of(row) for row in rows]
+
+
+def paid_beside(session: Session, ref: str) -> set[Paid]:
+    """What the runs are about, `ref` included, that ever reserved on an account that `ref` reserved on."""
+    event, is_reserve = Entry.event, Entry.kind == EntryKind.RESERVE
+    same_accounts = sa.select(Entry.account_id).where(is_reserve, Entry.ref == ref)
+    rows = session.execute(
+        sa.select(
+            event["unit"].as_string(),
+            event["relation"].as_string(),
+            event["trust"].as_string(),
+            event["cohort"]["kind"].as_string(),
+        )
+        .where(Entry.account_id.in_(same_accounts), is_reserve)
+        .distinct()
+    )
+    return {
+        Paid(unit, relation, trust, trust == "central" and cohort == "poisson")
+        for unit, relation, trust, cohort in rows
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,12 @@ class AccountOut(Out):
     delta_amounts: Amounts | None
     """In a basic account, deltas add up as well; in a renyi account delta is part of the ceiling."""
     epsilon_claimed: float
-    """What all runs on this population may have cost together, at most, at `delta`."""
+    """What all runs on this population may have cost together, at most, at `delta`: the ledger's sum. It
+    is a guarantee only for a unit and relation that all those runs cover, which a certificate states."""
     adds_up: str
     """How costs of several runs become one."""
     unit: str
+    """The finest unit that the account pays for; each run's own is in its entry's event."""
     relation: str
     basis: str
     entries: int
@@ -83,7 +85,7 @@ class AccountOut(Out):
             epsilon_claimed=shown_spent(Decimal(claimed_epsilon(view))),
             adds_up="sum of each run's PLD epsilon and delta" if basic else "sum of divergences at one order",
             unit=view.unit,
-            relation="as in each entry's event; zero_out unless it says otherwise",
+            relation="that of each entry's event; runs of different ones have no guarantee that is their sum",
             basis="declared by the client, mirrored here; the client's own ledger is the authority",
             entries=view.entries,
             created_at=view.created_at,

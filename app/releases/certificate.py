@@ -7,20 +7,21 @@ accompanied by unit, relation, sampling, adversary, delta and accountant claims 
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.budget.arithmetic import shown_delta, shown_spent
-from app.budget.queries import AccountView, claimed_epsilon
+from app.budget.joint import Paid
+from app.budget.queries import AccountView
 from app.core.canonical import canonical_bytes, canonical_sha256
-from app.releases import statements
+from app.releases import population, statements
 from app.releases.members import member_digests
 
-VERSION = 3
-"""Since 3 every tensor has a digest, and what is signed is the list of all members' digests."""
+VERSION = 4
+"""Since 3 every tensor has a digest, and what is signed is the list of all members' digests. Since 4 the
+population's claim says for which unit, under which relation and against whom."""
 ALGORITHM = "EdDSA"
 Sign = Callable[[bytes], tuple[str, bytes]]
 """Signs bytes: (key id, signature)."""
@@ -62,6 +63,8 @@ class Facts:
     rounds_aggregated: Sequence[int]
     clients: int
     accounts: Sequence[AccountView]
+    paid: Collection[Paid]
+    """What all runs are about that any of these accounts ever paid for, this one included."""
     ancestors: Sequence[Ancestor]
     open_runs: int
     """Started runs with trust `none` in which data of this run took part: no sum can cover them."""
@@ -148,7 +151,7 @@ def _claim(facts: Facts) -> dict[str, Any]:
             "accountant": price["accountant"],
             "covers": f"all {manifest['rounds']} rounds, as committed before the first of them",
         },
-        "population": _population(facts),
+        "population": population.claim_of(facts.accounts, facts.paid, open_runs=facts.open_runs),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
         **statements.meanings_of(privacy, seals_at_deadline=facts.seals_at_deadline),
         **_particulars(privacy, price),
@@ -174,7 +177,10 @@ def _audit(facts: Facts) -> dict[str, Any]:
     """What an attack on the mechanism found, beside the bound and never in its place."""
     if facts.audit is None:
         return {}
-    return {"audit": {**facts.audit, **statements.audit_of(facts.manifest["privacy"]["trust"])}}
+    report = facts.audit["report"]
+    reaches = report["largest_reachable"] > report["claimed_epsilon"]
+    said = statements.audit_of(facts.manifest["privacy"]["trust"], can_refute=reaches)
+    return {"audit": {**facts.audit, "can_refute": reaches, **said}}
 
 
 def ledger_of(accounts: Sequence[AccountView]) -> dict[str, Any]:
@@ -184,38 +190,6 @@ def ledger_of(accounts: Sequence[AccountView]) -> dict[str, Any]:
     """
     heads = [account.head_hash for account in sorted(accounts, key=lambda account: account.id)]
     return {"accounts": len(heads), "heads_sha256": canonical_sha256(heads)}
-
-
-def _population(facts: Facts) -> dict[str, Any]:
-    """All runs on the same data, this one included: the largest epsilon and the largest delta of any account.
-
-    The two may be of different accounts. The larger of each holds for every one of them.
-    """
-    if facts.open_runs:
-        return {
-            "claimed": False,
-            "statement": f"Data of the same clients took part in {facts.open_runs} run(s) without a privacy "
-            "mechanism. No sum covers those.",
-        }
-    if not facts.accounts:
-        return {"claimed": False, "statement": "No account of this run's data sets is known."}
-    worst = max(facts.accounts, key=claimed_epsilon)
-    basic = worst.order is None
-    return {
-        "claimed": True,
-        "epsilon": shown_spent(claimed_epsilon(worst)),
-        "delta": max(_claimed_delta(account) for account in facts.accounts),
-        "account_kind": worst.kind,
-        "order": worst.order,
-        "covers": "all runs on one data set so far, spent and reserved; the largest of this run's data sets",
-        "adds_up": "sum of each run's PLD epsilon and delta" if basic else "sum of divergences at one order",
-    }
-
-
-def _claimed_delta(account: AccountView) -> float:
-    if account.order is not None:
-        return account.delta
-    return shown_delta(account.delta_spent + account.delta_reserved)
 
 
 def _start(ancestor: Ancestor) -> dict[str, Any]:

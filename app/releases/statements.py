@@ -5,6 +5,7 @@ Fixed English, since the texts are part of what is signed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 UNITS = {
@@ -13,8 +14,10 @@ UNITS = {
     "person": "All records of one person in one client's data set, told by the field that `person` names. "
     "Persons without an id there are not covered. For a person whose records are in several data sets, "
     "`epsilon_by_silos` holds.",
-    "client": "The whole data set of one client, and so every person and record in it. A person whose "
-    "records several clients hold is protected by group privacy only.",
+    "client": "The whole data set of one client, and with it every person and record in it: compared with a "
+    "data set whose whole contribution is replaced as the relation says. Under zero_out, two data sets that "
+    "differ in one record are two such steps apart. A person whose records several clients hold is "
+    "protected by group privacy only.",
 }
 RELATIONS = {
     "zero_out": "The unit's contribution is replaced by zero; the existence of clients, the times of rounds "
@@ -44,6 +47,18 @@ _COMPOSITIONS = {
     "central": "The loss is the composition of the rounds, each of them one noised sum of clipped updates "
     "divided by a constant. Every client is charged for every round, drawn or not.",
 }
+_JOINT_START = (
+    "Whoever is within the adversary of every run that is counted, and knows all data but the unit's. "
+)
+_JOINT = {
+    "local": "Of runs under `local` it sees every update and every release, and does not learn which records "
+    "entered a step's batch.",
+    "central": "Of runs under `central` it sees releases, certificates and the times of rounds, and no "
+    "update: it is not the operator of the server, who is trusted.",
+}
+_JOINT_DRAWN = (
+    " It does not learn which clients, or how many, were drawn for a round, and does not infer it from times."
+)
 ADAPTIVE_CLIP = (
     "The clip norm follows a quantile of the updates' norms by noised counts. noise_multiplier is that of "
     "sum and count together; the sum alone has clip_noise_multiplier times the round's clip norm."
@@ -66,6 +81,14 @@ _AUDIT_MEANS = (
     "nothing. `lower_bound` over `claimed_epsilon` would refute the code at the stated confidence; at or "
     "under it, it shows nothing. `claimed_epsilon` is the price of the one audited sum, not this run's."
 )
+_AUDIT_REACHES = (
+    "No bound of these canaries exceeds `largest_reachable`, which is over `claimed_epsilon`: a leak between "
+    "the two would be found, if the canaries provoke it. A larger one shows no better."
+)
+_AUDIT_CANNOT_REFUTE = (
+    "No bound of these canaries exceeds `largest_reachable`, which is not over `claimed_epsilon`: whatever "
+    "the code does, this audit could not have refuted it. It says nothing."
+)
 _SEALED_AT_DEADLINE = (
     " A round of this run is sealed at its deadline, or by hand of somebody who does not learn who was "
     "drawn: the time of a seal says nothing of that."
@@ -84,13 +107,22 @@ _NOT_CLAIMED = (
 _NOT_PERSONS = "Anything about a person as such."
 
 
-def audit_of(trust: str) -> dict[str, Any]:
-    """Say what an audit looked at, what it did not, and what its numbers are."""
+def audit_of(trust: str, *, can_refute: bool) -> dict[str, Any]:
+    """Say what an audit looked at, what it did not, what its numbers are and whether they could refute."""
     return {
+        "reach": _AUDIT_REACHES if can_refute else _AUDIT_CANNOT_REFUTE,
         "covers": _AUDIT_COVERS[trust],
         "does_not_cover": list(_AUDIT_COVERS_NOT),
         "means": _AUDIT_MEANS,
     }
+
+
+def joint_adversary(trusts: Collection[str], *, secret_cohort: bool) -> str:
+    """Say who sees at most what the adversary of every one of several runs sees."""
+    text = " ".join(_JOINT[trust] for trust in trusts)
+    if len(trusts) > 1:
+        text += " An adversary of only some of the runs counted is not covered by this sum."
+    return _JOINT_START + text + (_JOINT_DRAWN if secret_cohort else "")
 
 
 def meanings_of(privacy: dict[str, Any], *, seals_at_deadline: bool) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from app.releases.certificate import ALGORITHM, VERSION
 from app.releases.members import first_difference
 
 WHOLE = 2
-"""The version before: signed as one piece, without digests of tensors."""
+"""The first version that holds: signed as one piece, without digests of tensors."""
+BY_MEMBERS = (3, VERSION)
+"""Versions that are signed over the list of their members' digests."""
 
 
 class CertificateInvalid(Exception):
@@ -64,7 +66,7 @@ def require_unchanged(certificate: Mapping[str, Any]) -> Mapping[str, Any]:
     content = {name: member for name, member in certificate.items() if name != "signature"}
     if content.get("version") == WHOLE:
         return content
-    if content.get("version") != VERSION:
+    if content.get("version") not in BY_MEMBERS:
         raise CertificateInvalid("the certificate is of an unknown version")
     signature = certificate.get("signature")
     members = signature.get("members") if isinstance(signature, Mapping) else None

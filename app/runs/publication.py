@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget import audits
-from app.budget.queries import accounts_reserving, clients_on_same_data
+from app.budget.queries import accounts_reserving, clients_on_same_data, paid_beside
 from app.core.canonical import canonical_sha256
 from app.core.clock import now
 from app.core.errors import Conflict
@@ -89,7 +89,6 @@ def _facts(
     """Collect what the certificate of a round's release rests on."""
     if run.manifest_sha256 is None:
         raise Conflict(_("the run was never started"))
-    manifest = Manifest.model_validate(run.manifest)
     client_ids = client_ids_of(session, run.id)
     same_data = clients_on_same_data(session, client_ids)
     return Facts(
@@ -101,13 +100,14 @@ def _facts(
         tensors=tensors,
         adapter_config_sha256=adapter_config_sha256,
         previous=previous,
-        steps=manifest.steps,
+        steps=Manifest.model_validate(run.manifest).steps,
         manifest=run.manifest,
         manifest_sha256=run.manifest_sha256,
         price=run.price or {},
         rounds_aggregated=_aggregated(session, run.id, up_to=round_.number),
         clients=len(client_ids),
         accounts=accounts_reserving(session, run_ref(run.id)),
+        paid=paid_beside(session, run_ref(run.id)),
         ancestors=_ancestors(session, run, same_data),
         open_runs=_open_runs(session, same_data),
         audit=_audit(session, run),

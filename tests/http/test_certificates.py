@@ -16,10 +16,11 @@ from app.releases.models import Release
 from app.rounds import lifecycle
 from app.runs import service
 from app.runs.charges import run_ref
+from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.publication import release_round
 from tests.builders import build_update
-from tests.central import EVERYONE, start_central_run
+from tests.central import EVERYONE, central_manifest, start_central_run
 from tests.central import PRICE as CENTRAL_PRICE
 from tests.federation import PRICE, Federation
 from tests.http.accounts import VAULT
@@ -128,6 +129,62 @@ def test_without_a_secret_cohort_none_is_claimed(issuer: Issuer) -> None:
     claim = central(issuer, **EVERYONE)
     assert "no secret about who does" in claim["adversary"]
     assert "were drawn" not in claim["adversary"]
+
+
+def of_mixed(issuer: Issuer, relation: str, *, unit: str = "example") -> dict[str, Any]:
+    """The claim of a run by client, on accounts that paid for a run by record under zero-out before."""
+    federation = issuer.federation
+    federation.running(privacy=PERSON if unit == "person" else {})
+    ids = [client.id for client in federation.clients]
+    plan = central_manifest(cohort={"kind": "poisson", "rate": 0.5, "cap": 2, "n_max": 2}, relation=relation)
+    plan["quorum"] |= {"max_updates": 2}
+    run = service.create(
+        issuer.session,
+        federation.coordinator,
+        name=None,
+        manifest=Manifest.model_validate(plan),
+        client_ids=ids,
+        settings=federation.settings,
+    )
+    run = service.price(issuer.session, federation.coordinator, run.id)
+    service.accept_price(
+        issuer.session,
+        run.id,
+        version=run.version,
+        price=CENTRAL_PRICE,
+        start_adapter_sha256="a" * 64,
+        actor="job",
+    )
+    run = service.start(issuer.session, federation.coordinator, run.id)
+    assert run.state == "running", run.reason
+    claim: dict[str, Any] = issuer.issue(run).certificate["privacy"]
+    return claim
+
+
+def test_a_data_sets_replacement_covers_a_record_and_their_sum_is_a_records_against_both_adversaries(
+    issuer: Issuer,
+) -> None:
+    claim = of_mixed(issuer, "replace_one")
+    population = claim["population"]
+    assert (claim["unit"], claim["relation"]) == ("client", "replace_one")
+    assert (population["epsilon"], population["delta"]) == (7.8, 2e-5)
+    assert (population["unit"], population["relation"]) == ("example", "zero_out")
+    assert population["trusts"] == ["local", "central"]
+    assert "of one example in one data set under zero_out" in population["statement"]
+    assert "not the operator" in population["adversary"]
+    assert "which records" in population["adversary"]
+    assert "were drawn" in population["adversary"]
+
+
+@pytest.mark.parametrize("unit", ["example", "person"])
+def test_a_data_sets_zero_out_covers_no_record_and_no_sum_of_both_is_claimed(
+    issuer: Issuer, unit: str
+) -> None:
+    claim = of_mixed(issuer, "zero_out", unit=unit)
+    assert claim["claimed"] is True
+    assert set(claim["population"]) == {"claimed", "statement"}
+    assert claim["population"]["claimed"] is False
+    assert f"client under zero_out, {unit} under zero_out" in claim["population"]["statement"]
 
 
 def test_a_person_in_several_data_sets_has_its_own_epsilon(issuer: Issuer) -> None:

@@ -161,7 +161,7 @@ def test_a_changed_number_head_or_lineage_is_named_and_cannot_be_signed_again(
 @pytest.mark.parametrize("signature", [None, "text", {}, {"alg": "EdDSA", "kid": 1, "value": "x"}])
 def test_a_certificate_without_a_usable_signature_does_not_hold(signature: object) -> None:
     with pytest.raises(CertificateInvalid):
-        verify({"version": 3, "signature": signature}, {"keys": []})
+        verify({"version": 4, "signature": signature}, {"keys": []})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_a_certificate_without_a_usable_signature_does_not_hold(signature: objec
     ],
 )
 def test_a_published_key_of_another_kind_verifies_nothing(key: object) -> None:
-    content = {"version": 3}
+    content = {"version": 4}
     signature = {"alg": "EdDSA", "kid": "k", "members": member_digests(content), "value": "A" * 86}
     with pytest.raises(CertificateInvalid):
         verify(content | {"signature": signature}, {"keys": [key]})
@@ -216,6 +216,26 @@ def test_the_populations_claim_is_the_largest_sum_of_any_of_its_accounts(
     run = publisher.federation.running()
     population = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]["population"]
     assert (population["claimed"], population["epsilon"], population["delta"]) == (True, 7.8, 2e-5)
+    assert (population["unit"], population["relation"], population["trusts"]) == (
+        "example",
+        "zero_out",
+        ["local"],
+    )
+    assert "sees every update" in population["adversary"]
+    assert "(7.8, 2e-05)-differential privacy of one example in one data set" in population["statement"]
+
+
+def test_an_entry_that_does_not_say_what_its_run_protects_takes_the_populations_claim_away(
+    publisher: Publisher, viewer: Caller
+) -> None:
+    run = publisher.federation.running()
+    account_id = account_of_client(publisher.session, publisher.federation.clients[0].id).id
+    ledger.reserve(
+        publisher.session, account_id, ref="run:old", amount=1, delta_amount=0, event={}, actor="test"
+    )
+    population = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]["population"]
+    assert set(population) == {"claimed", "statement"}
+    assert population["claimed"] is False
 
 
 def test_an_aborted_round_is_not_among_the_aggregated(publisher: Publisher, viewer: Caller) -> None:
@@ -248,7 +268,8 @@ def test_the_populations_delta_is_the_largest_of_any_account_wherever_the_larges
 ) -> None:
     run = publisher.federation.running()
     session, other = publisher.session, publisher.federation.clients[1]
-    more = {"ref": "run:of another", "event": {}, "actor": "test"}
+    event = {"unit": "example", "relation": "zero_out", "trust": "local"}
+    more = {"ref": "run:of another", "event": event, "actor": "test"}
     of_first = account_of_client(session, publisher.federation.clients[0].id).id
     ledger.reserve(session, of_first, amount=1_000_000_000, delta_amount=0, **more)
     of_other = account_of_client(session, other.id).id

@@ -99,6 +99,7 @@ def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **p
         rounds_aggregated=[1],
         clients=2,
         accounts=[],
+        paid=[],
         ancestors=[],
         open_runs=0,
         audit=None,
@@ -282,8 +283,71 @@ def test_a_certificate_of_the_version_before_holds_as_it_was_signed(
     former = content | {"signature": {"kid": "k1", "alg": "EdDSA", "value": value}}
     (release / "certificate.json").write_text(json.dumps(former))
     assert "tensors" not in verify(release).stdout
-    (release / "certificate.json").write_text(json.dumps(former | {"version": 3}))
-    assert "[certificate_invalid]" in verify(release, code=1).stderr
+    for version in (3, 4):
+        (release / "certificate.json").write_text(json.dumps(former | {"version": version}))
+        assert "[certificate_invalid]" in verify(release, code=1).stderr
+
+
+POPULATION: dict[str, Any] = {
+    "claimed": True,
+    "epsilon": 4.0,
+    "delta": 2e-5,
+    "unit": "example",
+    "relation": "zero_out",
+    "trusts": ["local"],
+    "adversary": "somebody",
+    "account_kind": "basic",
+}
+
+
+def test_the_sum_of_all_runs_is_told_with_its_unit_and_relation(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    assert "all runs on the same data: nothing is claimed" in check(tmp_path, content).stdout
+    content["privacy"]["population"] = POPULATION
+    told = "epsilon 4.0 at delta 2e-05 for one example under zero_out, trusts local"
+    assert told in check(tmp_path, content).stdout
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("unit", "client"),
+        ("unit", None),
+        ("relation", "replace_one"),
+        ("trusts", ["central"]),
+        ("trusts", ["local", "other"]),
+        ("trusts", "local"),
+        ("adversary", ""),
+        ("epsilon", 1.99),
+        ("epsilon", True),
+        ("delta", 0.9e-5),
+        ("delta", None),
+        ("claimed", "yes"),
+    ],
+)
+def test_a_sum_that_does_not_fit_the_runs_own_claim_is_named(
+    tmp_path: Path, content: dict[str, Any], member: str, value: object
+) -> None:
+    content["privacy"]["population"] = POPULATION | {member: value}
+    refused = check(tmp_path, content, code=1).stderr
+    assert "[population_differs]" in refused
+    assert member in refused
+
+
+def test_a_data_sets_zero_out_is_not_taken_for_a_records(tmp_path: Path, base: Path) -> None:
+    of_both = POPULATION | {"trusts": ["local", "central"]}
+    for relation, code in (("zero_out", 1), ("replace_one", 0)):
+        content = content_of(CENTRAL | {"relation": relation}, base=base, epsilon=3.9)
+        content["privacy"]["population"] = of_both
+        done = check(tmp_path, content, code=code)
+        assert ("[population_differs]" in done.stderr) is bool(code)
+
+
+def test_the_sum_of_version_3_is_not_taken_for_a_claim(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["version"] = 3
+    content["privacy"]["population"] = {"claimed": True, "epsilon": 4.0, "delta": 2e-5}
+    assert "is not taken for a claim" in check(tmp_path, content).stdout
 
 
 def set_epsilon(content: dict[str, Any]) -> None:
@@ -429,6 +493,9 @@ def test_the_audit_is_computed_again_and_told_beside_the_bound(
     ]:
         content["privacy"]["audit"] = {"report": report | {name: value}}
         assert "[audit_differs]" in check(tmp_path, content, code=1).stderr
+    assert f"{report['largest_reachable']:.3f} at most" in shown
+    content["privacy"]["audit"] = {"report": report, "can_refute": False}
+    assert "can_refute" in check(tmp_path, content, code=1).stderr
     content["privacy"]["audit"] = {"report": report_of(LOCAL | {"noise_multiplier": 3.0})}
     refused = check(tmp_path, content, code=1).stderr
     assert "[audit_differs]" in refused
@@ -444,6 +511,13 @@ def test_an_audit_that_refutes_is_not_passed_over(
     monkeypatch.setattr(mechanism, "integer_gaussian", too_little)
     content["privacy"]["audit"] = {"report": report_of(LOCAL)}
     assert "[audit_refutes]" in check(tmp_path, content, code=1).stderr
+
+
+def test_an_audit_that_could_not_have_refuted_is_said_to_say_nothing(tmp_path: Path, base: Path) -> None:
+    little = LOCAL | {"noise_multiplier": 1.0}
+    content = content_of(little, base=base, epsilon=8.0)
+    content["privacy"]["audit"] = {"report": report_of(little), "can_refute": False}
+    assert "could not have refuted whatever the code does" in check(tmp_path, content).stdout
 
 
 def test_a_release_that_claims_nothing_says_so(tmp_path: Path, base: Path) -> None:
