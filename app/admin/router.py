@@ -18,6 +18,7 @@ from app.jobs.models import Job, JobState
 from app.rounds import lifecycle
 from app.rounds.queries import lock_round, round_for, show
 from app.rounds.schemas import RoundOut
+from app.runs.auditing import ask_by_hand
 from app.runs.queries import lock_run, run_for
 from app.runs.service import after_abort
 
@@ -58,9 +59,8 @@ def recheck_ledger(session: SessionDep, principal: CanRecheck) -> None:
 
 @router.post("/privacy/audits", status_code=202, tags=["budgets"])
 def audit_run(body: AuditIn, session: SessionDep, principal: CanRecheck) -> None:
-    """Have made-up canaries sent through the mechanism of a run, with nobody's data and at nobody's cost."""
-    run = run_for(session, principal, body.run_id)
-    queue.enqueue(session, "audit_privacy", key=f"asked:{new_id()}", payload={"run_id": str(run.id)})
+    """Send made-up canaries through a started run's mechanism, with nobody's data and at nobody's cost."""
+    ask_by_hand(session, run_for(session, principal, body.run_id))
 
 
 @router.post("/rounds/{round_id}/abort", status_code=202, tags=["rounds"])

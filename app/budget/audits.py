@@ -16,10 +16,23 @@ from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
 
-def record(session: Session, *, organisation_id: UUID, run_id: UUID, report: dict[str, Any]) -> None:
-    """Keep a report; one that refutes its claim is a violation as well."""
+def record(
+    session: Session, *, organisation_id: UUID, run_id: UUID, manifest_sha256: str, report: dict[str, Any]
+) -> None:
+    """Keep a report; one that refutes its claim is a violation as well.
+
+    `manifest_sha256` is of the frozen manifest that was audited: the report counts for that one alone.
+    """
     refuted = bool(report["refuted"])
-    session.add(PrivacyAudit(organisation_id=organisation_id, run_id=run_id, refuted=refuted, report=report))
+    session.add(
+        PrivacyAudit(
+            organisation_id=organisation_id,
+            run_id=run_id,
+            manifest_sha256=manifest_sha256,
+            refuted=refuted,
+            report=report,
+        )
+    )
     if refuted:
         detail = {
             name: report[name] for name in ("claimed_epsilon", "claimed_delta", "lower_bound", "method")
@@ -36,28 +49,30 @@ def record(session: Session, *, organisation_id: UUID, run_id: UUID, report: dic
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The first audit of a run, and how many there were until now."""
+    """The first audit of a run's frozen manifest, and how many there were until now."""
 
     report: dict[str, Any]
     at: datetime
     audits: int
 
 
-def first_of(session: Session, run_id: UUID) -> Found | None:
-    """The first audit of a run: nobody may ask until one pleases."""
+def first_of(session: Session, run_id: UUID, manifest_sha256: str | None) -> Found | None:
+    """The first audit of a run under this manifest: nobody may ask until one pleases."""
     rows = session.scalars(
-        sa.select(PrivacyAudit).where(PrivacyAudit.run_id == run_id).order_by(PrivacyAudit.id)
+        sa.select(PrivacyAudit).where(*_of(run_id, manifest_sha256)).order_by(PrivacyAudit.id)
     ).all()
     return Found(rows[0].report, rows[0].at, len(rows)) if rows else None
 
 
-def is_refuted(session: Session, run_id: UUID) -> bool:
-    """Say whether any audit of a run, by its plan or by hand, refuted what is claimed for its mechanism."""
-    return bool(
-        session.scalar(
-            sa.select(sa.exists().where(PrivacyAudit.run_id == run_id, PrivacyAudit.refuted.is_(True)))
-        )
-    )
+def is_refuted(session: Session, run_id: UUID, manifest_sha256: str | None) -> bool:
+    """Say whether any audit of a run under this manifest, by its plan or by hand, refuted the claim."""
+    refuting = sa.exists().where(*_of(run_id, manifest_sha256), PrivacyAudit.refuted.is_(True))
+    return bool(session.scalar(sa.select(refuting)))
+
+
+def _of(run_id: UUID, manifest_sha256: str | None) -> tuple[sa.ColumnElement[bool], ...]:
+    """No audit is of a manifest that is not frozen yet: null equals nothing."""
+    return PrivacyAudit.run_id == run_id, PrivacyAudit.manifest_sha256 == manifest_sha256
 
 
 def audits(principal: Principal) -> sa.Select[PrivacyAudit]:

@@ -128,6 +128,8 @@ class PrivacyViolation(Base):
     __tablename__ = "privacy_violations"
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    once: Mapped[str | None] = mapped_column(sa.String(200), unique=True)
+    """Names what is recorded one time only, whatever its detail; null where each finding counts."""
     kind: Mapped[ViolationKind] = mapped_column(enum_type(ViolationKind))
     organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
     run_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("runs.id"))
@@ -145,6 +147,8 @@ class PrivacyAudit(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
     run_id: Mapped[UUID] = mapped_column(sa.ForeignKey("runs.id"))
+    manifest_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    """Of the frozen manifest whose mechanism was attacked; an audit of any other says nothing of the run."""
     refuted: Mapped[bool]
     """The claim is false, at the report's confidence. False says only that this audit did not show it."""
     report: Mapped[dict[str, Any]]

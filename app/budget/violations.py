@@ -9,13 +9,15 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from app.budget.models import PrivacyViolation, ViolationKind
+from app.core.ids import new_id
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
-__all__ = ["ViolationKind", "counted", "counts_for", "record", "record_once"]
+__all__ = ["ViolationKind", "counted", "counts_for", "record", "record_first", "record_once"]
 
 
 def record(
@@ -48,7 +50,7 @@ def record_once(
     client_id: UUID | None = None,
     detail: dict[str, Any],
 ) -> bool:
-    """Note a violation that is found again and again, by a check or a client's retry; False when known."""
+    """Note a violation that a check finds again and again; False when one with this detail is known."""
     known = session.scalar(
         sa.select(PrivacyViolation.id)
         .where(
@@ -70,6 +72,38 @@ def record_once(
             detail=detail,
         )
     return known is None
+
+
+def record_first(
+    session: Session,
+    kind: ViolationKind,
+    *,
+    once: str,
+    organisation_id: UUID,
+    run_id: UUID,
+    client_id: UUID,
+    detail: dict[str, Any],
+) -> bool:
+    """Note the first violation of a kind under the name `once`; False when there is one.
+
+    Whoever causes it chooses `detail`, and may cause it as often as it likes, at the same time: the name is
+    unique in the table, so that one row is all that it gets.
+    """
+    statement = (
+        postgresql.insert(PrivacyViolation)
+        .values(
+            id=new_id(),
+            kind=kind,
+            once=f"{kind.value}:{once}",
+            organisation_id=organisation_id,
+            run_id=run_id,
+            client_id=client_id,
+            detail=detail,
+        )
+        .on_conflict_do_nothing(index_elements=["once"])
+        .returning(PrivacyViolation.id)
+    )
+    return session.scalar(statement) is not None
 
 
 def counted(session: Session) -> dict[ViolationKind, int]:

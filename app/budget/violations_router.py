@@ -39,6 +39,8 @@ class AuditOut(BaseModel):
 
     id: UUID
     run_id: UUID
+    manifest_sha256: str | None
+    """Of the frozen manifest that was audited; null of an audit before one was kept."""
     refuted: bool
     """The claim is false, at the report's confidence; false says only that this audit did not show it."""
     report: dict[str, Any]

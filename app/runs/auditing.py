@@ -11,7 +11,9 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.budget import audits
+from app.core.errors import Conflict
 from app.core.i18n import _
+from app.core.ids import new_id
 from app.jobs.queue import enqueue
 from app.rounds import lifecycle
 from app.runs.models import Run
@@ -27,6 +29,21 @@ NOT_AUDITED = (
 )
 
 
+class RunNotStarted(Conflict):
+    """An audit of a plan that can still be changed."""
+
+    code, title = "run_not_started", _("The run was not started yet")
+    meaning = _("An audit counts for one frozen manifest, and a run's is frozen when it starts.")
+    remedy = _("Start the run, then ask for the audit.")
+
+
+def ask_by_hand(session: Session, run: Run) -> None:
+    """Have the mechanism of a started run audited; raises RunNotStarted."""
+    if run.manifest_sha256 is None:
+        raise RunNotStarted(_("the run is {state}"), state=str(run.state))
+    enqueue(session, "audit_privacy", key=f"asked:{new_id()}", payload={"run_id": str(run.id)})
+
+
 def is_audited(run: Run) -> bool:
     """Say whether the run's plan asks for an audit."""
     return run.manifest["privacy"].get("audit") is not None
@@ -34,9 +51,9 @@ def is_audited(run: Run) -> bool:
 
 def release_or_audit(session: Session, run: Run, round_id: UUID, *, actor: str) -> None:
     """Ask for the publication of a validated round, or for the audit that comes before the run's first."""
-    if audits.is_refuted(session, run.id):
+    if audits.is_refuted(session, run.id, run.manifest_sha256):
         block(session, run, round_id, why=CLAIM_REFUTED, actor=actor)
-    elif is_audited(run) and audits.first_of(session, run.id) is None:
+    elif is_audited(run) and audits.first_of(session, run.id, run.manifest_sha256) is None:
         payload = {"run_id": str(run.id), "round_id": str(round_id)}
         enqueue(session, "audit_privacy", key=str(round_id), payload=payload)
     else:

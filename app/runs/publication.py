@@ -119,11 +119,11 @@ def _facts(
 
 def _audit(session: Session, run: Run) -> dict[str, Any] | None:
     """The audit that the run's plan asks for; raises Conflict where it forbids a release or is missing."""
-    if audits.is_refuted(session, run.id):
+    if audits.is_refuted(session, run.id, run.manifest_sha256):
         raise Conflict(_("an audit refuted the run's claim"))
     if not is_audited(run):
         return None
-    found = audits.first_of(session, run.id)
+    found = audits.first_of(session, run.id, run.manifest_sha256)
     if found is None:
         raise Conflict(_("the run was not audited yet"))
     return {

@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.budget import audits
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
@@ -20,6 +21,20 @@ from app.rounds.states import FINAL, RoundState
 from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
+
+
+class ClaimRefuted(Conflict):
+    """A run whose mechanism was shown not to keep its claim."""
+
+    code, title = "claim_refuted", _("An audit refuted the run's claim")
+    meaning = _("A further round would be charged to its clients and could never be released.")
+    remedy = _("Stop the run, and plan a new one once it is known what was wrong.")
+
+
+def require_not_refuted(session: Session, run: Run) -> None:
+    """Let no round open that only costs; raises ClaimRefuted."""
+    if audits.is_refuted(session, run.id, run.manifest_sha256):
+        raise ClaimRefuted(_("nothing more of this run is released"), run_id=str(run.id))
 
 
 def seals_at_deadline(manifest: dict[str, Any]) -> bool:
@@ -45,7 +60,11 @@ def has_further(session: Session, run: Run) -> bool:
 
 
 def open_next(session: Session, run: Run, *, actor: str) -> Round:
-    """Plan and open the next round, from the adapter of the last published one, with its cohort."""
+    """Plan and open the next round, from the adapter of the last published one, with its cohort.
+
+    Raises ClaimRefuted where an audit forbids every further release.
+    """
+    require_not_refuted(session, run)
     former = rounds_of(session, run.id)
     adapter = run.start_adapter_sha256
     for round_ in former:

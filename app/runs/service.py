@@ -300,10 +300,12 @@ def pause(session: Session, principal: Principal, run_id: UUID, *, reason: str |
 def resume(session: Session, principal: Principal, run_id: UUID) -> Run:
     """Go on: open the next round unless one is under way; a run without further rounds is finished.
 
-    A round that was aborted has used its number, and stays charged to those who sent for it.
+    A round that was aborted has used its number, and stays charged to those who sent for it. Raises
+    ClaimRefuted for a run of which nothing can be released any more.
     """
     queries.run_for(session, principal, run_id, "runs:control")
     advance(session, run_id, RunState.RUNNING, actor=principal.actor, reason_code=None, reason=None)
+    rounds.require_not_refuted(session, queries.lock_run(session, run_id))
     _go_on(session, run_id, actor=principal.actor)
     return queries.lock_run(session, run_id)
 

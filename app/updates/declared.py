@@ -106,11 +106,15 @@ def check(
 
 
 def note(session: Session, *, principal: Principal, round_id: UUID, refused: NoiseDiffers) -> None:
-    """Keep what a client declared, once; in a transaction of its own, since the refusal ended the other."""
+    """Keep what a client declared first for a round; in a transaction of its own, as the other was ended.
+
+    Whatever else it declares for that round is refused as well, and adds nothing.
+    """
     round_ = session.get_one(Round, round_id)
-    violations.record_once(
+    violations.record_first(
         session,
         refused.kind,
+        once=f"client:{principal.id}:round:{round_id}",
         organisation_id=round_.organisation_id,
         run_id=round_.run_id,
         client_id=principal.id,

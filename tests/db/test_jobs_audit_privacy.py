@@ -20,11 +20,13 @@ from app.jobs import leases
 from app.jobs.models import Job, JobState
 from app.jobs.queue import enqueue
 from app.releases.models import Release
+from app.releases.statements import audit_of
 from app.rounds.queries import rounds_of
 from app.rounds.states import RoundState
 from app.runs import service
 from app.runs.manifest import Manifest
 from app.runs.models import Run
+from app.runs.rounds import ClaimRefuted, open_next
 from app.runs.states import RunState
 from engines.privacy import central, mechanism
 from engines.privacy.audit_report import first_contradiction, report_from
@@ -54,6 +56,7 @@ def audited(database: Database, folder: Path, privacy: dict[str, Any]) -> tuple[
     context = context_for(database, folder)
     with database.run_tx("test") as session:
         run = build_run(session, clients=0, manifest=tiny_manifest(privacy=privacy))
+        run.manifest_sha256 = "f" * 64
         enqueue(session, "audit_privacy", key="asked", payload={"run_id": str(run.id)})
         job_id = session.scalar(sa.select(Job.id).where(Job.kind == "audit_privacy"))
     assert job_id is not None
@@ -172,12 +175,26 @@ def test_an_audit_that_refutes_the_claim_blocks_this_release_and_every_later_one
         run = session.get_one(Run, run_id)
         assert (run.state, run.reason_code) == (RunState.PAUSED, "claim_refuted")
         assert session.scalars(sa.select(PrivacyViolation.kind)).all() == ["scaled_noise"]
-        service.resume(session, Principal(new_id(), run.organisation_id, Role.COORDINATOR), run_id)
-    again = validated(context, run_id, 2)
-    assert round_of(database, again).abort_code == "claim_refuted"
-    assert (jobs(context, "publish"), jobs(context, "audit_privacy")) == (0, 1)
     with database.run_tx("test") as session:
         assert session.scalars(sa.select(Release)).all() == []
+
+
+@pytest.mark.usefixtures("a_tenth_of_the_noise")
+def test_a_refuted_run_opens_no_further_round_to_charge(database: Database, tmp_path: Path) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    audit(context, validated(context, run_id, 1))
+    with database.run_tx("test") as session:
+        run = session.get_one(Run, run_id)
+        coordinator = Principal(new_id(), run.organisation_id, Role.COORDINATOR)
+    with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
+        service.resume(session, coordinator, run_id)
+    with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
+        open_next(session, run, actor="test")
+    with database.run_tx("test") as session:
+        run = session.get_one(Run, run_id)
+        assert (run.state, len(rounds_of(session, run_id))) == (RunState.PAUSED, 1)
+        service.stop(session, coordinator, run_id, reason="refuted")
 
 
 def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
@@ -194,10 +211,69 @@ def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
         "method": "m",
     }
     with database.run_tx("test") as session:
-        organisation_id = session.get_one(Run, run_id).organisation_id
-        audits.record(session, organisation_id=organisation_id, run_id=run_id, report=refuting)
+        run = session.get_one(Run, run_id)
+        assert run.manifest_sha256 is not None
+        audits.record(
+            session,
+            organisation_id=run.organisation_id,
+            run_id=run_id,
+            manifest_sha256=run.manifest_sha256,
+            report=refuting,
+        )
     work(context, publish.run, "publish", round_id)
     assert round_of(database, round_id).abort_code == "claim_refuted"
+
+
+def test_an_audit_of_another_manifest_neither_frees_nor_blocks_a_run(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, **ASKED)
+    with database.run_tx("test") as session:
+        run = session.get_one(Run, run_id)
+        report = dict.fromkeys(("claimed_epsilon", "claimed_delta", "lower_bound", "method"), 1.0)
+        for refuted in (True, False):
+            audits.record(
+                session,
+                organisation_id=run.organisation_id,
+                run_id=run_id,
+                manifest_sha256="0" * 64,
+                report=report | {"refuted": refuted},
+            )
+    round_id = validated(context, run_id, 1)
+    assert round_of(database, round_id).state is RoundState.VALIDATING
+    assert (jobs(context, "audit_privacy"), jobs(context, "publish")) == (1, 0)
+
+
+def test_a_plan_that_is_not_frozen_is_not_audited_by_a_job_that_was_asked_for(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    with database.run_tx("test") as session:
+        run = build_run(session, clients=0, state=RunState.DRAFT, manifest=tiny_manifest(privacy=LOCAL))
+        enqueue(session, "audit_privacy", key="asked", payload={"run_id": str(run.id)})
+        job_id = session.scalar(sa.select(Job.id).where(Job.kind == "audit_privacy"))
+    assert job_id is not None
+    claim = leases.claim(database, job_id, ceiling_s=LEASE_S * 10)
+    assert claim is not None
+    audit_privacy.run(context, claim)
+    with database.run_tx("test") as session:
+        assert session.scalars(sa.select(PrivacyAudit)).all() == []
+        assert session.get_one(Job, job_id).state is JobState.DONE
+
+
+def test_a_certificate_says_whether_its_audit_could_have_refuted(database: Database, tmp_path: Path) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context, audit={"canaries": 100})
+    round_id = validated(context, run_id, 1)
+    audit(context, round_id)
+    work(context, publish.run, "publish", round_id)
+    with database.run_tx("test") as session:
+        told = session.scalars(sa.select(Release)).one().certificate["privacy"]["audit"]
+    assert told["can_refute"] is True
+    assert told["report"]["largest_reachable"] > told["report"]["claimed_epsilon"]
+    assert "which is over `claimed_epsilon`" in told["reach"]
+    assert "could not have refuted" in audit_of("local", can_refute=False)["reach"]
 
 
 def test_a_round_whose_audit_is_dead_is_ended_and_an_audit_by_hand_keeps_none(

@@ -110,6 +110,15 @@ def test_other_noise_than_the_plans_is_refused_recorded_once_and_not_charged(
     assert desk.send(desk.header()).status_code == 201
 
 
+def test_whatever_else_a_client_declares_for_a_round_adds_no_record(desk: Desk) -> None:
+    for number in range(1, 6):
+        assert desk.send(desk.header(noise_multiplier=number / 7)).status_code == 422
+        assert desk.send(desk.header(noise_by_client=False, clip_norm=number / 3)).status_code == 422
+    found = sorted(desk.violations(), key=lambda row: row.kind)
+    assert [row.kind for row in found] == ["missing_noise", "scaled_noise"]
+    assert found[1].detail["declared"]["noise_multiplier"] == 1 / 7
+
+
 @pytest.mark.parametrize(
     "changes",
     [

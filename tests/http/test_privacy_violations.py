@@ -1,5 +1,6 @@
 """Privacy violations: recorded where they are found, kept for ever, counted for who may see them."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from app.identity.roles import Role
 from app.jobs.models import Job
 from app.runs import service
 from app.runs.states import RunState
-from tests.builders import build_account, build_client, build_organisation, tiny_manifest
+from tests.builders import build_account, build_client, build_organisation, build_run, tiny_manifest
 from tests.federation import PRICE, Federation
 from tests.http.accounts import Caller, add_caller
 from tests.worker_bench import build_sealed, context_for, trained, work
@@ -131,8 +132,47 @@ def test_audits_are_asked_for_by_administrators_and_seen_by_their_own_organisati
     assert api.post("/v1/privacy/audits", json=body, headers=officer.headers).status_code == 403
     assert api.post("/v1/privacy/audits", json=body, headers=add_caller(session).headers).status_code == 202
     assert session.scalar(sa.select(Job.payload).where(Job.kind == "audit_privacy")) == body
-    audits.record(session, organisation_id=run.organisation_id, run_id=run.id, report={"refuted": False})
+    assert run.manifest_sha256 is not None
+    audits.record(
+        session,
+        organisation_id=run.organisation_id,
+        run_id=run.id,
+        manifest_sha256=run.manifest_sha256,
+        report={"refuted": False},
+    )
     (seen,) = api.get("/v1/privacy/audits", headers=officer.headers).json()["items"]
     assert (seen["run_id"], seen["refuted"], seen["report"]) == (str(run.id), False, {"refuted": False})
+    assert seen["manifest_sha256"] == run.manifest_sha256
     stranger = add_caller(session, Role.PRIVACY_OFFICER)
     assert api.get("/v1/privacy/audits", headers=stranger.headers).json()["items"] == []
+
+
+def test_a_run_that_was_not_started_is_not_audited_since_its_noise_may_still_change(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    federation = Federation(session, settings)
+    admin = add_caller(session)
+    for run in (federation.draft(), federation.priced()):
+        answer = api.post("/v1/privacy/audits", json={"run_id": str(run.id)}, headers=admin.headers)
+        assert (answer.status_code, answer.json()["code"]) == (409, "run_not_started")
+    assert session.scalar(sa.select(sa.func.count()).select_from(Job).where(Job.kind == "audit_privacy")) == 0
+
+
+def test_a_violation_that_is_caused_by_16_at_once_is_one_record(database: Database) -> None:
+    with database.run_tx("set up") as session:
+        client, run = build_client(session), build_run(session)
+        known = {"organisation_id": run.organisation_id, "run_id": run.id, "client_id": client.id}
+
+    def attempt(number: int) -> bool:
+        with database.run_tx("note") as session:
+            kind = ViolationKind.SCALED_NOISE
+            detail = {"declared": number}
+            return violations.record_first(session, kind, once="a round", detail=detail, **known)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert sorted(pool.map(attempt, range(16))) == [False] * 15 + [True]
+    with database.run_tx("check") as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(PrivacyViolation)) == 1
+        assert violations.record_first(
+            session, ViolationKind.MISSING_NOISE, once="a round", detail={}, **known
+        )

@@ -45,7 +45,9 @@ def run(context: Context, claim: Claim) -> None:
         run_row = lock_run(session, row.run_id)  # always the run before its round
         if lock_round(session, round_id).state is not RoundState.VALIDATING:
             return  # aborted by hand meanwhile
-        if is_refuted(session, row.run_id):  # by an audit that somebody asked for meanwhile
+        if is_refuted(
+            session, row.run_id, run_row.manifest_sha256
+        ):  # by an audit that somebody asked for meanwhile
             block(session, run_row, round_id, why=CLAIM_REFUTED, actor=ACTOR)
             return
         release_round(
