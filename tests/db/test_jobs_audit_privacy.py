@@ -197,20 +197,16 @@ def test_a_refuted_run_opens_no_further_round_to_charge(database: Database, tmp_
         service.stop(session, coordinator, run_id, reason="refuted")
 
 
-def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
-    database: Database, tmp_path: Path
-) -> None:
-    context = context_for(database, tmp_path)
-    run_id = started(context)
-    round_id = validated(context, run_id, 1)
-    refuting = {
+def refute(context: Context, run_id: UUID) -> Principal:
+    """Keep a report that refutes a run's claim; returns a coordinator of the run's organisation."""
+    report = {
         "refuted": True,
         "claimed_epsilon": 1.0,
         "claimed_delta": 1e-5,
         "lower_bound": 2.0,
         "method": "m",
     }
-    with database.run_tx("test") as session:
+    with context.database.run_tx("test") as session:
         run = session.get_one(Run, run_id)
         assert run.manifest_sha256 is not None
         audits.record(
@@ -218,10 +214,30 @@ def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
             organisation_id=run.organisation_id,
             run_id=run_id,
             manifest_sha256=run.manifest_sha256,
-            report=refuting,
+            report=report,
         )
+        return Principal(new_id(), run.organisation_id, Role.COORDINATOR)
+
+
+def test_an_audit_by_hand_that_refutes_stops_a_release_that_was_on_its_way(
+    database: Database, tmp_path: Path
+) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context)
+    round_id = validated(context, run_id, 1)
+    refute(context, run_id)
     work(context, publish.run, "publish", round_id)
     assert round_of(database, round_id).abort_code == "claim_refuted"
+
+
+def test_a_refuted_run_is_not_resumed_while_a_round_is_under_way(database: Database, tmp_path: Path) -> None:
+    context = context_for(database, tmp_path)
+    run_id = started(context)
+    coordinator = refute(context, run_id)
+    with database.run_tx("test") as session:
+        service.pause(session, coordinator, run_id)
+    with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
+        service.resume(session, coordinator, run_id)
 
 
 def test_an_audit_of_another_manifest_neither_frees_nor_blocks_a_run(
