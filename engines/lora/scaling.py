@@ -5,21 +5,33 @@ of different scales without folding the scale in gives another model (24 to 86 %
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 Method = Literal["ffa", "fedit"]
+Factor = Literal["A", "B"]
+_MARKS: dict[Factor, str] = {"A": ".lora_A.", "B": ".lora_B."}
+
+
+class Scales(Protocol):
+    """Rank and alpha of every module of an adapter."""
+
+    def at(self, module: str) -> "LoraScale":
+        """Return the scale of the module of this path."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraScale:
-    """Rank and alpha of one adapter."""
+    """Rank and alpha of one adapter, the same in every module."""
 
     rank: int
     alpha: float
+    rank_stabilized: bool = False
+    """rsLoRA: alpha is divided by the root of the rank, as PEFT does under `use_rslora`."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0.0 < self.alpha < float("inf"):
@@ -27,14 +39,35 @@ class LoraScale:
 
     @property
     def factor(self) -> float:
-        """What B @ A is multiplied with."""
-        return self.alpha / self.rank
+        """What B @ A is multiplied with: alpha / r, or alpha / sqrt(r) (Kalajdzievski, arXiv:2312.03732)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+    def at(self, module: str) -> "LoraScale":
+        """Return this scale, whatever the module."""
+        return self
+
+
+def factor_of(name: str) -> Factor | None:
+    """Say which factor a tensor is, by its name alone: shapes cannot tell where the width is the rank."""
+    return next((factor for factor, mark in _MARKS.items() if mark in name), None)
+
+
+def module_of(name: str) -> str:
+    """Return the path of a factor's module, PEFT's own prefix included.
+
+    Raises:
+        ValueError: the name is not that of a factor.
+    """
+    factor = factor_of(name)
+    if factor is None:
+        raise ValueError(f"{name}: this is no LoRA factor")
+    return name.partition(_MARKS[factor])[0]
 
 
 def fold_into_run(
-    tensors: Mapping[str, Tensor], *, method: Method, client: LoraScale, run: LoraScale
+    tensors: Mapping[str, Tensor], *, method: Method, client: Scales, run: Scales
 ) -> dict[str, Tensor]:
-    """Rewrite a client's factors, or their changes, in the run's rank and alpha.
+    """Rewrite a client's factors, or their changes, in the run's rank and alpha, module by module.
 
     Under `ffa` this is exact: A is the same for all and a smaller rank uses its top rows, so B times the
     ratio of scales, with zero columns up to the run's rank, is the same weight change. Under `fedit` ranks
@@ -53,43 +86,79 @@ def fold_into_run(
             an A factor under `ffa`, where none is trained.
     Source: FFA-LoRA, arXiv:2403.12313; FedIT, arXiv:2305.05644.
     """
-    if client.rank > run.rank or (method == "fedit" and client.rank != run.rank):
-        raise ValueError(f"a client of rank {client.rank} does not fit a {method} run of rank {run.rank}")
     folded: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if ".lora_B." in name:
-            folded[name] = _fold_b(name, tensor, client=client, run=run)
-        elif ".lora_A." in name and method == "ffa":
-            raise ValueError(f"{name}: no A factor is trained under ffa")
-        elif ".lora_A." in name and tensor.shape[0] != client.rank:
-            raise ValueError(f"{name}: this is not a factor of rank {client.rank}")
-        else:
+        factor = factor_of(name)
+        if factor is None:
             folded[name] = tensor.clone()
+            continue
+        mine, common = client.at(module_of(name)), run.at(module_of(name))
+        if mine.rank > common.rank or (method == "fedit" and mine.rank != common.rank):
+            raise ValueError(f"{name}: rank {mine.rank} does not fit a {method} run of rank {common.rank}")
+        if factor == "A" and method == "ffa":
+            raise ValueError(f"{name}: no A factor is trained under ffa")
+        ratio = mine.factor / common.factor if factor == "B" else 1.0
+        folded[name] = _padded(name, tensor, factor=factor, ranks=(mine.rank, common.rank), ratio=ratio)
     return folded
 
 
-def unfold_for_client(b_factor: Tensor, *, client: LoraScale, run: LoraScale) -> Tensor:
-    """Rewrite the run's B factor in a client's rank and alpha; columns over its rank are left out.
+def fold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraScale) -> Tensor:
+    """Rewrite the one factor that is trained, the other being the run's own for all clients.
+
+    With A0[:r_i] (or B0[:, :r_i]) fixed, the trained factor times the ratio of scales, with zeros up to
+    the run's rank, is the same weight change; so is every weighted sum of them.
 
     Args:
-        b_factor: shape (d, run rank), floating.
+        tensor: A of shape (client rank, k) or B of shape (d, client rank), or its change; floating.
+        factor: which of the two it is.
+        client: rank and alpha it was trained with.
+        run: the run's, with a rank at least as large.
+    Returns:
+        A of shape (run rank, k) or B of shape (d, run rank), dtype kept.
+    Raises:
+        ValueError: the rank does not fit, or the dtype is not floating.
+    Source: FFA-LoRA, arXiv:2403.12313; RoLoRA, arXiv:2409.02346.
+    """
+    if client.rank > run.rank:
+        raise ValueError(f"a client of rank {client.rank} does not fit a run of rank {run.rank}")
+    ratio = client.factor / run.factor
+    return _padded(f"lora_{factor}", tensor, factor=factor, ranks=(client.rank, run.rank), ratio=ratio)
+
+
+def unfold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraScale) -> Tensor:
+    """Rewrite the run's trained factor in a client's rank and alpha; what lies over its rank is left out.
+
+    Args:
+        tensor: A of shape (run rank, k) or B of shape (d, run rank), floating.
+        factor: which of the two it is.
         client: the client's rank, at most the run's, and alpha.
         run: the run's rank and alpha.
     Returns:
-        Shape (d, client rank), dtype kept; `fold_into_run` takes it back to the same columns.
+        Of the client's rank, dtype kept; `fold_factor` takes it back to the same rows or columns.
     Raises:
         ValueError: the ranks do not fit.
     """
-    if client.rank > run.rank or b_factor.dim() != 2 or b_factor.shape[1] != run.rank:
+    axis = 0 if factor == "A" else 1
+    if client.rank > run.rank or tensor.dim() != 2 or tensor.shape[axis] != run.rank:
         raise ValueError(f"this factor cannot be cut to rank {client.rank}")
     ratio = run.factor / client.factor
-    return (b_factor[:, : client.rank].to(torch.float64) * ratio).to(b_factor.dtype)
+    return (tensor.narrow(axis, 0, client.rank).to(torch.float64) * ratio).to(tensor.dtype)
 
 
-def _fold_b(name: str, tensor: Tensor, *, client: LoraScale, run: LoraScale) -> Tensor:
-    if tensor.dim() != 2 or tensor.shape[1] != client.rank:
-        raise ValueError(f"{name}: this is not a factor of rank {client.rank}")
-    ratio = client.factor / run.factor
-    folded = tensor.new_zeros((tensor.shape[0], run.rank))
-    folded[:, : client.rank] = (tensor.to(torch.float64) * ratio).to(tensor.dtype)
+def unfold_for_client(b_factor: Tensor, *, client: LoraScale, run: LoraScale) -> Tensor:
+    """Rewrite the run's B factor in a client's rank and alpha: `unfold_factor` of the usual factor."""
+    return unfold_factor(b_factor, "B", client=client, run=run)
+
+
+def _padded(name: str, tensor: Tensor, *, factor: Factor, ranks: tuple[int, int], ratio: float) -> Tensor:
+    """Multiply by the ratio in float64, and put zeros from the first rank up to the second."""
+    axis = 0 if factor == "A" else 1
+    if tensor.dim() != 2 or tensor.shape[axis] != ranks[0]:
+        raise ValueError(f"{name}: this is not a factor of rank {ranks[0]}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: a factor is floating, not {tensor.dtype}")
+    shape = list(tensor.shape)
+    shape[axis] = ranks[1]
+    folded = tensor.new_zeros(shape)
+    folded.narrow(axis, 0, ranks[0]).copy_(tensor.to(torch.float64) * ratio)
     return folded
