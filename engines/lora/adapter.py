@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engines.lora.scaling import Method
+from engines.lora.scaling import Method, Scales, module_of
 from engines.lora.seeding import seeded_a
 
 PEFT_VERSION = "0.21.2"
@@ -28,7 +28,7 @@ def check_tensors(
     tensors: Sequence[Mapping[str, Any]],
     *,
     method: Method,
-    rank: int,
+    rank: int | Scales,
     modules_to_save: Sequence[str],
 ) -> None:
     """Refuse a list of tensors that is not a whole adapter of this method.
@@ -36,7 +36,7 @@ def check_tensors(
     Args:
         tensors: the manifest's list of {"name", "shape", "trained"}.
         method: `ffa` freezes every A factor; `fedit` trains both.
-        rank: rank of every pair.
+        rank: rank of every pair, or ranks by module.
         modules_to_save: names of the modules that are trained whole.
     Raises:
         ValueError: names unsorted or listed twice, a factor without its partner or of another rank, a
@@ -54,8 +54,9 @@ def check_tensors(
         if partner is not None:
             if partner not in names:
                 raise ValueError(f"{name}: its partner {partner} is missing")
-            if len(shape) != 2 or shape[1 if ".lora_B." in name else 0] != rank:
-                raise ValueError(f"{name}: this is not a factor of rank {rank}")
+            wanted = rank if isinstance(rank, int) else rank.at(module_of(name)).rank
+            if len(shape) != 2 or shape[1 if ".lora_B." in name else 0] != wanted:
+                raise ValueError(f"{name}: this is not a factor of rank {wanted}")
         elif not any(_is_in(name, module) for module in modules_to_save):
             raise ValueError(f"{name}: neither a LoRA factor nor in a saved module")
         if bool(entry["trained"]) == (method == "ffa" and ".lora_A." in name):
@@ -134,6 +135,7 @@ def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
     if kind not in task_types:
         raise ValueError(f"there is no adapter configuration for tasks of kind {kind!r}")
     return {
+        "alpha_pattern": dict(lora.get("alpha_pattern") or {}),
         "base_model_name_or_path": manifest["base_model"]["name"],
         "bias": "none",
         "fan_in_fan_out": manifest["base_model"].get("architecture") in _TRANSPOSED,
@@ -146,10 +148,11 @@ def peft_config(manifest: Mapping[str, Any]) -> dict[str, Any]:
         "peft_type": "LORA",
         "peft_version": PEFT_VERSION,
         "r": lora["rank"],
+        "rank_pattern": dict(lora.get("rank_pattern") or {}),
         "target_modules": list(lora["target_modules"]),
         "task_type": task_types[kind],
         "use_dora": False,
-        "use_rslora": False,
+        "use_rslora": bool(lora.get("rank_stabilized", False)),
     }
 
 
