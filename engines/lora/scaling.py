@@ -117,7 +117,7 @@ def fold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraS
         A of shape (run rank, k) or B of shape (d, run rank), dtype kept.
     Raises:
         ValueError: the rank does not fit, or the dtype is not floating.
-    Source: FFA-LoRA, arXiv:2403.12313; RoLoRA, arXiv:2409.02346.
+    Source: FFA-LoRA, arXiv:2403.12313; RoLoRA, arXiv:2502.01755.
     """
     if client.rank > run.rank:
         raise ValueError(f"a client of rank {client.rank} does not fit a run of rank {run.rank}")

@@ -1,0 +1,177 @@
+"""The table of LoRA methods: what each averages, what that can be combined with, and what to take instead.
+
+The target of all is T = sum of w_i s_i B_i A_i. Under trusts where the server adds noise to a sum, or sees
+only a sum, a method must be linear in what is sent: noise on both factors would be multiplied.
+"""
+
+import dataclasses
+from typing import Literal
+
+Trust = Literal["local", "central", "distributed", "none"]
+Mode = Literal["plain", "secagg", "grouped_secagg"]
+RobustOn = Literal["sent", "products", "nothing"]
+
+_ALL: frozenset[Trust] = frozenset({"local", "central", "distributed", "none"})
+_SEEN: frozenset[Trust] = frozenset({"local", "none"})
+WEIGHING_RULES = frozenset({"mean", "krum", "multi_krum", "mda", "geometric_median"})
+"""Rules whose result is one weighted sum, with weights from inner products alone: these can be had from
+products B_i A_i by r x r work. Rules by coordinate would need the dense products."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraMethod:
+    """One row of the table."""
+
+    name: str
+    averages: str
+    """What is averaged, for people."""
+    is_exact: bool = False
+    """Whether the result is T itself (with `flexlora`, T's nearest pair of the released rank)."""
+    trusts: frozenset[Trust]
+    is_sum: bool = False
+    """The server needs weighted sums of what is sent, and no single client's."""
+    mixed_ranks: bool = False
+    robust_on: RobustOn = "nothing"
+    """What a robust rule may look at: the vectors that are sent, the products of factors (factors alone say
+    little: B M and M^-1 A are the same model), or nothing, so that only the mean is left."""
+    control_variates: bool = False
+    """SCAFFOLD's correction is linear in what is trained, and the same tensors are trained every round."""
+
+
+METHODS: dict[str, LoraMethod] = {
+    method.name: method
+    for method in (
+        LoraMethod(
+            name="ffa",
+            averages="B, with A frozen and nested",
+            is_exact=True,
+            trusts=_ALL,
+            is_sum=True,
+            mixed_ranks=True,
+            robust_on="sent",
+            control_variates=True,
+        ),
+        LoraMethod(
+            name="fedsb",
+            averages="the r x r core between fixed orthonormal bases",
+            is_exact=True,
+            trusts=_ALL,
+            is_sum=True,
+            mixed_ranks=True,
+            robust_on="sent",
+            control_variates=True,
+        ),
+        LoraMethod(
+            name="rolora",
+            averages="B and A in turn, the other frozen",
+            is_exact=True,
+            trusts=_ALL,
+            is_sum=True,
+            mixed_ranks=True,
+            robust_on="sent",
+        ),
+        LoraMethod(
+            name="flexlora",
+            averages="s B A, decomposed anew",
+            is_exact=True,
+            trusts=_SEEN,
+            mixed_ranks=True,
+            robust_on="products",
+        ),
+        LoraMethod(
+            name="fedask",
+            averages="two sketches of s B A",
+            is_exact=True,
+            trusts=_SEEN,
+            is_sum=True,
+            mixed_ranks=True,
+        ),
+        LoraMethod(
+            name="flora",
+            averages="s B A, stacked",
+            is_exact=True,
+            trusts=_SEEN,
+            mixed_ranks=True,
+            robust_on="products",
+        ),
+        LoraMethod(
+            name="fedex",
+            averages="B and A apart, the rest as a residual",
+            is_exact=True,
+            trusts=_SEEN,
+            robust_on="products",
+        ),
+        LoraMethod(
+            name="fedsa", averages="A; B stays with the client", trusts=_SEEN, is_sum=True, robust_on="sent"
+        ),
+        LoraMethod(name="fedit", averages="B and A apart", trusts=_SEEN, is_sum=True, robust_on="sent"),
+    )
+}
+"""In the order in which they are named as alternatives."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Combination:
+    """What a method is asked to go together with."""
+
+    method: str
+    trust: Trust
+    mode: Mode = "plain"
+    mixed_ranks: bool = False
+    rule: str = "mean"
+    control_variates: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Impossible:
+    """Why a method cannot be had in a combination."""
+
+    code: str
+    """Stable: lora_method_unknown, lora_method_trust, lora_method_secagg, lora_method_mixed_ranks,
+    lora_method_rule, or lora_method_control_variates."""
+    alternatives: tuple[str, ...]
+    """Methods that can, the most advisable first; `ffa` is always one of them."""
+
+
+def impossible(wanted: Combination) -> Impossible | None:
+    """Say why a combination cannot be run, and which methods can instead; None where it can.
+
+    Whether the rule, the mode and the trust go together is not asked here.
+
+    Args:
+        wanted: the combination of a manifest.
+    """
+    code = _fault(wanted)
+    if code is None:
+        return None
+    others = (dataclasses.replace(wanted, method=name) for name in METHODS)
+    return Impossible(code, tuple(other.method for other in others if _fault(other) is None))
+
+
+def default_method(*, trust: Trust, mode: Mode = "plain") -> str:
+    """Return the method of a run that names none.
+
+    Without noise and with single updates in sight, the exact decomposition; else the one factor through
+    which noise passes once. Both take mixed ranks.
+    """
+    return "flexlora" if (trust, mode) == ("none", "plain") else "ffa"
+
+
+def _fault(wanted: Combination) -> str | None:
+    method = METHODS.get(wanted.method)
+    if method is None:
+        return "lora_method_unknown"
+    faults = {
+        "lora_method_trust": wanted.trust not in method.trusts,
+        "lora_method_secagg": wanted.mode != "plain" and not method.is_sum,
+        "lora_method_mixed_ranks": wanted.mixed_ranks and not method.mixed_ranks,
+        "lora_method_rule": not _takes_rule(method, wanted.rule),
+        "lora_method_control_variates": wanted.control_variates and not method.control_variates,
+    }
+    return next((code for code, holds in faults.items() if holds), None)
+
+
+def _takes_rule(method: LoraMethod, rule: str) -> bool:
+    if method.robust_on == "sent":
+        return True
+    return rule in WEIGHING_RULES if method.robust_on == "products" else rule == "mean"
