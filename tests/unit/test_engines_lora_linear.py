@@ -1,4 +1,4 @@
-"""Methods that average what is sent as it is: ffa, rolora and fedsb, exact at any mixture of ranks and scales."""
+"""Methods that average what is sent as it is: ffa, rolora and fedsb, exact at any ranks and scales."""
 
 import hashlib
 import math
