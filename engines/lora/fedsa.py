@@ -13,7 +13,7 @@ def shared_a(weighted: Sequence[Weighted]) -> Tensor:
     """Return A = sum w_i A_i; no B is looked at, and no scale, which each client keeps with its B.
 
     Args:
-        weighted: one module's pairs, of one rank; the server's have B factors of zeros.
+        weighted: one module's pairs, of one rank; on the server without rows of B, shape (0, r).
     Returns:
         Shape (r, k), float64.
     Raises:

@@ -11,7 +11,8 @@ def combine(weighted: Sequence[Weighted]) -> Spectrum:
     """Decompose T = sum w_i s_i B_i A_i through the QR core of the stacked factors.
 
     `spectrum.cut(.., rank, scale=s_j)` then gives client j its pair, with what was cut off; the released
-    adapter is the cut to the run's rank.
+    adapter is the cut to the run's rank. Once the ranks add up to more than the width, the core is as large
+    as the dense target, and so is the work.
 
     Args:
         weighted: one module's pairs, ranks and scales mixed as they are.

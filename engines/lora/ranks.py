@@ -5,6 +5,7 @@ from the spectrum of a noised aggregate is `spectrum.rank_by_energy`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -12,6 +13,15 @@ from engines.lora.methods import METHODS
 
 RANKS = (4, 8, 16, 32, 64)
 _WEIGHT_BYTES, _ADAM_BYTES, _GRADIENT_BYTES = 4, 8, 4  # float32; Adam keeps two values
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A rank with what it takes."""
+
+    rank: int
+    memory_bytes: int
+    upload_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +39,9 @@ class Capability:
         if not all(math.isfinite(value) and value > 0.0 for value in values):
             raise ValueError("memory, speed and deadline are positive and finite")
 
-
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """A rank with what it takes."""
-
-    rank: int
-    memory_bytes: int
-    upload_s: float
+    def allows(self, fit: Fit) -> bool:
+        """Say whether there is memory for it, and time."""
+        return fit.memory_bytes <= self.memory_bytes and fit.upload_s <= self.deadline_s
 
 
 class NoRankFits(ValueError):
@@ -146,22 +151,16 @@ def largest_rank(
     usable = sorted(rank for rank in ranks if rank <= smallest_length)
     if not usable:
         raise ValueError("no rank is as small as the adapted weights")
-    fits = [
-        needs(
-            method,
-            rank,
-            shapes=shapes,
-            upload_bytes_per_s=capability.upload_bytes_per_s,
-            per_sample_batch=per_sample_batch,
-            sketch_width=sketch_width,
-        )
-        for rank in usable
-    ]
-    good = [
-        fit
-        for fit in fits
-        if fit.memory_bytes <= capability.memory_bytes and fit.upload_s <= capability.deadline_s
-    ]
+    taken = functools.partial(
+        needs,
+        method,
+        shapes=shapes,
+        upload_bytes_per_s=capability.upload_bytes_per_s,
+        per_sample_batch=per_sample_batch,
+        sketch_width=sketch_width,
+    )
+    fits = [taken(rank) for rank in usable]
+    good = [fit for fit in fits if capability.allows(fit)]
     if not good:
         raise NoRankFits(fits[0], capability)
     return good[-1]

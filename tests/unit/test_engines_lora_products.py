@@ -307,6 +307,11 @@ def test_fedsa_shares_a_and_leaves_each_client_its_b_and_scale() -> None:
     a = fedsa.shared_a(module_of_round(contributions))
     first, second = (one.pairs[MODULE] for one in contributions)
     assert torch.allclose(a, 0.25 * first.a + 0.75 * second.a, rtol=1e-14)
+    sent = [
+        Contribution(one.client_id, one.weight, {MODULE: Pair(torch.zeros(0, 8), one.pairs[MODULE].a, 1.0)})
+        for one in contributions
+    ]
+    assert torch.equal(fedsa.shared_a(module_of_round(sent)), a)
     own = fedsa.personalised(second, a)
     assert torch.equal(own.b, second.b)
     assert (own.scale, own.shape) == (0.5, second.shape)
