@@ -190,7 +190,7 @@ def outside_of_clients(tmp_path: Path) -> Outside:
 def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> None:
     certificate = release / "certificate.json"
     signed = certificate.read_text()
-    certificate.write_text(signed.replace('"epsilon":7', '"epsilon":1'))
+    certificate.write_text(signed.replace('"epsilon":1', '"epsilon":0'))
     assert certificate.read_text() != signed
     outside.dpfl("verify-release", str(release), "--key", jwks, code=1)
     assert "[member_changed]" in outside.printed
