@@ -17,7 +17,8 @@ Numbers = NDArray[Any]
 """float32, float64 or int64."""
 
 STRIP_COLUMNS = 128
-"""Columns sorted together: 100 float32 clients of them fill a core's first cache."""
+"""Columns sorted together: 100 float32 clients of them fill a core's first cache. A constant of the compiled
+loops, which are a third slower with a length that they learn at run time."""
 
 
 class Compiled:
@@ -47,7 +48,7 @@ def add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
         weights: shape (n,), dtype of `total`.
     """
     if (fast := compiled()) is not None:
-        fast.add_rows(total, rows, weights)
+        fast.add_rows(total, *_flat(rows), weights)
         return
     for row, weight in zip(rows, weights, strict=True):
         if weight == 1:
@@ -65,7 +66,7 @@ def subtract_row(rows: Numbers, centre: Numbers, out: Numbers) -> None:
         out: shape (n, w), float64; changed.
     """
     if (fast := compiled()) is not None:
-        fast.subtract_row(rows, centre, out)
+        fast.subtract_row(*_flat(rows), centre, out)
     else:
         np.subtract(rows, centre, out=out)
 
@@ -85,37 +86,52 @@ def sorted_rows(rows: Numbers, low: int, high: int) -> Numbers:
         columns = np.sort(rows.T, axis=1)
         return np.ascontiguousarray(columns[:, low:high].T)
     out = np.empty((high - low, rows.shape[1]), dtype=rows.dtype)
-    fast.sort_strips(rows, pairs, low, np.empty((len(rows), STRIP_COLUMNS), dtype=rows.dtype), out)
+    strip = np.zeros((len(rows), STRIP_COLUMNS), dtype=rows.dtype)
+    fast.sort_strips(*_flat(rows), pairs, low, strip, out)
     return out
 
 
-def _add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
-    for i in range(rows.shape[0]):
+def _flat(rows: Numbers) -> tuple[Numbers, int]:
+    """Return rows as one line of memory and the step from row to row: the compiler then knows neighbours."""
+    size = rows.dtype.itemsize
+    if rows.strides[1] != size or rows.strides[0] % size or rows.strides[0] < 0:
+        rows = np.ascontiguousarray(rows)
+    stride = rows.strides[0] // size
+    length = (len(rows) - 1) * stride + rows.shape[1]
+    return np.lib.stride_tricks.as_strided(rows, (length,), (size,), writeable=False), stride
+
+
+def _add_rows(total: Numbers, flat: Numbers, stride: int, weights: Numbers) -> None:
+    for i in range(len(weights)):
         weight = weights[i]
+        row = flat[i * stride : i * stride + len(total)]
         if weight != 0:
-            for j in range(rows.shape[1]):
-                total[j] += weight * rows[i, j]
+            for j in range(len(total)):
+                total[j] += weight * row[j]
 
 
-def _subtract_row(rows: Numbers, centre: Numbers, out: Numbers) -> None:
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            out[i, j] = rows[i, j] - centre[j]
+def _subtract_row(flat: Numbers, stride: int, centre: Numbers, out: Numbers) -> None:
+    for i in range(len(out)):
+        row, into = flat[i * stride : i * stride + len(centre)], out[i]
+        for j in range(len(centre)):
+            into[j] = row[j] - centre[j]
 
 
-def _sort_strips(rows: Numbers, pairs: Numbers, low: int, strip: Numbers, out: Numbers) -> None:
-    for start in range(0, rows.shape[1], strip.shape[1]):
-        width = min(strip.shape[1], rows.shape[1] - start)
-        for i in range(rows.shape[0]):
+def _sort_strips(
+    flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers
+) -> None:
+    for start in range(0, out.shape[1], STRIP_COLUMNS):
+        width = min(STRIP_COLUMNS, out.shape[1] - start)
+        for i in range(len(strip)):
+            row, into = flat[i * stride + start : i * stride + start + width], strip[i]
             for j in range(width):
-                strip[i, j] = rows[i, start + j]
-        for k in range(pairs.shape[0]):
-            lower = strip[pairs[k, 0]]
-            upper = strip[pairs[k, 1]]
-            for j in range(width):
+                into[j] = row[j]
+        for k in range(len(pairs)):
+            lower, upper = strip[pairs[k, 0]], strip[pairs[k, 1]]
+            for j in range(STRIP_COLUMNS):
                 one, other = lower[j], upper[j]
-                lower[j] = min(one, other)
-                upper[j] = max(one, other)
-        for i in range(out.shape[0]):
+                lower[j] = one if one < other else other  # noqa: FURB136  (compiles to a vector's minimum)
+                upper[j] = other if one < other else one  # noqa: FURB136
+        for i in range(len(out)):
             for j in range(width):
                 out[i, start + j] = strip[low + i, j]
