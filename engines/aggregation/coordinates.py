@@ -76,10 +76,10 @@ def _rank_sum(rows: Rows, low: int, high: int, *, divisor: int) -> Numbers:
 def _window_mean(ordered: Numbers, kept: int) -> Numbers:
     """Return the mean of the `kept` neighbouring ranks nearest to the median, per column of sorted rows."""
     count = len(ordered)
-    middle = (ordered[(count - 1) // 2].astype(np.float64) + ordered[count // 2]) / 2.0
+    twice_median = ordered[(count - 1) // 2].astype(np.float64) + ordered[count // 2]
     first = np.zeros(ordered.shape[1], dtype=np.int64)
     for rank in range(count - kept):  # once the upper candidate is no nearer, none after it is
-        first += ordered[rank + kept] - middle < middle - ordered[rank]
+        first += ordered[rank].astype(np.float64) + ordered[rank + kept] < twice_median
     total = np.zeros(ordered.shape[1])
     for rank, row in enumerate(ordered):
         total += np.where((first <= rank) & (rank < first + kept), row, 0.0)

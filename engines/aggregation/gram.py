@@ -78,9 +78,13 @@ def product_gram(
     total = np.zeros((len(factors), len(factors)))
     for i, one in enumerate(factors):
         for j, other in enumerate(factors[: i + 1]):
-            total[i, j] = total[j, i] = scales[i] * scales[j] * sum(
-                float(np.sum((other[name][0].T @ b) * (other[name][1] @ a.T)))
-                for name, (b, a) in one.items()
+            total[i, j] = total[j, i] = (
+                scales[i]
+                * scales[j]
+                * sum(
+                    float(np.sum((other[name][0].T @ b) * (other[name][1] @ a.T)))
+                    for name, (b, a) in one.items()
+                )
             )
     return total
 

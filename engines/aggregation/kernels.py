@@ -117,9 +117,7 @@ def _subtract_row(flat: Numbers, stride: int, centre: Numbers, out: Numbers) -> 
             into[j] = row[j] - centre[j]
 
 
-def _sort_strips(
-    flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers
-) -> None:
+def _sort_strips(flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers) -> None:
     for start in range(0, out.shape[1], STRIP_COLUMNS):
         width = min(STRIP_COLUMNS, out.shape[1] - start)
         for i in range(len(strip)):

@@ -153,9 +153,7 @@ def _bulyan(rows: Rows, setting: Setting) -> Outcome:
 def _mda(rows: Rows, setting: Setting) -> Outcome:
     if setting.faulty > selection.MOST_REMOVED_BY_MDA:
         raise SettingMissing(f"mda searches for at most f = {selection.MOST_REMOVED_BY_MDA}")
-    return _mean_of(
-        rows, selection.smallest_diameter(squared_distances(gram(rows)), faulty=setting.faulty)
-    )
+    return _mean_of(rows, selection.smallest_diameter(squared_distances(gram(rows)), faulty=setting.faulty))
 
 
 def _dnc(rows: Rows, setting: Setting) -> Outcome:
@@ -203,7 +201,9 @@ RULES: Mapping[str, Rule] = {
         Rule("mda", _MAJORITY, _mda),
         Rule("dnc", _MAJORITY, _dnc),
         Rule("geometric_median", _MAJORITY, _geometric_median),
-        Rule("centered_clipping", Need("f <= 0.15 n", lambda n, f: 20 * f <= 3 * n), _centered_clipping, _ANY),
+        Rule(
+            "centered_clipping", Need("f <= 0.15 n", lambda n, f: 20 * f <= 3 * n), _centered_clipping, _ANY
+        ),
         Rule("fltrust", Need("n > f", lambda n, f: n > f), _fltrust, _ANY),
     )
 }

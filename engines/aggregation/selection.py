@@ -62,7 +62,9 @@ def smallest_diameter(distances: Weights, *, faulty: int) -> list[int]:
     Source: El Mhamdi et al. 2021, arXiv:2008.00742 (minimum diameter averaging).
     """
     if faulty > MOST_REMOVED_BY_MDA:
-        raise ValueError(f"the smallest diameter is searched for at most {MOST_REMOVED_BY_MDA} faulty clients")
+        raise ValueError(
+            f"the smallest diameter is searched for at most {MOST_REMOVED_BY_MDA} faulty clients"
+        )
     candidates = np.unique(distances)
     low, high = 0, len(candidates) - 1
     removed = list(range(len(distances) - faulty, len(distances)))
@@ -79,21 +81,29 @@ def smallest_diameter(distances: Weights, *, faulty: int) -> list[int]:
 
 
 def divide_and_conquer(products: Weights, *, removed: int) -> list[int]:
-    """Leave out the rows that reach farthest along the direction in which all differ most; ascending.
+    """Leave out the row that reaches farthest along the direction in which all differ most, time and again.
 
-    The paper looks at random subsets of coordinates because a spectrum of all is dear; the Gram matrix has
-    the spectrum of all of them, so one look suffices and nothing is drawn.
+    The paper looks at random subsets of coordinates, since a spectrum of all is dear, and removes all rows
+    by one direction. The Gram matrix has the spectrum of all coordinates at once, so nothing is drawn, and
+    the direction is found anew after each row: hostile rows that differ do not hide behind the longest.
 
     Args:
         products: Gram matrix, shape (n, n).
         removed: rows left out, under n.
-    Source: Shejwalkar and Houmansadr 2021, NDSS (DnC), with all coordinates at once.
+    Returns:
+        The rows that are left, ascending.
+    Source: Shejwalkar and Houmansadr 2021, NDSS (DnC), changed as said above.
     """
-    centred = products - products.mean(axis=0)
-    centred = centred - centred.mean(axis=1, keepdims=True)
-    direction = np.linalg.eigh((centred + centred.T) / 2.0)[1][:, -1]
-    order = np.argsort(direction**2, kind="stable")
-    return sorted(order[: len(products) - removed].tolist())
+    left = list(range(len(products)))
+    for _ in range(removed):
+        among = products[np.ix_(left, left)]
+        centred = among - among.mean(axis=0)
+        centred = centred - centred.mean(axis=1, keepdims=True)
+        direction = np.linalg.eigh((centred + centred.T) / 2.0)[1][:, -1]
+        reach = direction**2
+        farthest = np.flatnonzero(reach >= reach.max() * (1.0 - 1e-9))[-1]  # of equals the last goes
+        left.pop(int(farthest))
+    return left
 
 
 def diameter(distances: Weights, rows: list[int]) -> float:

@@ -1,0 +1,220 @@
+"""Server optimizers against exact vectors, their state, step lengths, buffers and the clients' terms."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.aggregation import client_terms, steps
+from engines.aggregation.optimizers import Optimizer, Server, start, step
+from engines.aggregation.rows import Held
+
+CHANGES = np.array([[1.0, -0.5], [1.0, 0.5], [0.2, -0.5]])
+# Exact vectors: x0 = 0, rate 0.1, momentum .9, decay .99, tau .001.
+VECTORS = {
+    "adam": (
+        Server(kind=Optimizer.ADAM, rate=0.1),
+        [[0.09900505, -0.09802019], [0.23274115, -0.09103115], [0.36651206, -0.14322471]],
+    ),
+    "adam, corrected": (
+        Server(kind=Optimizer.ADAM, rate=0.1, bias_correction=True),
+        [[0.0990099, -0.09803922], [0.19830601, -0.09284963], [0.28337834, -0.12604375]],
+    ),
+    "yogi": (
+        Server(kind=Optimizer.YOGI, rate=0.1),
+        [[0.099005, -0.09802], [0.23240865, -0.09104822], [0.3652024, -0.14298393]],
+    ),
+    "adagrad": (
+        Server(kind=Optimizer.ADAGRAD, rate=0.1),
+        [[0.09990005, -0.0998002], [0.17056075, -0.02918945], [0.18455375, -0.08685785]],
+    ),
+    "momentum": (Server(kind=Optimizer.MOMENTUM), [[1.0, -0.5], [2.9, -0.45], [4.81, -0.905]]),
+    "average": (Server(kind=Optimizer.AVERAGE), [[1.0, -0.5], [2.0, 0.0], [2.2, -0.5]]),
+}
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_an_optimizer_takes_the_papers_steps(name: str) -> None:
+    server, expected = VECTORS[name]
+    at, state = np.zeros(2), start(server, 2)
+    for change, where in zip(CHANGES, expected, strict=True):
+        moved, state = step(server, state, change)
+        at = at + moved
+        assert at == pytest.approx(where, abs=6e-9)
+    assert state["steps"] == 3
+
+
+def test_a_first_corrected_adam_step_is_not_a_quarter_short() -> None:
+    """An exponent that starts at 2 makes it .0735."""
+    server = Server(kind=Optimizer.ADAM, rate=0.1, bias_correction=True)
+    moved, _ = step(server, start(server, 1), np.ones(1))
+    assert moved[0] == pytest.approx(0.0990099, abs=1e-7)
+
+
+@pytest.mark.parametrize("kind", [Optimizer.ADAM, Optimizer.YOGI])
+def test_the_variance_follows_the_change_and_not_the_momentum(kind: Optimizer) -> None:
+    server = Server(kind=kind)
+    _, state = step(server, start(server, 1), np.array([2.0]))
+    _, state = step(server, state, np.array([0.0]))
+    assert state["momentum"][0] > 0.1
+    assert state["variance"][0] == pytest.approx(0.04 * (0.99 if kind is Optimizer.ADAM else 1.0), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(VECTORS))
+def test_a_state_that_was_stored_goes_on_where_it_was(name: str) -> None:
+    server, _ = VECTORS[name]
+    state = start(server, 2)
+    before = {key: array.copy() for key, array in state.items()}
+    _, after = step(server, state, CHANGES[0])
+    assert all((state[key] == before[key]).all() for key in before)  # what was handed in stays
+    stored = {key: np.frombuffer(array.tobytes()).reshape(array.shape) for key, array in after.items()}
+    assert step(server, stored, CHANGES[1])[0].tobytes() == step(server, after, CHANGES[1])[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("state", "change"),
+    [
+        (start(VECTORS["adam"][0], 3), np.ones(2)),
+        (start(VECTORS["momentum"][0], 2), np.ones(2)),
+        (start(VECTORS["adam"][0], 2), np.array([1.0, math.nan])),
+        (start(VECTORS["adam"][0], 2) | {"variance": np.array([math.inf, 0.0])}, np.ones(2)),
+        (start(VECTORS["adam"][0], 2), np.ones((1, 2))),
+    ],
+)
+def test_a_state_or_change_that_does_not_fit_is_refused(
+    state: dict[str, np.ndarray], change: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match=r"state|finite"):
+        step(VECTORS["adam"][0], state, change)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rate": 0.0},
+        {"rate": math.nan},
+        {"rate": math.inf},
+        {"momentum": 1.0},
+        {"momentum": math.nan},
+        {"decay": -0.1},
+        {"adaptivity": 0.0},
+        {"adaptivity": math.nan},
+        {"bias_correction": True},
+    ],
+)
+def test_constants_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="server's|bias"):
+        Server(kind=Optimizer.YOGI, **bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dimension"):
+        start(Server(kind=Optimizer.YOGI), 0)
+
+
+def test_extrapolation_is_the_papers_quotient_and_never_under_one() -> None:
+    assert steps.extrapolation([2.0, 4.0], np.array([0.6, 0.8])) == pytest.approx(20 / 4)
+    assert steps.extrapolation([1.0, 1.0], np.array([1.0, 0.0])) == 1.0
+    assert steps.extrapolation([0.0], np.zeros(3)) == 1.0
+    assert steps.extrapolation([2.0], np.zeros(3), epsilon=0.5) == 4.0
+    for norms, epsilon in (([], 0.0), ([math.nan], 0.0), ([-1.0], 0.0), ([1.0], math.nan)):
+        with pytest.raises(ValueError, match="finite norms"):
+            steps.extrapolation(norms, np.ones(2), epsilon=epsilon)
+
+
+@given(st.floats(0.0, 10.0))
+def test_noise_on_the_aggregate_makes_steps_shorter_and_not_longer(noise: float) -> None:
+    quiet = steps.extrapolation([3.0, 3.0], np.array([1.0, 0.0]))
+    assert steps.extrapolation([3.0, 3.0], np.array([1.0, noise])) <= quiet
+
+
+def test_a_buffer_is_divided_by_its_size_and_weighs_by_age() -> None:
+    updates = Held(np.array([[1.0], [2.0], [3.0]]))
+    assert [steps.staleness_weight(age) for age in (0, 1, 8)] == pytest.approx([1.0, 0.70710678, 0.33333333])
+    found = steps.buffered_mean(updates, [0, 1, 8], buffer=3, latest=10)
+    assert found == pytest.approx([1.1380711875], abs=1e-10)
+    normalised = found[0] * 3 / sum(steps.staleness_weight(age) for age in (0, 1, 8))
+    assert normalised == pytest.approx(1.6732731032, abs=1e-9)  # what others return
+
+
+@given(st.lists(st.integers(0, 5), min_size=11, max_size=11))
+def test_how_a_buffer_falls_on_versions_changes_no_unstaled_mean(versions: list[int]) -> None:
+    """Averaged per version, one device in a version of its own would weigh as much as ten in another."""
+    updates = np.arange(11.0).reshape(11, 1)
+    order = np.argsort(versions, kind="stable")
+    assert steps.buffered_mean(Held(updates[order]), [0] * 11, buffer=11, latest=0) == pytest.approx([5.0])
+
+
+@pytest.mark.parametrize(("ages", "buffer", "latest"), [([0, 0], 3, 9), ([0, 3], 2, 2), ([0, -1], 2, 2)])
+def test_a_buffer_that_is_not_full_or_holds_an_impossible_age_is_refused(
+    ages: list[int], buffer: int, latest: int
+) -> None:
+    with pytest.raises(ValueError, match=r"buffer|old|version"):
+        steps.buffered_mean(Held(np.ones((2, 1))), ages, buffer=buffer, latest=latest)
+
+
+def test_the_proximal_gradient_is_the_derivative_of_the_proximal_loss() -> None:
+    weights, origin = np.array([1.0, -2.0, 0.5]), np.array([0.5, 0.0, 1.0])
+    gradient = client_terms.proximal_gradient(weights, origin, strength=0.1)
+    for axis in np.eye(3):
+        losses = [
+            client_terms.proximal_loss(weights + sign * 1e-6 * axis, origin, strength=0.1) for sign in (1, -1)
+        ]
+        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(float(gradient @ axis), abs=1e-8)
+    assert client_terms.proximal_loss(origin, origin, strength=0.1) == 0.0
+
+
+def test_scaffold_reaches_the_common_optimum_where_plain_local_steps_drift() -> None:
+    """Two clients of different curvature; plain local training settles elsewhere."""
+    curvature, optimum = np.array([1.0, 10.0]), np.array([0.0, 1.0])
+    best = float(curvature @ optimum / curvature.sum())
+
+    def train(*, corrected: bool) -> float:
+        at, shared, own = np.zeros(1), np.zeros(1), [np.zeros(1), np.zeros(1)]
+        for _ in range(200):
+            ends, changes = [], []
+            for client in (0, 1):
+                now = at
+                for _ in range(5):
+                    gradient = curvature[client] * (now - optimum[client])
+                    if corrected:
+                        gradient = client_terms.corrected_gradient(gradient, own[client], shared)
+                    now = now - 0.05 * gradient
+                fresh = client_terms.next_own_variate(
+                    own[client], shared, start=at, end=now, steps=5, rate=0.05
+                )
+                changes.append(fresh - own[client])
+                own[client] = fresh
+                ends.append(now)
+            at = np.mean(ends, axis=0)
+            shared = client_terms.next_shared_variate(shared, changes, population=2)
+        return float(at[0])
+
+    assert train(corrected=True) == pytest.approx(best, abs=1e-6)
+    assert abs(train(corrected=False) - best) > 0.05
+
+
+def test_the_shared_variate_moves_by_the_cohorts_share_of_the_population() -> None:
+    moved = client_terms.next_shared_variate(np.ones(1), [np.array([2.0]), np.array([4.0])], population=12)
+    assert moved == pytest.approx([1.5])  # 1 + (2/12) * 3
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: client_terms.proximal_loss(np.ones(2), np.ones(3), strength=0.1),
+        lambda: client_terms.proximal_gradient(np.ones(2), np.ones(2), strength=math.nan),
+        lambda: client_terms.corrected_gradient(np.ones(2), np.ones(2), np.ones(1)),
+        lambda: client_terms.next_own_variate(
+            np.ones(1), np.ones(1), start=np.ones(1), end=np.ones(1), steps=0, rate=0.1
+        ),
+        lambda: client_terms.next_own_variate(
+            np.ones(1), np.ones(1), start=np.ones(1), end=np.ones(1), steps=1, rate=math.nan
+        ),
+        lambda: client_terms.next_shared_variate(np.ones(1), [], population=3),
+        lambda: client_terms.next_shared_variate(np.ones(1), [np.ones(1)] * 2, population=1),
+    ],
+)
+def test_terms_that_do_not_fit_are_refused(build: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"length|strength|step|cohort"):
+        build()
