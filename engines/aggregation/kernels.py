@@ -117,7 +117,9 @@ def _subtract_row(flat: Numbers, stride: int, centre: Numbers, out: Numbers) -> 
             into[j] = row[j] - centre[j]
 
 
-def _sort_strips(flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers) -> None:
+def _sort_strips(  # noqa: PLR0917  (a compiled loop takes its arguments by position)
+    flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers
+) -> None:
     for start in range(0, out.shape[1], STRIP_COLUMNS):
         width = min(STRIP_COLUMNS, out.shape[1] - start)
         for i in range(len(strip)):
@@ -128,8 +130,8 @@ def _sort_strips(flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Nu
             lower, upper = strip[pairs[k, 0]], strip[pairs[k, 1]]
             for j in range(STRIP_COLUMNS):
                 one, other = lower[j], upper[j]
-                lower[j] = one if one < other else other  # noqa: FURB136  (compiles to a vector's minimum)
-                upper[j] = other if one < other else one  # noqa: FURB136
+                lower[j] = one if one < other else other
+                upper[j] = other if one < other else one
         for i in range(len(out)):
             for j in range(width):
                 out[i, start + j] = strip[low + i, j]

@@ -94,7 +94,7 @@ class Streamed:
 
 
 class Vectors:
-    """A source over flat tensors of any floating dtype, one a client; narrow ones are widened as they are read."""
+    """A source over flat tensors, one a client; narrow ones are widened as they are read."""
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 

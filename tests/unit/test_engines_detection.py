@@ -1,4 +1,4 @@
-"""Evidence about clients, and the ladder: few honest clients are odd, attackers are, and steps can be undone."""
+"""Evidence about clients, and the ladder: few honest clients are odd, attackers are; steps can be undone."""
 
 import math
 from collections.abc import Iterator
@@ -165,7 +165,7 @@ def test_honest_clients_are_hardly_ever_suspended() -> None:
 
 
 def test_a_group_that_was_odd_says_less_about_each_of_its_members() -> None:
-    """Of four members one hostile one is enough: an honest member is found odd in most such groups' rounds."""
+    """Of four members one hostile one is enough, so an honest member shares in many odd rounds."""
     group = Observation(odd=True, honest_rate=0.3, hostile_rate=0.6)
     assert 0.0 < group.evidence < ODD.evidence
     assert climb([group] * 4, trust="local").step is Step.OBSERVE

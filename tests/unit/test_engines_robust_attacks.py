@@ -1,4 +1,4 @@
-"""Eleven attacks on a federation of quadratics: what the default rule must withstand, and the mean must not."""
+"""Eleven attacks on a federation of quadratics: the default rule withstands them, and the mean does not."""
 
 from collections.abc import Callable
 

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from engines.aggregation import centres
 from engines.aggregation.centres import (
     NotConverged,
     centered_clipping,
@@ -22,7 +22,7 @@ from engines.aggregation.gate import admit
 from engines.aggregation.gram import gram, product_gram, squared_distances
 from engines.aggregation.mixing import buckets, nearest_neighbours
 from engines.aggregation.permission import OnlyTheSum, require_allowed
-from engines.aggregation.rows import Held, Mixed, Rows, Streamed
+from engines.aggregation.rows import Held
 from engines.aggregation.rules import (
     DEFAULT_MIXING,
     DEFAULT_RULE,
@@ -283,8 +283,6 @@ def test_a_geometric_median_at_a_client_is_that_client_exactly() -> None:
 
 
 def test_a_geometric_median_that_does_not_settle_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from engines.aggregation import centres
-
     monkeypatch.setattr(centres, "_MOST_STEPS", 1)
     with pytest.raises(NotConverged, match="certificate"):
         geometric_median(gram(Held(np.random.default_rng(0).normal(size=(9, 3)))))

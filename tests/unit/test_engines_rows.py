@@ -2,7 +2,7 @@
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -50,12 +50,12 @@ class Counted:
 
 
 @pytest.fixture(params=["compiled", "numpy"])
-def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numpy":
         monkeypatch.setattr(kernels, "compiled", lambda: None)
     elif importlib.util.find_spec("numba") is None:
         pytest.skip("numba is not installed")
-    yield request.param
+    return request.param
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 7, 8, 10, 16, 17, 31])

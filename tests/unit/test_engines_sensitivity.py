@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from engines.aggregation import coordinates, selection, undivided
+from engines.aggregation.centres import geometric_median
+from engines.aggregation.gram import gram, squared_distances
+from engines.aggregation.rows import Held, Scaled
 from engines.privacy.loss_library import Relation
 from engines.privacy.sensitivity import (
     BoundedRule,
@@ -25,15 +30,30 @@ from engines.privacy.sensitivity import (
     require_useful_bound,
     with_rounding,
 )
-from tests.unit import robust_rules
-from tests.unit.robust_rules import Vectors, clipped
 
+Vectors = NDArray[np.float64]
 C = 2.0  # not 1, so that a bound in the square of C would show
 CENTRE = np.array([0.5, -1.0])
 REFERENCE = np.array([0.6, 0.8]) * 1.5
-ORDER = [3, 0, 6, 2, 5, 1, 4]
+ORDER = np.array([3, 0, 6, 2, 5, 1, 4])
 CLIENTS = 7
 ZERO_OUT, REPLACE_ONE = Relation.ZERO_OUT, Relation.REPLACE_ONE
+
+
+def clipped(vectors: Vectors, norm: float) -> Vectors:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    output: Vectors = vectors * np.minimum(1.0, norm / np.maximum(lengths, 1e-300))
+    return output
+
+
+def centered_clipping(
+    vectors: Vectors, *, centre: Vectors, iterations: int = 3, absent: int | None = None
+) -> Vectors:
+    """n times the last centre; the term of client `absent` is zero."""
+    present = np.delete(vectors, absent, axis=0) if absent is not None else vectors
+    return undivided.centered_clipping_sum(
+        Held(present), centre=centre, radius=0.7, iterations=iterations, clients=len(vectors)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,45 +71,43 @@ class Case:
 
 
 CASES = {
-    "sum": Case(Sum(clip_norm=C), lambda x, _: robust_rules.plain_sum(x), C, 2 * C),
+    "sum": Case(Sum(clip_norm=C), lambda x, _: undivided.plain_sum(Held(x)), C, 2 * C),
     "trimmed_sum": Case(
         TrimmedSum(clip_norm=C, clients=CLIENTS, trimmed=2),
-        lambda x, _: robust_rules.trimmed_sum(x, trimmed=2),
+        lambda x, _: undivided.trimmed_sum(Held(x), trimmed=2),
         C,
         2 * C,
     ),
     "bucketed": Case(
         BucketedTrimmedSum(clip_norm=C, clients=CLIENTS, bucket_size=2, trimmed=1),
-        lambda x, _: robust_rules.bucketed_trimmed_sum(x, order=ORDER, bucket_size=2, trimmed=1),
+        lambda x, _: undivided.bucketed_trimmed_sum(Held(x), order=ORDER, bucket_size=2, trimmed=1),
         C,
         2 * C,
     ),
     "nearest_neighbours": Case(
         NearestNeighbourTrimmedSum(clip_norm=C, clients=CLIENTS, faulty=2, trimmed=1),
-        lambda x, _: robust_rules.nearest_neighbour_trimmed_sum(x, faulty=2, trimmed=1),
+        lambda x, _: undivided.nearest_neighbour_trimmed_sum(Held(x), faulty=2, trimmed=1),
         2 * C * (1 + 6 / 5),
         2 * C * (1 + 6 / 5),
         reached=0.3,  # the bound is known to be loose: all means would have to move the same way
     ),
     "centered_absent_terms": Case(
         CenteredClipping(radius=0.7, iterations=3, absent_term_is_zero=True),
-        lambda x, absent: robust_rules.centered_clipping(
-            x, centre=CENTRE, radius=0.7, iterations=3, absent=absent
-        ),
+        lambda x, absent: centered_clipping(x, centre=CENTRE, absent=absent),
         3 * 0.7,
         2 * 3 * 0.7,
         reached=0.9,
     ),
     "centered_absent_vectors": Case(
         CenteredClipping(radius=0.7, iterations=3, absent_term_is_zero=False),
-        lambda x, _: robust_rules.centered_clipping(x, centre=CENTRE, radius=0.7, iterations=3),
+        lambda x, _: centered_clipping(x, centre=CENTRE),
         2 * 3 * 0.7,
         2 * 3 * 0.7,
         reached=0.9,
     ),
     "trusted_reference": Case(
         TrustedReference(reference_norm=1.5),
-        lambda x, _: robust_rules.trusted_reference(x, reference=REFERENCE),
+        lambda x, _: undivided.trusted_sum(Held(x), REFERENCE)[0],
         1.5,
         3.0,
         reached=0.49,  # all terms lie on a circle of diameter |g0|, so replacing costs half of the bound
@@ -106,8 +124,8 @@ def moved(case: Case, vectors: Vectors, other: Vectors, at: int, relation: Relat
     return float(np.linalg.norm(case.apply(vectors, None) - case.apply(neighbour, absent)))
 
 
-coordinates = st.floats(-3.0, 3.0) | st.sampled_from([0.0, C, -C])
-points = st.lists(st.lists(coordinates, min_size=2, max_size=2), min_size=CLIENTS + 1, max_size=CLIENTS + 1)
+coordinate = st.floats(-3.0, 3.0) | st.sampled_from([0.0, C, -C])
+points = st.lists(st.lists(coordinate, min_size=2, max_size=2), min_size=CLIENTS + 1, max_size=CLIENTS + 1)
 
 
 @pytest.mark.parametrize(("name", "relation"), ALL)
@@ -155,8 +173,7 @@ def test_centered_clippings_smaller_delta_is_wrong_where_an_absent_client_is_the
     vectors[0] = [C, 0.0]
     centre = np.array([1.0, 0.0])
     outputs = [
-        robust_rules.centered_clipping(data, centre=centre, radius=0.7, iterations=1)
-        for data in (vectors, np.zeros((CLIENTS, 2)))
+        centered_clipping(data, centre=centre, iterations=1) for data in (vectors, np.zeros((CLIENTS, 2)))
     ]
     effect = float(np.linalg.norm(outputs[0] - outputs[1]))
     assert effect == pytest.approx(2 * 0.7)
@@ -182,18 +199,54 @@ def clusters(clients: int, *, last: float) -> Vectors:
     return np.array([direction] * camp + [-direction] * camp + [direction * last])
 
 
+def distances(vectors: Vectors) -> Vectors:
+    return squared_distances(gram(Held(vectors)))
+
+
+def krum(vectors: Vectors, *, faulty: int) -> Vectors:
+    output: Vectors = vectors[selection.krum_order(distances(vectors), faulty=faulty)[0]]
+    return output
+
+
+def multi_krum(vectors: Vectors) -> Vectors:
+    order = selection.krum_order(distances(vectors), faulty=(len(vectors) - 3) // 2)
+    return mean_of(vectors, order[: (len(vectors) - 1) // 2].tolist())
+
+
+def bulyan(vectors: Vectors) -> Vectors:
+    faulty = (len(vectors) - 3) // 4
+    chosen = selection.bulyan_selection(distances(vectors), faulty=faulty)
+    left = Scaled(Held(vectors), chosen, np.ones(len(chosen)))
+    return coordinates.mean_around_median(left, kept=len(chosen) - 2 * faulty)
+
+
+def mean_of(vectors: Vectors, chosen: list[int]) -> Vectors:
+    output: Vectors = vectors[chosen].mean(axis=0)
+    return output
+
+
+def half(vectors: Vectors) -> int:
+    return (len(vectors) - 1) // 2
+
+
 UNBOUNDED: dict[UnboundedRule, tuple[list[int], Callable[[Vectors], Vectors]]] = {
-    UnboundedRule.MEDIAN: ([11, 101], robust_rules.median),
-    UnboundedRule.GEOMETRIC_MEDIAN: ([11, 41], robust_rules.geometric_median),
-    UnboundedRule.KRUM: ([11, 101], lambda x: robust_rules.krum(x, faulty=(len(x) - 3) // 2)),
-    UnboundedRule.MULTI_KRUM: (
-        [11, 101],
-        lambda x: robust_rules.multi_krum(x, faulty=(len(x) - 3) // 2, chosen=(len(x) - 1) // 2),
+    UnboundedRule.MEDIAN: ([11, 101], lambda x: coordinates.median(Held(x))),
+    UnboundedRule.GEOMETRIC_MEDIAN: ([11, 41], lambda x: geometric_median(gram(Held(x))).weights @ x),
+    UnboundedRule.KRUM: ([11, 101], lambda x: krum(x, faulty=(len(x) - 3) // 2)),
+    UnboundedRule.MULTI_KRUM: ([11, 101], multi_krum),
+    UnboundedRule.BULYAN: ([11, 43], bulyan),
+    UnboundedRule.MDA: (
+        [11, 31],
+        lambda x: mean_of(x, selection.smallest_diameter(distances(x), faulty=half(x))),
     ),
-    UnboundedRule.BULYAN: ([11, 43], lambda x: robust_rules.bulyan(x, faulty=(len(x) - 3) // 4)),
-    UnboundedRule.MDA: ([11, 15], lambda x: robust_rules.minimum_diameter(x, faulty=(len(x) - 1) // 2)),
-    UnboundedRule.MEAMED: ([11, 101], lambda x: robust_rules.mean_around_median(x, faulty=(len(x) - 1) // 2)),
-    UnboundedRule.DNC: ([11, 101], lambda x: robust_rules.divide_and_conquer(x, removed=(len(x) - 1) // 2)),
+    UnboundedRule.MEAMED: (
+        [11, 101],
+        lambda x: coordinates.mean_around_median(Held(x), kept=len(x) - half(x)),
+    ),
+    UnboundedRule.DNC: (
+        [11, 101],
+        lambda x: mean_of(x, selection.divide_and_conquer(gram(Held(x)), removed=half(x))),
+    ),
 }
 
 
@@ -218,7 +271,7 @@ def test_the_trimmed_mean_moves_less_the_more_clients_there_are_on_the_same_data
     kept = clients - 2 * (clients // 4)
 
     def trimmed_mean(vectors: Vectors) -> Vectors:
-        return robust_rules.trimmed_sum(vectors, trimmed=clients // 4) / kept
+        return undivided.trimmed_sum(Held(vectors), trimmed=clients // 4) / kept
 
     assert max(flips(trimmed_mean, clients, trial=trial) for trial in range(20)) <= 2 * C / kept + 1e-12
 
@@ -238,7 +291,7 @@ def test_a_rule_that_selects_is_moved_by_more_than_the_clip_norm_even_by_zeroing
 
 
 def test_the_two_camps_find_a_rules_bound_when_it_has_one() -> None:
-    outputs = [robust_rules.plain_sum(clusters(11, last=last)) for last in (1.0, -1.0)]
+    outputs = [undivided.plain_sum(Held(clusters(11, last=last))) for last in (1.0, -1.0)]
     assert float(np.linalg.norm(outputs[0] - outputs[1])) == pytest.approx(
         Sum(clip_norm=C).sensitivity(REPLACE_ONE)
     )
@@ -275,12 +328,12 @@ def test_a_robust_rule_over_a_truncating_cap_is_refused(name: str) -> None:
 
 def test_a_projected_output_moves_by_at_most_twice_the_clip_norm() -> None:
     assert projected_sensitivity(clip_norm=C) == 2 * C
-    outputs = [clipped(robust_rules.krum(clusters(11, last=last), faulty=4), C) for last in (1.0, -1.0)]
+    outputs = [clipped(krum(clusters(11, last=last), faulty=4), C) for last in (1.0, -1.0)]
     assert float(np.linalg.norm(outputs[0] - outputs[1])) == pytest.approx(2 * C)
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(coordinates, min_size=4, max_size=4), st.lists(coordinates, min_size=4, max_size=4))
+@given(st.lists(coordinate, min_size=4, max_size=4), st.lists(coordinate, min_size=4, max_size=4))
 def test_rounding_two_outputs_to_the_grid_adds_no_more_than_is_charged(
     one: list[float], other: list[float]
 ) -> None:

@@ -106,7 +106,7 @@ def test_a_state_or_change_that_does_not_fit_is_refused(
     ],
 )
 def test_constants_out_of_range_are_refused(bad: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="server's|bias"):
+    with pytest.raises(ValueError, match=r"server's|bias"):
         Server(kind=Optimizer.YOGI, **bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dimension"):
         start(Server(kind=Optimizer.YOGI), 0)
