@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TORCH_ARGS
 
-.PHONY: setup demo demo-clients up test check gates openapi messages clean
+.PHONY: setup demo demo-clients up test check gates openapi messages bench-setup clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -55,8 +55,14 @@ openapi: setup
 messages: setup
 	$(RUN) -m cli.catalogs update
 
+# What others' code is measured against, each in a folder of its own; nothing of ours needs it.
+bench-setup: setup
+	for peer in benchmarks/peers/*.txt; do \
+		.venv/bin/pip install --no-deps --upgrade --target .venv-peers/$$(basename $$peer .txt) -r $$peer || exit 1; \
+	done
+
 bench-%: setup
-	$(RUN) -m benchmarks.$(subst -,_,$*)
+	$(RUN) -m benchmarks.$(subst -,_,$*) $(ARGS)
 
 clean:
 	rm -rf out build dist .coverage* .mypy_cache .ruff_cache .hypothesis .import_linter_cache .schemathesis

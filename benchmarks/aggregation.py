@@ -1,132 +1,163 @@
-"""The streaming mean beside NumPy's and PyTorch's own means of a stack, on the same update files.
+"""Robust rules beside byzfl's on the same updates in memory, with what the machine could do at best.
 
-Each way runs in its own process, so that its peak memory is its own. `python -m benchmarks.aggregation`.
+Each measurement runs in its own process on one thread; seconds are processor seconds, and memory is the peak
+over what the process held before. `python -m benchmarks.aggregation` is small; `--goal` is 100 updates of 4.2
+million values, as the goals are meant. The peer comes from `make bench-setup`; without it only ours is shown.
 """
 
 import argparse
+import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from numpy.typing import NDArray
 
 from benchmarks.report import goal, report
-from engines.aggregation.mean import StreamingMean
+from benchmarks.update_files import MIB, memory_bytes
+from engines.aggregation.gate import admit
+from engines.aggregation.rows import Held
+from engines.aggregation.rules import RULES, Setting, aggregate
 
-UPDATES, ELEMENTS, REPEATS = 24, 4_194_304, 3
-NAME = "update"
-MIB = 2**20
+PEER = Path(__file__).resolve().parents[1] / ".venv-peers" / "byzfl"
+GOAL_SIZE = (100, 4_200_000)
+TIMES_FASTER = {"median": 10.0, "trimmed_mean": 3.0, "multi_krum": 15.0, "geometric_median": 4.0}
+COMPARED = ("mean", *TIMES_FASTER)
+GATE, DEFAULT = "gate", "gate, nearest neighbours, trimmed mean"
+OURS, BYZFL, FLOOR = "ours", "byzfl", "floor"
+WARM_COLUMNS = 100_000
 
-
-def ours(paths: list[Path], weights: list[float]) -> Tensor:
-    """Read one file after another into the streaming mean."""
-    running = StreamingMean({NAME: (ELEMENTS,)})
-    for path, weight in zip(paths, weights, strict=True):
-        running.add(load_file(path), weight=weight)
-    return running.result()[NAME]
-
-
-def numpy_average(paths: list[Path], weights: list[float]) -> Tensor:
-    """Stack all updates and call `numpy.average`."""
-    stack = np.stack([load_file(path)[NAME].numpy() for path in paths])
-    return torch.from_numpy(np.average(stack, axis=0, weights=weights).astype(np.float32))
+Matrix = NDArray[np.float32]
 
 
-def torch_stack(paths: list[Path], weights: list[float]) -> Tensor:
-    """Stack all updates and multiply by the normalised weights, in float32."""
-    stack = torch.stack([load_file(path)[NAME] for path in paths])
-    shares = torch.tensor(weights, dtype=torch.float32)
-    return (shares / shares.sum()) @ stack
+def ours(rule: str, faulty: int) -> Callable[[Matrix], object]:
+    """Our rule alone, as the peer's is; the gate in front of it is a row of its own."""
+    told = Setting(faulty=0 if rule == "mean" else faulty)
+    if rule == GATE:
+        return lambda updates: admit(Held(updates), clip_norm=1e6)
+    if rule == DEFAULT:
+        return lambda updates: aggregate(Held(updates), told)
+    return lambda updates: RULES[rule].apply(Held(updates), told).values
 
 
-WAYS: dict[str, Callable[[list[Path], list[float]], Tensor]] = {
-    "ours": ours,
-    "numpy.average": numpy_average,
-    "torch stack": torch_stack,
-}
+def byzfl(rule: str, faulty: int) -> Callable[[Matrix], object]:
+    """byzfl's rule on NumPy arrays; its package, which imports plotting, is replaced by an empty one."""
+    package = types.ModuleType("byzfl")
+    package.__path__ = [str(PEER / "byzfl")]
+    sys.modules["byzfl"] = package
+    from byzfl.aggregators import aggregators  # type: ignore[import-not-found]  # noqa: PLC0415
+
+    rules: dict[str, Callable[[], Any]] = {
+        "mean": aggregators.Average,
+        "median": aggregators.Median,
+        "trimmed_mean": lambda: aggregators.TrMean(f=faulty),
+        "multi_krum": lambda: aggregators.MultiKrum(f=faulty),
+        "geometric_median": lambda: aggregators.GeometricMedian(nu=0.1, T=3),  # its default: not converged
+    }
+    return rules[rule]()  # type: ignore[no-any-return]
 
 
-def write_updates(folder: Path) -> None:
-    """Write the update files and their exact mean, accumulated in float64 from the largest weight down."""
-    generator = torch.Generator().manual_seed(1)
-    exact = torch.zeros(ELEMENTS, dtype=torch.float64)
-    for number in range(UPDATES):
-        update = torch.randn(ELEMENTS, generator=generator) * 1e-3
-        save_file({NAME: update}, folder / f"{number:02}.safetensors")
-        exact += update.double() * weights()[number]
-    save_file({NAME: exact / sum(weights())}, folder / "exact")
+def read_floor(updates: Matrix) -> float:
+    """Seconds to read all updates once: the fastest of three passes that do next to nothing."""
+    return min(_seconds(lambda: [float(row.max()) for row in updates]) for _ in range(3))
 
 
-def weights() -> list[float]:
-    """Give the updates sizes as of silos of 100 to 3,000 records."""
-    return [100.0 + 125.0 * number for number in range(UPDATES)]
+def product_floor(updates: Matrix) -> float:
+    """Seconds of the products between all pairs, in float32, by the machine's own matrix multiplication."""
+    block = np.ascontiguousarray(updates[:, :4096])
+    other = block.copy()
+    seconds = min(_seconds(lambda: [block @ other.T for _ in range(5)]) for _ in range(3)) / 5
+    return seconds * updates.shape[1] / block.shape[1]
 
 
-def run_once(way: str, folder: Path) -> None:
-    """Child process: average, and print seconds, extra peak memory and error as JSON."""
-    torch.set_num_threads(1)
-    paths = sorted(folder.glob("*.safetensors"))
-    load_file(paths[0])  # imports and the first pages are not what is compared
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def run_once(way: str, rule: str, path: Path, faulty: int) -> None:
+    """Child process: load, warm up on a few columns, run once, and print the figures as JSON."""
+    updates: Matrix = np.load(path)
+    if way == FLOOR:
+        seconds = (
+            product_floor(updates) if rule in ("multi_krum", "geometric_median") else read_floor(updates)
+        )
+        print(json.dumps({"cpu_s": seconds, "extra_mb": 0.0}))
+        return
+    work = (ours if way == OURS else byzfl)(rule, faulty)
+    work(np.ascontiguousarray(updates[:, :WARM_COLUMNS]))  # imports and compilation are not what is compared
     before = memory_bytes("VmRSS")
-    started = time.perf_counter()
-    mean = WAYS[way](paths, weights())
-    seconds = time.perf_counter() - started
-    peak = memory_bytes("VmHWM") - before
-    exact = load_file(folder / "exact")[NAME]
-    error = float((mean.double() - exact).norm() / exact.norm())
-    print(json.dumps({"seconds": seconds, "peak_mib": peak / MIB, "relative_error": error}))
+    seconds = _seconds(lambda: work(updates))
+    print(json.dumps({"cpu_s": seconds, "extra_mb": (memory_bytes("VmHWM") - before) / MIB}))
 
 
-def memory_bytes(field: str) -> int:
-    """Read a memory figure of this process from Linux, or the peak from elsewhere."""
-    status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would start at the parent's peak
-        line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def measure() -> None:
-    """Run the ways in turn, and report medians."""
-    taken: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+def measure(clients: int, dimension: int, repeats: int) -> None:
+    """Run all ways of all rules in turn, and report medians."""
+    ways = [FLOOR, OURS, *([BYZFL] if PEER.is_dir() else [])]
+    taken: dict[tuple[str, str], list[dict[str, float]]] = {}
+    faulty = clients // 10
     with tempfile.TemporaryDirectory() as folder:
-        write_updates(Path(folder))
-        for _ in range(REPEATS):
-            for way, runs in taken.items():
-                command = [sys.executable, "-m", "benchmarks.aggregation", "--way", way, "--folder", folder]
+        path = Path(folder) / "updates.npy"
+        generator = np.random.default_rng(1)
+        np.save(path, generator.standard_normal((clients, dimension), dtype=np.float32) * np.float32(1e-3))
+        for _ in range(repeats):
+            for rule, way in [*itertools.product(COMPARED, ways), (GATE, OURS), (DEFAULT, OURS)]:
+                command = [sys.executable, "-m", "benchmarks.aggregation", "--way", way, "--rule", rule]
+                command += ["--path", str(path), "--faulty", str(faulty)]
                 answer = subprocess.run(command, check=True, capture_output=True, text=True)
-                runs.append(json.loads(answer.stdout))
+                taken.setdefault((rule, way), []).append(json.loads(answer.stdout))
     medians = {
-        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-        for way, runs in taken.items()
+        key: {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        for key, runs in taken.items()
     }
     rows = [
-        {"way": way} | {key: f"{value:.3g}" for key, value in row.items()} for way, row in medians.items()
+        {"rule": rule, "way": way, "n": clients, "d": dimension}
+        | {name: f"{value:.3g}" for name, value in row.items()}
+        for (rule, way), row in medians.items()
     ]
-    mine = medians["ours"]
-    goals = [
-        goal("time over numpy.average", mine["seconds"] / medians["numpy.average"]["seconds"], at_most=1.0),
-        goal("time over torch stack", mine["seconds"] / medians["torch stack"]["seconds"], at_most=1.0),
-        goal("peak memory in adapters", mine["peak_mib"] / (ELEMENTS * 4 / MIB), at_most=8.0),
+    report("aggregation", rows, goals(medians))
+
+
+def goals(medians: dict[tuple[str, str], dict[str, float]]) -> list[dict[str, Any]]:
+    """State the goals as ratios of what was measured side by side."""
+    stated = [
+        goal(
+            "mean_over_floor", medians["mean", OURS]["cpu_s"] / medians["mean", FLOOR]["cpu_s"], at_most=1.5
+        ),
+        goal(
+            "extra_memory_mb",
+            max(row["extra_mb"] for (_, way), row in medians.items() if way == OURS),
+            at_most=64.0,
+        ),
     ]
-    report("aggregation", rows, goals)
+    for rule, times in TIMES_FASTER.items():
+        if (rule, BYZFL) in medians:
+            ratio = medians[rule, BYZFL]["cpu_s"] / medians[rule, OURS]["cpu_s"]
+            stated.append(goal(f"{rule}_vs_byzfl", ratio, at_least=times))
+    return stated
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=sorted(WAYS))
-    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--n", type=int, default=20)
+    parser.add_argument("--d", type=int, default=200_000)
+    parser.add_argument("--goal", action="store_true", help="the size that the goals are meant for")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--way", choices=(OURS, BYZFL, FLOOR), help=argparse.SUPPRESS)
+    parser.add_argument("--rule", choices=(*COMPARED, GATE, DEFAULT), help=argparse.SUPPRESS)
+    parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--faulty", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        run_once(arguments.way, arguments.folder)
+        run_once(arguments.way, arguments.rule, arguments.path, arguments.faulty)
     else:
-        measure()
+        measure(*(GOAL_SIZE if arguments.goal else (arguments.n, arguments.d)), arguments.repeats)

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from engines.aggregation.kernels import LANES, add_squares
 from engines.aggregation.rows import Rows, Scaled, Weights
 from engines.privacy.clipping import safe_scale
 
@@ -68,13 +69,11 @@ def admit(rows: Rows, *, clip_norm: float | None, absent_is_zero: bool = False) 
 
 def row_norms(rows: Rows) -> Weights:
     """Return each row's L2 norm, shape (n,), float64; not finite where a value or a square is not."""
-    squares = np.zeros(rows.clients)
+    lanes = np.zeros((rows.clients, LANES))
     with np.errstate(over="ignore", invalid="ignore"):
         for _, tile in rows.tiles(TILE_COLUMNS):
-            for client, row in enumerate(tile):
-                wide = row.astype(np.float64)
-                squares[client] += wide @ wide
-    norms: Weights = np.sqrt(squares)
+            add_squares(lanes, tile)
+        norms: Weights = np.sqrt(lanes.sum(axis=1))
     return norms
 
 

@@ -33,13 +33,13 @@ def gram(rows: Rows) -> Weights:
     clients = rows.clients
     width = max(_TILE_VALUES // clients, 256)
     total = np.zeros((clients, clients))
-    shares, buffer = np.ones(clients), np.empty((clients, width))
+    shares, buffer = np.ones(clients), np.empty(clients * width)
     for _, tile in rows.tiles(width):
         if tile.dtype.kind != "f":
             tile = tile.astype(np.float64)  # noqa: PLW2901  (steps of a grid: exact up to 2**53)
         centre = np.zeros(tile.shape[1])
         add_rows(centre, tile, shares)
-        centred = buffer[:, : tile.shape[1]]
+        centred = buffer[: tile.size].reshape(tile.shape)
         subtract_row(tile, centre / clients, centred)
         total += centred @ centred.T
     return _symmetric(total)

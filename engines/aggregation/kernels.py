@@ -20,6 +20,9 @@ STRIP_COLUMNS = 128
 """Columns sorted together: 100 float32 clients of them fill a core's first cache. A constant of the compiled
 loops, which are a third slower with a length that they learn at run time."""
 
+LANES = 256
+"""Sums kept side by side for one row, so that adding needs no other order than the compiled loops have."""
+
 
 class Compiled:
     """The loops, compiled for whatever dtypes they are called with."""
@@ -30,6 +33,7 @@ class Compiled:
         compiler = numba.njit(nogil=True, fastmath=False)  # no fused steps and no other order of sums
         self.add_rows: Any = compiler(_add_rows)
         self.subtract_row: Any = compiler(_subtract_row)
+        self.add_squares: Any = compiler(_add_squares)
         self.sort_strips: Any = compiler(_sort_strips)
 
 
@@ -71,6 +75,21 @@ def subtract_row(rows: Numbers, centre: Numbers, out: Numbers) -> None:
         np.subtract(rows, centre, out=out)
 
 
+def add_squares(lanes: Numbers, rows: Numbers) -> None:
+    """Add the squares of each row to its lanes, column by column in turn; overflow is for the caller to see.
+
+    Args:
+        lanes: shape (n, LANES), float64; changed. Their sums are the rows' squared norms.
+        rows: shape (n, w).
+    """
+    if (fast := compiled()) is not None:
+        fast.add_squares(lanes, *_flat(rows), rows.shape[1])
+        return
+    for start in range(0, rows.shape[1], LANES):
+        wide = rows[:, start : start + LANES].astype(np.float64)
+        lanes[:, : wide.shape[1]] += wide * wide
+
+
 def sorted_rows(rows: Numbers, low: int, high: int) -> Numbers:
     """Sort every column, and return ranks `low` to `high` - 1 of it, smallest first.
 
@@ -102,12 +121,20 @@ def _flat(rows: Numbers) -> tuple[Numbers, int]:
 
 
 def _add_rows(total: Numbers, flat: Numbers, stride: int, weights: Numbers) -> None:
-    for i in range(len(weights)):
-        weight = weights[i]
-        row = flat[i * stride : i * stride + len(total)]
-        if weight != 0:
-            for j in range(len(total)):
-                total[j] += weight * row[j]
+    """Add four rows at a time, each after the other: three times as fast as one, in the same order."""
+    width, used = len(total), np.flatnonzero(weights)
+    together = len(used) - len(used) % 4
+    for k in range(0, together, 4):
+        at = used[k : k + 4]
+        one, two = flat[at[0] * stride :][:width], flat[at[1] * stride :][:width]
+        three, four = flat[at[2] * stride :][:width], flat[at[3] * stride :][:width]
+        w1, w2, w3, w4 = weights[at[0]], weights[at[1]], weights[at[2]], weights[at[3]]
+        for j in range(width):
+            total[j] = (((total[j] + w1 * one[j]) + w2 * two[j]) + w3 * three[j]) + w4 * four[j]
+    for k in range(together, len(used)):
+        row, weight = flat[used[k] * stride :][:width], weights[used[k]]
+        for j in range(width):
+            total[j] += weight * row[j]
 
 
 def _subtract_row(flat: Numbers, stride: int, centre: Numbers, out: Numbers) -> None:
@@ -115,6 +142,16 @@ def _subtract_row(flat: Numbers, stride: int, centre: Numbers, out: Numbers) -> 
         row, into = flat[i * stride : i * stride + len(centre)], out[i]
         for j in range(len(centre)):
             into[j] = row[j] - centre[j]
+
+
+def _add_squares(lanes: Numbers, flat: Numbers, stride: int, width: int) -> None:
+    for i in range(len(lanes)):
+        own = lanes[i]
+        for start in range(0, width, LANES):
+            piece = flat[i * stride + start : i * stride + min(start + LANES, width)]
+            for j in range(len(piece)):
+                wide = np.float64(piece[j])
+                own[j] += wide * wide
 
 
 def _sort_strips(  # noqa: PLR0917  (a compiled loop takes its arguments by position)

@@ -215,7 +215,7 @@ def test_a_source_is_read_in_long_pieces_into_a_buffer_that_does_not_grow(
 def test_results_do_not_depend_on_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     updates = Held(sample(6, 900))
     whole = weighted_mean(updates), gram(updates)
-    monkeypatch.setattr(linear, "TILE_COLUMNS", 7)
+    monkeypatch.setattr(linear, "TILE_VALUES", 42)
     monkeypatch.setattr(gram_module, "_TILE_VALUES", 6)
     assert weighted_mean(updates).tobytes() == whole[0].tobytes()
     assert np.allclose(gram(updates), whole[1], rtol=1e-13, atol=1e-12)
