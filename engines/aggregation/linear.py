@@ -7,7 +7,7 @@ from engines.aggregation.kernels import Numbers, add_rows
 from engines.aggregation.rows import Mixed, Rows, Weights
 
 TILE_VALUES = 1 << 22
-"""Values in a tile: long pieces of each row are read at the speed of memory, and a copy stays under 16 MiB."""
+"""Values in a tile: long pieces of each row are read at the speed of memory; a copy stays under 16 MiB."""
 _LARGEST_WEIGHT = 1e12
 
 
