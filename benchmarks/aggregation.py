@@ -84,16 +84,16 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def run_once(way: str, rule: str, path: Path, faulty: int) -> None:
+def run_once(way: str, rule: str, path: Path, clients: int) -> None:
     """Child process: load, warm up on a few columns, run once, and print the figures as JSON."""
-    updates: Matrix = np.load(path)
+    updates: Matrix = np.fromfile(path, dtype=np.float32).reshape(clients, -1)
     if way == FLOOR:
         seconds = (
             product_floor(updates) if rule in ("multi_krum", "geometric_median") else read_floor(updates)
         )
         print(json.dumps({"cpu_s": seconds, "extra_mb": 0.0}))
         return
-    work = (ours if way == OURS else byzfl)(rule, faulty)
+    work = (ours if way == OURS else byzfl)(rule, clients // 10)
     work(np.ascontiguousarray(updates[:, :WARM_COLUMNS]))  # imports and compilation are not what is compared
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
@@ -107,15 +107,14 @@ def measure(clients: int, dimension: int, repeats: int) -> None:
     """Run all ways of all rules in turn, and report medians."""
     ways = [FLOOR, OURS, *([BYZFL] if PEER.is_dir() else [])]
     taken: dict[tuple[str, str], list[dict[str, float]]] = {}
-    faulty = clients // 10
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "updates.npy"
+        path = Path(folder) / "updates"
         generator = np.random.default_rng(1)
-        np.save(path, generator.standard_normal((clients, dimension), dtype=np.float32) * np.float32(1e-3))
+        (generator.standard_normal((clients, dimension), dtype=np.float32) * np.float32(1e-3)).tofile(path)
         for _ in range(repeats):
             for rule, way in [*itertools.product(COMPARED, ways), (GATE, OURS), (DEFAULT, OURS)]:
                 command = [sys.executable, "-m", "benchmarks.aggregation", "--way", way, "--rule", rule]
-                command += ["--path", str(path), "--faulty", str(faulty)]
+                command += ["--path", str(path), "--n", str(clients)]
                 answer = subprocess.run(command, check=True, capture_output=True, text=True)
                 taken.setdefault((rule, way), []).append(json.loads(answer.stdout))
     medians = {
@@ -158,9 +157,8 @@ if __name__ == "__main__":
     parser.add_argument("--way", choices=(OURS, BYZFL, FLOOR), help=argparse.SUPPRESS)
     parser.add_argument("--rule", choices=(*COMPARED, GATE, DEFAULT), help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--faulty", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:
-        run_once(arguments.way, arguments.rule, arguments.path, arguments.faulty)
+        run_once(arguments.way, arguments.rule, arguments.path, arguments.n)
     else:
         measure(*(GOAL_SIZE if arguments.goal else (arguments.n, arguments.d)), arguments.repeats)
