@@ -7,14 +7,24 @@ and so must their failures be: a line each, during an outage, would be a line fo
 from __future__ import annotations
 
 import traceback
+from typing import Protocol
 
 import structlog
 from starlette.types import Scope
 
-from app.http.metrics import Metrics
-
 log = structlog.get_logger()
 _FRAMES = 8
+
+
+class Discretion(Protocol):
+    """What the application's metrics say of what may be noted."""
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """Operations of which nothing is noted."""
+
+    def may_tell(self, event: str, error: Exception) -> bool:
+        """Say whether a failure of a hidden operation may be logged."""
 
 
 def operation_of(scope: Scope) -> str:
@@ -33,7 +43,7 @@ def log_unhandled(scope: Scope, error: Exception) -> None:
 
 
 def _log(scope: Scope, event: str, error: Exception, *, exc_info: bool) -> None:
-    metrics: Metrics = scope["app"].state.metrics
+    metrics: Discretion = scope["app"].state.metrics
     name = type(error).__name__
     if operation_of(scope) not in metrics.hidden:
         log.error(event, error=name, path=scope["path"][:300], exc_info=error if exc_info else None)
