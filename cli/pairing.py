@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.i18n import _
 from cli.reporting import one_line_errors
+
+if TYPE_CHECKING:
+    from client.profile import Profile
 
 _Folder = Annotated[
     Path, typer.Option("--folder", "--profile", help=_("The client's own folder, made by `enrol`."))
@@ -57,6 +60,21 @@ def attach(
                 name=profile.config.dataset,
             )
         )
+        print(_terms(profile))
+
+
+def _terms(profile: Profile) -> str:
+    """What the card binds the data here to."""
+    policy = profile.policy
+    return _(
+        "terms, from the card: epsilon {epsilon} at delta {delta} in total, trusts {trusts}, units "
+        "{units}; they bind your data, so read {path} before you train",
+        epsilon=f"{policy.epsilon:g}",
+        delta=f"{policy.delta:g}",
+        trusts=", ".join(policy.trusts),
+        units=", ".join(policy.units),
+        path=profile.ledger.folder / "policy.toml",
+    )
 
 
 def ledger_moved(

@@ -155,11 +155,12 @@ class RoundFiles:
         """
         try:
             found = read_json(self._read("declaration.json"), what="declaration.json")
-        except ClientError:
+            said = {name: found[name] for name in ("declaration", "signature")}
+            is_mine = found["public_key"] == base64.b64encode(key).decode()
+        except (ClientError, KeyError, TypeError):  # not a file of ours: an update is sent without it
             return None
-        if found["public_key"] != base64.b64encode(key).decode():
+        if not is_mine:
             return None
-        said = {"declaration": found["declaration"], "signature": found["signature"]}
         return base64.urlsafe_b64encode(json.dumps(said, separators=(",", ":")).encode()).decode()
 
     def holds_update(self, sha256: str) -> bool:

@@ -91,11 +91,13 @@ _AUDIT_CANNOT_REFUTE = (
 )
 _SEALED_AT_DEADLINE = (
     " A round of this run is sealed at its deadline, or by hand of somebody who does not learn who was "
-    "drawn: the time of a seal says nothing of that."
+    "drawn: the time of a seal says nothing of that. The time from a seal to its publication grows with the "
+    "number of updates: it is assumed that nobody infers that number from it."
 )
 _SEALED_BY_QUORUM = (
     " A round of this run is sealed as soon as all who were drawn have sent, so its time depends on who they "
-    "are and how many: it is assumed that nobody infers them from it."
+    "are and how many, and so does the time from there to its publication: it is assumed that nobody infers "
+    "them from either."
 )
 _NOT_CLAIMED = (
     "The choice of this plan (model, rate, learning rate), if it was tuned on the same data.",

@@ -119,7 +119,7 @@ def test_under_central_the_adversary_is_everybody_but_the_operator(issuer: Issue
 
 
 def test_the_adversary_learns_from_the_time_of_a_seal_only_where_the_plan_lets_it(issuer: Issuer) -> None:
-    assert "it is assumed that nobody infers them from it" in central(issuer)["adversary"]
+    assert "it is assumed that nobody infers them from either" in central(issuer)["adversary"]
     run = start_central_run(issuer.session, issuer.settings, seal=None)
     said = issuer.issue(run).certificate["privacy"]["adversary"]
     assert "the time of a seal says nothing of that" in said

@@ -295,6 +295,7 @@ def test_the_commands_make_a_card_attach_and_move_a_ledger(machines: Machines) -
     done = run.invoke(app, command)
     assert done.exit_code == 0, done.output
     assert machines.a.config.client_id in done.stdout
+    assert f"epsilon {machines.a.policy.epsilon:g} at delta" in done.stdout  # what the card binds the data to
     assert "[already_enrolled]" in run.invoke(app, command).stderr
     shutil.move(to / "ledgers", to / "old")
     shutil.copytree(to / "old", to / "ledgers")
@@ -306,3 +307,9 @@ def test_the_commands_make_a_card_attach_and_move_a_ledger(machines: Machines) -
     assert run.invoke(app, ["client", "status", *profile]).exit_code == 0
     broken = run.invoke(app, ["client", "attach", *options[:1], machines.b.config.data, *options[2:]])
     assert "[card_invalid]" in broken.stderr
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "1", '{"public_key": 1}', "no json"])
+def test_a_declaration_that_is_none_of_ours_stops_no_update(tmp_path: Path, text: str) -> None:
+    (tmp_path / "declaration.json").write_text(text)
+    assert RoundFiles(tmp_path).declaration(key=bytes(32)) is None
