@@ -95,14 +95,14 @@ def worker(valkey: Valkey, settings: Settings) -> Iterator[None]:
     for kind in handlers:
         celery.task(run, name=f"job.{kind}", ignore_result=True, shared=False)
 
-    with (
-        closing(celery),
-        start_worker(celery, pool="solo", concurrency=1, perform_ping_check=False, queues=["cpu"]),
-    ):
-        try:
+    try:
+        with (
+            closing(celery),
+            start_worker(celery, pool="solo", concurrency=1, perform_ping_check=False, queues=["cpu"]),
+        ):
             yield
-        finally:
-            context.database.dispose()
+    finally:
+        context.database.dispose()
 
 
 @contextmanager
