@@ -1,5 +1,6 @@
 """Trust `central`: the client's own price, its ledger, and updates that say nothing by being absent."""
 
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -158,16 +159,22 @@ def test_weights_by_size_and_a_second_clip_are_refused(change: dict[str, Any]) -
 
 
 def test_a_capped_secret_cohort_is_priced_by_rate_cap_and_population() -> None:
-    # q = .25, T = 30, epsilon 8, delta 1e-5 calibrate to z = 1.1292; cap 82 = ceil(50.5 + 5 * 6.15).
     def cost(**cohort: Any) -> int:
-        plan = drawn(noise_multiplier=1.1292) | {"rounds": 30}
-        plan["privacy"]["cohort"] = POISSON | {"cap": 82} | cohort
+        plan = drawn(noise_multiplier=1.0) | {"rounds": 2}
+        plan["privacy"]["cohort"] = POISSON | {"cap": 18, "n_max": 40} | cohort
         spent: int = terms(plan).epsilon
         return spent
 
-    assert 7_990_000_000 < cost() <= 8_000_000_000
-    with pytest.raises(ClientError) as refused:  # the same cap for a pool that grew costs 17.1
-        cost(n_max=300)
+    run = GaussianRun(
+        noise_multiplier=1.0,
+        sampling_rate=0.25,
+        steps=2,
+        relation=Relation.ZERO_OUT,
+        capped=accounting.CappedPoisson(population=40, cap=18),
+    )
+    assert cost() == math.ceil(accounting.epsilon_pld([run], delta=1e-5) * 10**9)
+    with pytest.raises(ClientError) as refused:  # the same cap for a pool that grew costs 10
+        cost(n_max=80)
     assert refused.value.code == "noise_too_small"
 
 

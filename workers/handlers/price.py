@@ -144,6 +144,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
             relation=Relation(privacy.relation),
             capped=_cap(manifest),
         )
+        by_order = {str(order): _divergence(plan, order) for order in orders}
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.rounds, delta=privacy.delta)
         by_silos = _by_silos(manifest, plan, epsilon=epsilon, delta=privacy.delta)
@@ -164,7 +165,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         "epsilon_by_silos": by_silos,
         "clip_noise_multiplier": clip_noise_multiplier,
         "accountant": ACCOUNTANT,
-        "rdp": {str(order): _divergence(plan, order) for order in orders},
+        "rdp": by_order,
         "attack_tpr_at_1_percent": _attack_for_information(plan),
     }
 
