@@ -90,6 +90,10 @@ class Standing:
         return WORTH[self.step]
 
 
+START = Standing(Step.OBSERVE, 0.0)
+"""Where everybody begins."""
+
+
 def acts_on(trust: Trust, origin: Origin) -> bool:
     """Say whether a finding may have consequences under a trust.
 
@@ -106,16 +110,18 @@ def climb(history: Sequence[Observation | Reversal], *, trust: Trust) -> Standin
         history: judged rounds and reversals of one client, in their order.
         trust: of the runs in which it was judged; findings that may have no consequence there count nothing.
     """
-    standing = Standing(Step.OBSERVE, 0.0)
+    standing = START
     for event in history:
-        if isinstance(event, Reversal):
-            standing = Standing(min(event.to, standing.step), 0.0)
-        elif acts_on(trust, event.origin):
-            standing = _after(standing, event)
+        standing = follow(standing, event, trust=trust)
     return standing
 
 
-def _after(standing: Standing, event: Observation) -> Standing:
+def follow(standing: Standing, event: Observation | Reversal, *, trust: Trust) -> Standing:
+    """Return where a client stands after one more event; arguments as `climb`."""
+    if isinstance(event, Reversal):
+        return Standing(min(event.to, standing.step), 0.0)
+    if not acts_on(trust, event.origin):
+        return standing
     suspicion = max(standing.suspicion + event.evidence, 0.0)
     step = standing.step
     if event.odd and step is not Step.SUSPEND and suspicion >= HEIGHTS[Step(step + 1)]:

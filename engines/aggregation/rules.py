@@ -255,17 +255,36 @@ def aggregate(
         NotConverged: see `geometric_median`.
     """
     admission = admit(rows, clip_norm=clip_norm)
-    require_clients(rule, clients=admission.rows.clients, setting=setting, mixing=mixing)
-    mixed = _mix(admission.rows, setting, mixing)
+    return merge(admission.rows, setting, rule=rule, mixing=mixing), admission
+
+
+def merge(
+    rows: Rows, setting: Setting, *, rule: str, mixing: Mixing, products: Weights | None = None
+) -> Outcome:
+    """Mix and aggregate updates that were admitted already.
+
+    Args:
+        rows: the admitted updates, in the order of client ids.
+        setting: what the rule is told.
+        rule: a name in `RULES`.
+        mixing: what is done before it.
+        products: the centred Gram matrix of `rows`, shape (n, n), if it is known.
+    Returns:
+        The aggregate, and its weights over `rows`.
+    Raises:
+        TooFewClients, SettingMissing, NotConverged: as `aggregate`.
+    """
+    require_clients(rule, clients=rows.clients, setting=setting, mixing=mixing)
+    mixed = _mix(rows, setting, mixing, products)
     outcome = RULES[rule].apply(mixed, setting)
     if isinstance(mixed, Mixed) and outcome.weights is not None:
         outcome = dataclasses.replace(outcome, weights=outcome.weights @ mixed.weights)
-    return outcome, admission
+    return outcome
 
 
-def _mix(rows: Rows, setting: Setting, mixing: Mixing) -> Rows:
+def _mix(rows: Rows, setting: Setting, mixing: Mixing, products: Weights | None) -> Rows:
     if mixing is Mixing.NEAREST:
-        products = gram(rows)
+        products = gram(rows) if products is None else products
         return Mixed(
             rows, nearest_neighbours(squared_distances(products), faulty=setting.faulty), base_gram=products
         )
