@@ -26,6 +26,7 @@ from app.identity import router as identity_router
 from app.identity.authentication import CHANNEL, Authenticator
 from app.identity.keys import KeyRing
 from app.releases import router as releases_router
+from app.rounds import evidence_router
 from app.rounds import router as rounds_router
 from app.runs import assignments_router, plans_router, projection_router
 from app.runs import router as runs_router
@@ -41,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     plans_router.router,
     assignments_router.router,
     rounds_router.router,
+    evidence_router.router,
     updates_router.router,
     releases_router.router,
     budget_router.router,

@@ -55,9 +55,8 @@ def template(
             method=method,
             seed=seed,
         )
-        plan = manifest_for(locator, shape)
+        plan = manifest_for(locator, shape, clients=clients)
         plan["training"]["local_steps"], plan["rounds"] = local_steps, rounds
-        plan["quorum"] = {"min_updates": clients, "max_updates": clients}
         plan["privacy"] |= {"epsilon": epsilon, "delta": delta, "divisor": divisor}
         plan["privacy"]["examples"] = {"kind": "poisson", "rate": rate}
         print(json.dumps(plan, indent=2, ensure_ascii=False))

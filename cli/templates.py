@@ -23,12 +23,15 @@ class Shape:
     seed: int
 
 
-def manifest_for(locator: str, shape: Shape) -> dict[str, Any]:
+def manifest_for(locator: str, shape: Shape, *, clients: int) -> dict[str, Any]:
     """Return a whole manifest, with the model's digest and every tensor of its adapter.
+
+    All of the `clients` make the quorum, and the rule is the default one for so many.
 
     Raises:
         ClientError: the base model is missing, or the shape does not fit it.
     """
+    from app.runs.robust import default_aggregation
     from client.errors import ClientError
     from modelling.adapters import adapter_tensors
     from modelling.base import locate_base_model
@@ -38,6 +41,9 @@ def manifest_for(locator: str, shape: Shape) -> dict[str, Any]:
     try:
         folder = locate_base_model(locator)
         plan = _proposal() | _model_part(locator, shape)
+        plan["quorum"] = {"min_updates": clients, "max_updates": clients}
+        rule = default_aggregation(trust=plan["privacy"]["trust"], min_updates=clients)
+        plan["aggregation"] = rule.model_dump(mode="json")
         plan["tensors"] = adapter_tensors(ModelSpec.from_manifest(plan), folder)
     except ModelRefused as error:
         raise ClientError(error.code, _("the model cannot be used: {why}"), why=str(error)) from error
@@ -115,7 +121,6 @@ def _proposal() -> dict[str, Any]:
             "delta": 1e-6,
             "divisor": 64.0,
         },
-        "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
         "rounds": 8,
         "round_deadline_s": 3600.0,
     }

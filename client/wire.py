@@ -20,6 +20,7 @@ from client.i18n import _
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Number = Annotated[int, Field(ge=0, le=10**9)]
 
 MAX_MANIFEST_BYTES = 4 * 1024**2
 Model = TypeVar("Model", bound="Answer")
@@ -162,6 +163,27 @@ class Privacy(Part):
         return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
 
 
+class RuleSettings(Part):
+    """What the server's rule is told; it changes nothing for a client."""
+
+    trimmed: Number | None = None
+    chosen: Count | None = None
+    removed: Number | None = None
+    radius: Positive | None = None
+    iterations: Count | None = None
+    bucket_size: Count | None = None
+
+
+class ServerOptimizer(Part):
+    """What the server does with a round's mean change."""
+
+    kind: str
+    rate: Positive = 1.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    adaptivity: Positive = 1e-3
+
+
 class Aggregation(Part):
     """What the server does with the updates."""
 
@@ -169,6 +191,10 @@ class Aggregation(Part):
     rule: str
     weights: str
     clip_norm: Positive | None
+    faulty: Number = 0
+    mixing: str = "none"
+    settings: RuleSettings = RuleSettings()
+    server_optimizer: ServerOptimizer | None = None
 
 
 class Quorum(Part):

@@ -58,9 +58,11 @@ def clients(principal: Principal, permission: str) -> sa.Select[Client]:
             return statement.where(Client.id == principal.id)
 
 
-def client(session: Session, principal: Principal, client_id: UUID) -> Client:
+def client(
+    session: Session, principal: Principal, client_id: UUID, permission: str = "clients:read"
+) -> Client:
     """One training client that the caller may see; raises NotFound."""
-    row = session.scalar(clients(principal, "clients:read").where(Client.id == client_id))
+    row = session.scalar(clients(principal, permission).where(Client.id == client_id))
     if row is None:
         raise NotFound(_("there is no such client"))
     return row

@@ -27,6 +27,8 @@ class Release(Base):
     adapter_sha256: Mapped[str] = mapped_column(sa.String(64))
     """Blob of adapter_model.safetensors, frozen factors included."""
     size_bytes: Mapped[int]
+    optimizer_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    """Blob of the server optimizer's state with which training goes on from here; None without one."""
     adapter_config: Mapped[dict[str, Any]]
     certificate: Mapped[dict[str, Any]]
     parent_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("releases.id"))

@@ -29,6 +29,8 @@ class ReleaseOut(BaseModel):
     """The round's number within its run."""
     adapter_sha256: str
     size_bytes: int
+    optimizer_sha256: str | None
+    """Digest of the server optimizer's state with which training goes on from here; null without one."""
     parent_id: UUID | None
     """The release before it: of the same run, or the one that the run started from."""
     privacy_claimed: bool
@@ -55,6 +57,7 @@ class ReleaseOut(BaseModel):
             number=row.number,
             adapter_sha256=row.adapter_sha256,
             size_bytes=row.size_bytes,
+            optimizer_sha256=row.optimizer_sha256,
             parent_id=row.parent_id,
             privacy_claimed=privacy["claimed"],
             epsilon=this_run.get("epsilon"),

@@ -180,8 +180,9 @@ def record_candidate(
     device: str,
     actor: str,
     next_clip_norm: float | None = None,
+    optimizer_sha256: str | None = None,
 ) -> None:
-    """Keep the aggregated adapter, and what adaptive clipping found; ask for the adapter's validation."""
+    """Keep the aggregated adapter, and what the next round goes on from; ask for the adapter's validation."""
     advance(
         session,
         round_id,
@@ -190,6 +191,7 @@ def record_candidate(
         candidate_sha256=candidate_sha256,
         device=device,
         next_clip_norm=next_clip_norm,
+        optimizer_sha256=optimizer_sha256,
     )
     enqueue(session, "validate", key=str(round_id), payload={"round_id": str(round_id)})
 

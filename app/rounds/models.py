@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.db import Base, enum_type
 from app.core.ids import new_id
-from app.rounds.states import RoundState
+from app.rounds.states import RoundState, Step
 
 
 class Round(Base):
@@ -45,6 +46,8 @@ class Round(Base):
     """Blob of the adapter that clients start from."""
     candidate_sha256: Mapped[str | None] = mapped_column(sa.String(64))
     """Blob of the aggregated adapter."""
+    optimizer_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    """Blob of the server optimizer's state after this round, for the next; None without an optimizer."""
     device: Mapped[str | None] = mapped_column(sa.String(100))
     """Where the aggregate was computed."""
     abort_code: Mapped[str | None] = mapped_column(sa.String(64))
@@ -98,5 +101,61 @@ class RoundLog(Base):
     round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), index=True)
     src: Mapped[str] = mapped_column(sa.String(32))
     dst: Mapped[str] = mapped_column(sa.String(32))
+    actor: Mapped[str] = mapped_column(sa.String(100))
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.clock_timestamp())
+
+
+class Evidence(Base):
+    """What one round says about one client's update beside the others. Written by the aggregate job alone.
+
+    As private as the update itself: operators read it, and a client its own finite and norm result. Under
+    `central` none is kept.
+    """
+
+    __tablename__ = "update_evidence"
+
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
+    finite: Mapped[bool]
+    norm: Mapped[float | None]
+    """L2 norm before clipping, parameter units; None where the update is not finite."""
+    clipped: Mapped[bool]
+    norm_ratio: Mapped[float | None]
+    """To the median of the round, as the next and the last; None where it was not measured or is infinite."""
+    distance_ratio: Mapped[float | None]
+    cosine: Mapped[float | None]
+    nearest_ratio: Mapped[float | None]
+    odd: Mapped[list[Any]]
+    """What is odd about it: `norm`, `distance`, `direction`, `twin`, `not_finite`."""
+    score: Mapped[float | None]
+    """By how many robust standard deviations at most."""
+    weight: Mapped[float]
+    """What it counted in the aggregate by its client's standing: 1, one half, or 0."""
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+
+
+class Standing(Base):
+    """Where a client stands after a judged round, or after an administrator took a step back. Append-only.
+
+    The newest row counts; a client without one is at `observe`. Written by rounds.standing alone.
+    """
+
+    __tablename__ = "standings"
+    __table_args__ = (
+        sa.UniqueConstraint("round_id", "client_id"),
+        sa.CheckConstraint("(round_id IS NULL) = (reason IS NOT NULL)", name="judged_or_reversed"),
+        sa.CheckConstraint("suspicion >= 0", name="suspicion"),
+    )
+
+    id: Mapped[int] = mapped_column(sa.BigInteger, sa.Identity(always=True), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), index=True)
+    round_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("rounds.id"))
+    odd: Mapped[bool | None]
+    """Whether the round found it odd; None for a reversal."""
+    step: Mapped[Step] = mapped_column(enum_type(Step))
+    suspicion: Mapped[float]
+    """Nats."""
+    reason: Mapped[str | None]
+    """Why a step was taken back."""
     actor: Mapped[str] = mapped_column(sa.String(100))
     at: Mapped[datetime] = mapped_column(server_default=sa.func.clock_timestamp())

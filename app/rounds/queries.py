@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -69,6 +70,11 @@ def show(session: Session, row: Round) -> RoundOut:
         )
     updates = None if row.cohort_secret else updates_by_state(session, row.id)
     return RoundOut.of(row, updates=updates, job=job)
+
+
+def detection_of(row: Round) -> Literal["each_update", "none"]:
+    """What the evidence about a round's clients covers: `each_update`, or `none` under `central`."""
+    return "none" if row.clip_norm is not None else "each_update"
 
 
 def lock_round(session: Session, round_id: UUID) -> Round:

@@ -39,3 +39,16 @@ FINAL = frozenset({RoundState.PUBLISHED, RoundState.ABORTED})
 def sources_of(to: RoundState) -> list[RoundState]:
     """The states from which a round may become `to`."""
     return sorted(RoundState(src) for src, dst in EDGES if dst is to and src != "new")
+
+
+class Step(StrEnum):
+    """What a client's updates are worth after what was found odd about them."""
+
+    OBSERVE = "observe"  # counts like everybody
+    DISCOUNT = "discount"  # counts half where the rule is the mean; ends when suspicion is gone
+    QUARANTINE = "quarantine"  # is received and judged, and counts nothing
+    SUSPEND = "suspend"  # is not invited
+
+
+LADDER: tuple[Step, ...] = tuple(Step)
+"""From the bottom up."""

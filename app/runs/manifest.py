@@ -208,6 +208,46 @@ class Privacy(Part):
         return self.trust == "central" and isinstance(self.cohort, PoissonCohort)
 
 
+Count = Annotated[int, Field(ge=0, le=10_000, strict=True)]
+
+
+class RuleSettings(Part):
+    """What single rules are told besides `faulty`; null is the rule's own default."""
+
+    trimmed: Count | None = None
+    """Values left out at either end of a coordinate; `faulty` unless given."""
+    chosen: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
+    """Updates that Multi-Krum averages; n - f - 2 unless given."""
+    removed: Count | None = None
+    """Updates that DnC leaves out; `faulty` unless given."""
+    radius: Norm | None = None
+    """tau of centered clipping: how far one update may pull the centre, parameter units."""
+    iterations: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+    """Steps of centered clipping; 3 unless given."""
+    bucket_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
+    """Clients of a bucket; 2 unless given."""
+
+
+class ServerOptimizer(Part):
+    """What the server does with a round's mean change instead of adding it; defaults are the papers'."""
+
+    kind: Literal["fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+    rate: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)] = 1.0
+    momentum: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False, strict=True)] = 0.9
+    """beta_1; FedAdagrad has none."""
+    decay: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False, strict=True)] = 0.99
+    """beta_2 of FedAdam and FedYogi."""
+    adaptivity: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)] = 1e-3
+    """tau of the three adaptive ones: added to a coordinate's own scale."""
+
+    @property
+    def stretch(self) -> float:
+        """How much longer than the changes it is fed with one step may be."""
+        if self.kind == "fedavgm":
+            return self.rate / (1.0 - self.momentum)
+        return self.rate / self.adaptivity
+
+
 class Aggregation(Part):
     """What the server does with the updates."""
 
@@ -215,6 +255,12 @@ class Aggregation(Part):
     rule: Word
     weights: Literal["uniform", "sizes"]
     clip_norm: Norm | None
+    faulty: Count = 0
+    """f, the most clients of a round that may be hostile or broken: what the rule has to bear."""
+    mixing: Literal["none", "nearest_neighbours", "buckets"] = "none"
+    """What is done before the rule: updates become means of their n - f nearest, or of random buckets."""
+    settings: RuleSettings = RuleSettings()
+    server_optimizer: ServerOptimizer | None = None
 
 
 class Quorum(Part):
@@ -327,7 +373,16 @@ EXAMPLE: dict[str, Any] = {
         "person": None,
         "audit": None,
     },
-    "aggregation": {"mode": "plain", "rule": "mean", "weights": "uniform", "clip_norm": None},
+    "aggregation": {
+        "mode": "plain",
+        "rule": "mean",
+        "weights": "uniform",
+        "clip_norm": None,
+        "faulty": 0,
+        "mixing": "none",
+        "settings": RuleSettings().model_dump(),
+        "server_optimizer": None,
+    },
     "rounds": 8,
     "quorum": {"min_updates": 2, "max_updates": 8, "seal": None},
     "round_deadline_s": 600.0,

@@ -13,6 +13,7 @@ from app.core.errors import Invalid
 from app.core.i18n import _
 from app.runs.manifest import Manifest, PoissonCohort, TensorShape
 from app.runs.protection import check_protection, check_trust
+from app.runs.robust import AggregationNotAvailable, check_rule
 
 HEADER_BYTES = 64 * 1024
 """Ceiling of an update file's header, which names every trained tensor."""
@@ -26,14 +27,6 @@ class WeightsRefused(Invalid):
     code, title = "weights_refused", _("These weights cannot be used here")
     meaning = _("Weights by data size need sizes to be public, which only relation `zero_out` declares.")
     remedy = _("Use weights `uniform`.")
-
-
-class ModeNotAvailable(Invalid):
-    """An aggregation mode or rule that this version cannot run."""
-
-    code, title = "aggregation_not_available", _("This aggregation is not available yet")
-    meaning = _("The aggregation's mode or rule is not one that this version of the server can run.")
-    remedy = _("Use mode `plain` with rule `mean`.")
 
 
 class TensorsIncoherent(Invalid):
@@ -86,17 +79,14 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
             max_updates=quorum.max_updates,
             clients=clients,
         )
+    check_rule(manifest)
 
 
 def _check_aggregation(manifest: Manifest) -> None:
     aggregation = manifest.aggregation
     if aggregation.mode != "plain":
-        raise ModeNotAvailable(
+        raise AggregationNotAvailable(
             _("aggregation mode `{mode}` cannot be run yet; use `plain`"), mode=aggregation.mode
-        )
-    if aggregation.rule != "mean":
-        raise ModeNotAvailable(
-            _("aggregation rule `{rule}` cannot be run yet; use `mean`"), rule=aggregation.rule
         )
     if aggregation.weights == "sizes":
         if manifest.privacy.relation != "zero_out":

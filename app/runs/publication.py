@@ -49,8 +49,7 @@ def release_round(
     The caller moves the round to `published` in the same transaction. A second call returns the first's
     release. `adapter_sha256` names the blob of the whole adapter file, `tensors` has what is in it by digest.
     """
-    known = release_of_round(session, round_id)
-    if known is not None:
+    if (known := release_of_round(session, round_id)) is not None:
         return known
     round_ = get_round(session, round_id)
     run = session.get_one(Run, round_.run_id)
@@ -69,6 +68,7 @@ def release_round(
         ),
         organisation_id=run.organisation_id,
         size_bytes=size_bytes,
+        optimizer_sha256=round_.optimizer_sha256,
         adapter_config=adapter_config,
         parent_id=parent.id if parent is not None else run.from_release_id,
         sign=sign,

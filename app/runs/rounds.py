@@ -13,7 +13,8 @@ from app.budget import audits
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
-from app.rounds import lifecycle
+from app.releases.models import Release
+from app.rounds import lifecycle, standing
 from app.rounds.models import Round
 from app.rounds.queries import lock_round, rounds_of
 from app.rounds.selection import draw_cohort
@@ -49,6 +50,23 @@ def seals_at_deadline(manifest: dict[str, Any]) -> bool:
     return bool(seal == "deadline")
 
 
+def optimizer_state(session: Session, run: Run) -> str | None:
+    """Blob of the state that the run's next step goes on from; None where its optimizer starts anew.
+
+    That of the run's last published round; before the first, that of the release that the run starts from, if
+    it was made by the same optimizer with the same constants. A clone starts anew, like its adapter.
+    """
+    found = [row.optimizer_sha256 for row in rounds_of(session, run.id) if row.state is RoundState.PUBLISHED]
+    if found:
+        return found[-1]
+    if run.from_release_id is None:
+        return None
+    release = session.get_one(Release, run.from_release_id)
+    former = session.get_one(Run, release.run_id).manifest["aggregation"].get("server_optimizer")
+    own = run.manifest["aggregation"].get("server_optimizer")
+    return release.optimizer_sha256 if own is not None and own == former else None
+
+
 def is_under_way(session: Session, run_id: UUID) -> bool:
     """Say whether a round of the run is not over yet."""
     return any(round_.state not in FINAL for round_ in rounds_of(session, run_id))
@@ -78,6 +96,8 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
         if len(client_ids) > cohort.n_max:
             raise Conflict(_("the run has more clients than its price holds for"))
         client_ids = draw_cohort(client_ids, rate=cohort.rate, cap=cohort.cap, population=cohort.n_max)
+    if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
+        client_ids = standing.without_suspended(session, client_ids)
     round_ = lifecycle.plan(
         session,
         run_id=run.id,

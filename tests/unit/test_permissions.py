@@ -20,6 +20,8 @@ IN_ORGANISATION = {
         "enrolments:read",
         "clients:suspend",
         "updates:read",
+        "evidence:read",
+        "standings:read",
         "budgets:read",
         "violations:read",
     }
@@ -34,7 +36,8 @@ IN_ORGANISATION = {
         "organisations:limit",
     },
     Role.AUDITOR: READS_IN_ORGANISATION
-    | {"members:read", "enrolments:read", "updates:read", "budgets:read", "violations:read"},
+    | {"members:read", "enrolments:read", "updates:read", "budgets:read", "violations:read"}
+    | {"evidence:read", "standings:read"},
     Role.VIEWER: READS_IN_ORGANISATION,
 }
 
@@ -59,7 +62,7 @@ def test_an_administrator_holds_everything_but_what_only_a_training_client_does(
 
 def test_a_training_client_reaches_its_own_things_only() -> None:
     reads = {"clients:read", "runs:read", "rounds:read", "adapters:read", "updates:read", "releases:read"}
-    assert held(Role.CLIENT) == dict.fromkeys(reads | WIRE | {"budgets:read"}, Scope.OWN)
+    assert held(Role.CLIENT) == dict.fromkeys(reads | WIRE | {"budgets:read", "evidence:read"}, Scope.OWN)
 
 
 def test_a_permission_that_the_role_lacks_is_forbidden_by_name() -> None:

@@ -236,7 +236,7 @@ def test_a_release_loads_with_plain_peft_and_gives_the_same_logits(
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_a_proposed_manifest_fits_its_base_model(bases: dict[str, Path], name: str) -> None:
     shape = Shape(labels=["ham", "spam"], text_fields=["body"], layers=[2], rank=4, method="ffa", seed=1)
-    plan = manifest_for(str(bases[name]), shape)
+    plan = manifest_for(str(bases[name]), shape, clients=2)
     assert plan["base_model"]["architecture"] == name
     assert plan["task"]["max_tokens"] == 32
     part, cache, adapter = trained_part_of(plan, bases[name], count=6)

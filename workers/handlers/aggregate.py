@@ -1,7 +1,8 @@
-"""The aggregate of a sealed round: the start adapter plus the mean of its updates, or their noised sum.
+"""The aggregate of a sealed round: the start adapter plus what a rule makes of its updates, or a noised sum.
 
-Updates are taken one at a time in the order of client ids and summed in float64, so that the same files
-give the same bytes. An update is looked at only to tell whether it is finite, and to bound its norm.
+Updates are read in pieces in the order of client ids and added in float64, so that the same files give the
+same bytes (workers/merging.py). What is odd about an update is evidence for operators and moves its client on
+the ladder (workers/standings.py); a server optimizer may make the step of it (workers/optimizing.py).
 
 Under trust `central` the order is: spend, for every client of the run and committed; only then draw the noise
 (workers/central.py). From the spend on nothing leads back to a void, and no update is rejected: what is not
@@ -10,17 +11,19 @@ finite counts as zero, what is too long is clipped, and neither is told to anybo
 
 from __future__ import annotations
 
+import math
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
 import sqlalchemy as sa
 import torch
 from sqlalchemy.orm import Session
+from torch import Tensor
 
 from app.budget import violations
 from app.budget.violations import ViolationKind
-from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.rounds import lifecycle, noise_secrets
@@ -31,20 +34,18 @@ from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.queries import client_ids_of, lock_run
 from app.runs.reserving import spend_for_all
+from app.runs.rounds import optimizer_state
 from app.runs.service import after_abort
 from app.updates.models import Update, UpdateState
-from engines.aggregation.checks import clip_update, is_finite
-from engines.aggregation.mean import StreamingMean
+from workers import standings
 from workers.central import NoisedRound, noised_step
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.layout import trained_shapes
-from workers.tensors import read_tensors, write_tensors
+from workers.merging import QUORUM_LOST, Judged, Refusal, merged
+from workers.optimizing import optimized
+from workers.tensors import Shapes, read_tensors, write_tensors
 
-QUORUM_LOST = (
-    "quorum_lost",
-    _("Updates that were not finite were rejected, and too few are left."),
-)
 NON_FINITE = "non_finite"
 
 
@@ -61,20 +62,24 @@ class Sealed:
     adapter_sha256: str
     updates: tuple[tuple[UUID, str], ...]
     """(client id, blob), in the order of client ids."""
+    optimizer_sha256: str | None
+    """The server optimizer's state so far."""
+    worth: Mapping[UUID, float]
+    """What clients' updates count by their standing; 1 where it is missing."""
     noised: NoisedRound | None
     """Where the server adds the noise: with what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was computed: an adapter, unless too few updates were fit."""
+    """What was computed: an adapter, or why there is none."""
 
     candidate_sha256: str | None
-    rejected: tuple[UUID, ...] = ()
-    """Clients whose update is not finite."""
-    too_long: tuple[UUID, ...] = ()
-    """Clients whose update was longer than the declared clip, and was clipped."""
+    refusal: Refusal | None = None
+    judged: tuple[Judged, ...] = ()
+    """Nothing under `central`: what is found about single updates there is told to nobody."""
     next_clip_norm: float | None = None
+    optimizer_sha256: str | None = None
 
 
 def run(context: Context, claim: Claim) -> None:
@@ -103,11 +108,12 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             leases.finish(session, claim)
             return None
         run = session.get_one(Run, row.run_id)
-        updates = session.execute(
+        rows = session.execute(
             sa.select(Update.client_id, Update.blob_sha256)
             .where(Update.round_id == round_id, Update.state == UpdateState.RECEIVED)
             .order_by(Update.client_id)
         )
+        updates = tuple((client_id, str(digest)) for client_id, digest in rows)
         return Sealed(
             round_id=round_id,
             run_id=row.run_id,
@@ -116,7 +122,9 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             manifest=Manifest.model_validate(run.manifest),
             min_updates=row.min_updates,
             adapter_sha256=row.adapter_sha256,
-            updates=tuple((client_id, str(digest)) for client_id, digest in updates),
+            updates=updates,
+            optimizer_sha256=optimizer_state(session, run),
+            worth=standings.worths(session, [client_id for client_id, _digest in updates]),
             noised=_spend(context, session, run, row),
         )
 
@@ -137,47 +145,61 @@ def _spend(context: Context, session: Session, run: Run, row: Round) -> NoisedRo
 def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
     step = noised_step(context.blobs, sealed.manifest, noised, sealed.updates)
     reach("aggregate.after_noise")
-    start = read_tensors(context.blobs, sealed.adapter_sha256, trained_shapes(sealed.manifest))
-    adapter = {name: start[name] + step.update[name] for name in step.update}
-    digest, _size_bytes = write_tensors(context.blobs, adapter)
+    shapes = trained_shapes(sealed.manifest)
+    flat = torch.cat([step.update[name].reshape(-1) for name in shapes]).numpy()
+    change, optimizer_sha256 = optimized(
+        context.blobs, sealed.manifest.aggregation.server_optimizer, sealed.optimizer_sha256, flat
+    )
+    digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
-    return Outcome(digest, next_clip_norm=step.next_clip_norm)
+    return Outcome(digest, next_clip_norm=step.next_clip_norm, optimizer_sha256=optimizer_sha256)
 
 
 def _compute(context: Context, sealed: Sealed) -> Outcome:
-    shapes = trained_shapes(sealed.manifest)
-    clip_norm = sealed.manifest.aggregation.clip_norm
-    mean, rejected, too_long = StreamingMean(shapes), [], []
-    for client_id, digest in sealed.updates:
-        update = read_tensors(context.blobs, digest, shapes)
-        if not is_finite(update):
-            rejected.append(client_id)
-            continue
-        if clip_norm is not None:
-            update, norm = clip_update(update, clip_norm)
-            if norm > clip_norm:
-                too_long.append(client_id)
-        mean.add(update, weight=1.0)
-    if mean.updates < sealed.min_updates:
-        return Outcome(None, tuple(rejected), tuple(too_long))
-    start = read_tensors(context.blobs, sealed.adapter_sha256, shapes)
+    if not sealed.updates:
+        return Outcome(None, QUORUM_LOST)
+    found = merged(
+        context.blobs,
+        sealed.manifest,
+        sealed.updates,
+        min_updates=sealed.min_updates,
+        worth=sealed.worth,
+        lot=lambda client_id: context.vault.fingerprint("bucket", f"{sealed.round_id}/{client_id}"),
+    )
+    if found.change is None:
+        return Outcome(None, found.refusal, found.judged)
     reach("aggregate.after_compute")
-    step = mean.result()
-    digest, _size_bytes = write_tensors(context.blobs, {name: start[name] + step[name] for name in shapes})
+    change, optimizer_sha256 = optimized(
+        context.blobs, sealed.manifest.aggregation.server_optimizer, sealed.optimizer_sha256, found.change
+    )
+    digest = _store(context, sealed, _by_name(torch.from_numpy(change), trained_shapes(sealed.manifest)))
     reach("aggregate.after_blob")
-    return Outcome(digest, tuple(rejected), tuple(too_long))
+    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256)
+
+
+def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor]) -> str:
+    """Put the start plus a step as the candidate's blob."""
+    start = read_tensors(context.blobs, sealed.adapter_sha256, trained_shapes(sealed.manifest))
+    digest, _size_bytes = write_tensors(context.blobs, {name: start[name] + step[name] for name in step})
+    return digest
+
+
+def _by_name(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
 def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
     if get_round(session, sealed.round_id).state is not RoundState.AGGREGATING:
         return  # aborted by hand meanwhile
-    if outcome.rejected:
+    if rejected := [one.client_id for one in outcome.judged if not one.finite]:
         session.execute(
             sa.update(Update)
-            .where(Update.round_id == sealed.round_id, Update.client_id.in_(outcome.rejected))
+            .where(Update.round_id == sealed.round_id, Update.client_id.in_(rejected))
             .values(state=UpdateState.REJECTED, reject_code=NON_FINITE)
         )
-    for client_id in outcome.too_long:
+    standings.keep(session, sealed.round_id, outcome.judged, trust=sealed.manifest.privacy.trust)
+    for client_id in [one.client_id for one in outcome.judged if one.clipped]:
         violations.record(
             session,
             ViolationKind.BOUND_EXCEEDED,
@@ -187,7 +209,7 @@ def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
             detail={"round": sealed.number, "clip_norm": sealed.manifest.aggregation.clip_norm},
         )
     if outcome.candidate_sha256 is None:
-        code, reason = QUORUM_LOST
+        code, reason = outcome.refusal or QUORUM_LOST
         lifecycle.abort(session, sealed.round_id, code=code, reason=reason, actor=ACTOR)
         after_abort(session, sealed.run_id, code=code, reason=reason, actor=ACTOR)
         return
@@ -198,4 +220,5 @@ def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
         device=f"cpu {platform.machine()}, torch {torch.__version__}"[:100],
         actor=ACTOR,
         next_clip_norm=outcome.next_clip_norm,
+        optimizer_sha256=outcome.optimizer_sha256,
     )

@@ -62,6 +62,7 @@ def _only_of(session: Session, round_id: UUID) -> list[str]:
     adapters: sa.CompoundSelect[str | None] = sa.union_all(
         sa.select(Round.adapter_sha256),
         sa.select(Round.candidate_sha256).where(Round.candidate_sha256.is_not(None)),
+        sa.select(Round.optimizer_sha256).where(Round.optimizer_sha256.is_not(None)),
         sa.select(Release.adapter_sha256),
         sa.select(Run.start_adapter_sha256).where(Run.start_adapter_sha256.is_not(None)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from uuid import UUID
 
 from torch import Tensor
@@ -26,6 +27,8 @@ from workers.tensors import BrokenTensors, read_tensors
 
 LARGEST_NORM = 1e6
 """L2 norm over a whole adapter beyond which no model answers sensibly any more."""
+BY_COORDINATE = frozenset({"trimmed_mean", "median", "meamed", "bulyan"})
+"""Rules whose output is no mixture of whole updates."""
 SLACK = 1.0 + 1e-5
 """The aggregate of clipped updates may exceed their bound by float32 rounding only."""
 
@@ -71,13 +74,29 @@ def is_fit(blobs: LocalBlobs, candidate_sha256: str, *, manifest: Manifest, star
         return False
     if not is_finite(candidate) or _norm(candidate) > LARGEST_NORM:
         return False
-    bound = manifest.aggregation.clip_norm
+    bound = _longest_step(manifest)
     if bound is None:
         return True
     start = read_tensors(blobs, start_sha256, shapes)
     step = {name: candidate[name].double() - start[name].double() for name in shapes}
     rounding = 2.0**-23 * (_norm(candidate) + _norm(start))
     return _norm(step) <= bound * SLACK + rounding
+
+
+def _longest_step(manifest: Manifest) -> float | None:
+    """How long a step can be that was made of clipped updates; None where they are not clipped.
+
+    A mixture of updates is no longer than the longest. A rule by coordinate keeps at least one of n values in
+    each: the squares of its output are at most those of all n updates together.
+    """
+    aggregation = manifest.aggregation
+    if aggregation.clip_norm is None:
+        return None
+    bound = aggregation.clip_norm
+    if aggregation.rule in BY_COORDINATE:
+        bound *= math.sqrt(manifest.quorum.max_updates)
+    optimizer = aggregation.server_optimizer
+    return bound if optimizer is None else bound * optimizer.stretch
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:

@@ -1,0 +1,66 @@
+"""From a judged round to what is kept of it: evidence, and one step of the ladder for each client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.rounds import standing
+from app.rounds.models import Evidence as EvidenceRow
+from app.rounds.standing import Stand
+from app.rounds.states import LADDER
+from app.rounds.states import Step as StepName
+from engines.aggregation.ladder import WORTH, Observation, Origin, Standing, Step, Trust, follow
+from workers.context import ACTOR
+from workers.merging import Judged
+
+
+def worths(session: Session, client_ids: Sequence[UUID]) -> dict[UUID, float]:
+    """What clients' updates count; those of whom nothing odd was ever found are missing."""
+    stands = standing.stands_of(session, client_ids)
+    return {client_id: WORTH[_engine(stand).step] for client_id, stand in stands.items()}
+
+
+def keep(session: Session, round_id: UUID, judged: Sequence[Judged], *, trust: Trust) -> None:
+    """Keep a round's evidence and move its clients on the ladder, in the transaction that ends the round."""
+    standing.keep(session, [_row(round_id, one) for one in judged])
+    standing.hold(session)
+    stands = standing.stands_of(session, [one.client_id for one in judged])
+    for one in judged:
+        if one.odd is None:
+            continue
+        before = stands.get(one.client_id, Stand())
+        origin = Origin.UPDATES if one.finite else Origin.OWN_TEST
+        after = follow(_engine(before), Observation(odd=one.odd, origin=origin), trust=trust)
+        stand = Stand(LADDER[after.step], after.suspicion)
+        if one.odd or stand != before:  # an ordinary round of a client without suspicion changes nothing
+            standing.step_after_round(session, one.client_id, round_id, odd=one.odd, stand=stand, actor=ACTOR)
+
+
+def _engine(stand: Stand) -> Standing:
+    return Standing(Step(LADDER.index(StepName(stand.step))), stand.suspicion)
+
+
+def _row(round_id: UUID, one: Judged) -> EvidenceRow:
+    evidence, finding = one.evidence, one.finding
+    return EvidenceRow(
+        round_id=round_id,
+        client_id=one.client_id,
+        finite=one.finite,
+        norm=one.norm,
+        clipped=one.clipped,
+        norm_ratio=_finite(None if evidence is None else evidence.norm_ratio),
+        distance_ratio=_finite(None if evidence is None else evidence.distance_ratio),
+        cosine=_finite(None if evidence is None else evidence.cosine),
+        nearest_ratio=_finite(None if evidence is None else evidence.nearest_ratio),
+        odd=one.measures,
+        score=_finite(None if finding is None else finding.score),
+        weight=one.weight,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
