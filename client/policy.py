@@ -254,8 +254,9 @@ def _judge_central(manifest: Manifest) -> None:
     aggregation, adaptive = manifest.aggregation, manifest.privacy.adaptive_clip
     if aggregation.weights != "uniform" or aggregation.clip_norm is not None:
         raise _unsupported()
-    if (aggregation.rule, aggregation.mixing) != ("mean", "none"):  # the price is that of a sum
-        raise _unsupported()
+    trims = aggregation.rule == "trimmed_mean" and manifest.privacy.cohort.kind == "everyone"
+    if aggregation.mixing != "none" or not (aggregation.rule == "mean" or trims):
+        raise _unsupported()  # the price is that of a sum, which a trimmed sum over all clients shares
     noise_multiplier = manifest.privacy.noise_multiplier or math.inf
     if adaptive is not None and not noise_multiplier < 2 * adaptive.bit_noise:
         raise _unsupported()  # nothing of the plan's noise would be left for the updates

@@ -48,10 +48,18 @@ CENTRAL: dict[str, Any] = {
 EVERYONE: dict[str, Any] = {"cohort": {"kind": "everyone"}}
 
 
-def central_manifest(*, rounds: int = 2, seal: str | None = "quorum", **privacy: Any) -> dict[str, Any]:
+def central_manifest(
+    *,
+    rounds: int = 2,
+    seal: str | None = "quorum",
+    aggregation: dict[str, Any] | None = None,
+    **privacy: Any,
+) -> dict[str, Any]:
     """A small plan under `central`; keywords change members of its privacy section."""
     quorum = {"min_updates": 0, "max_updates": CLIENTS, "seal": seal}
-    return tiny_manifest(privacy=CENTRAL | privacy, quorum=quorum, rounds=rounds)
+    return tiny_manifest(
+        privacy=CENTRAL | privacy, aggregation=aggregation or {}, quorum=quorum, rounds=rounds
+    )
 
 
 def start_central_run(

@@ -6,6 +6,7 @@ What this module learns of single updates (their norms, whether they are finite)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest, PoissonCohort
 from engines.privacy.adaptive_clip import AdaptiveClip
-from engines.privacy.central import CentralPlan, CentralSum
-from engines.privacy.round_stream import SealedInput, round_stream
+from engines.privacy.central import CentralPlan, CentralRelease, CentralSum
+from engines.privacy.central_trimmed import CentralTrimmedSum
+from engines.privacy.noise import NoiseStream
+from engines.privacy.round_stream import Parameter, SealedInput, round_stream
 from workers.layout import trained_shapes
+from workers.sources import BlobUpdates
 from workers.tensors import read_tensors
 
 
@@ -68,7 +72,7 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
 def noised_step(
     blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
 ) -> Step:
-    """Clip, sum and noise a round's updates, one in memory at a time.
+    """Clip, sum (or trim and sum) and noise a round's updates, never more than one in memory.
 
     Args:
         blobs: where the updates lie.
@@ -79,21 +83,44 @@ def noised_step(
         ValueError: more updates than the cohort's cap, or constants out of range.
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
-    shapes = trained_shapes(manifest)
-    plan = plan_of(manifest, noised)
-    total = CentralSum(shapes, plan)
-    for _client_id, digest in updates:
-        total.add(read_tensors(blobs, digest, shapes))
-    stream = round_stream(
+    shapes, plan = trained_shapes(manifest), plan_of(manifest, noised)
+    if manifest.aggregation.rule == "trimmed_mean":
+        release = _trimmed(blobs, manifest, noised, updates)
+    else:
+        total = CentralSum(shapes, plan)
+        for _client_id, digest in updates:
+            total.add(read_tensors(blobs, digest, shapes))
+        release = total.release(_stream(noised, total.parameters(), updates))
+    if plan.adaptive is None or release.share_within is None:
+        return Step(release.update, None)
+    following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
+    return Step(release.update, following)
+
+
+def _trimmed(
+    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
+) -> CentralRelease:
+    """The robust rule that central noise covers at the price of the sum."""
+    shapes, aggregation = trained_shapes(manifest), manifest.aggregation
+    trimmed = aggregation.settings.trimmed
+    with BlobUpdates(blobs, [digest for _id, digest in updates], shapes) as source:
+        total = CentralTrimmedSum(
+            shapes,
+            plan_of(manifest, noised),
+            updates=source,
+            trimmed=aggregation.faulty if trimmed is None else trimmed,
+        )
+        return total.release(_stream(noised, total.parameters(), updates))
+
+
+def _stream(
+    noised: NoisedRound, parameters: Mapping[str, Parameter], updates: tuple[tuple[UUID, str], ...]
+) -> NoiseStream:
+    return round_stream(
         noised.secret,
-        parameters={**total.parameters(), "round": str(noised.round_id)},
+        parameters={**parameters, "round": str(noised.round_id)},
         sealed=[
             SealedInput(contribution=str(client_id), digest=bytes.fromhex(digest))
             for client_id, digest in updates
         ],
     )
-    release = total.release(stream)
-    if plan.adaptive is None or release.share_within is None:
-        return Step(release.update, None)
-    following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
-    return Step(release.update, following)

@@ -79,7 +79,7 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
             max_updates=quorum.max_updates,
             clients=clients,
         )
-    check_rule(manifest)
+    check_rule(manifest, clients=clients)
 
 
 def _check_aggregation(manifest: Manifest) -> None:

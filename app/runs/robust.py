@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from app.core.errors import Invalid
 from app.core.i18n import _
-from app.runs.manifest import Aggregation, Manifest
+from app.runs.manifest import Aggregation, Manifest, PoissonCohort
 
 NONE, NEAREST, BUCKETS = "none", "nearest_neighbours", "buckets"
 MOST_REMOVED_BY_MDA = 20
@@ -131,8 +131,8 @@ def default_aggregation(*, trust: str, min_updates: int) -> Aggregation:
     )
 
 
-def check_rule(manifest: Manifest) -> None:
-    """Refuse a rule that the trust does not allow, or that the round's quorum cannot carry."""
+def check_rule(manifest: Manifest, *, clients: int) -> None:
+    """Refuse a rule that the trust does not allow, or that a round with the fewest updates cannot carry."""
     aggregation, trust = manifest.aggregation, manifest.privacy.trust
     terms = RULES.get(aggregation.rule)
     if terms is None or not terms.is_run:
@@ -150,13 +150,35 @@ def check_rule(manifest: Manifest) -> None:
             mixing=aggregation.mixing,
             trust=trust,
         )  # fmt: skip
-    if trust == "central" and (aggregation.rule != "mean" or aggregation.faulty):
+    _check_settings(aggregation, terms)
+    updates = manifest.quorum.min_updates
+    if trust == "central":
+        _check_noised(manifest)
+        updates = clients  # fixed and public: who sends nothing is the zero vector
+    _check_count(aggregation, terms, updates=updates)
+
+
+def _check_noised(manifest: Manifest) -> None:
+    """Refuse what the server cannot noise yet: it covers the sum, and the trimmed sum over all clients."""
+    aggregation, privacy = manifest.aggregation, manifest.privacy
+    if aggregation.rule not in {"mean", "trimmed_mean"} or aggregation.mixing != NONE:
         raise AggregationNotAvailable(
-            _("aggregation rule `{rule}` cannot be run under trust `central` yet; use `mean`"),
+            _("rule `{rule}` after mixing `{mixing}` cannot be run under trust `central` yet; use "
+              "`trimmed_mean` after `none`"),
+            rule=aggregation.rule,
+            mixing=aggregation.mixing,
+        )  # fmt: skip
+    if aggregation.rule == "mean":
+        return
+    if isinstance(privacy.cohort, PoissonCohort):
+        raise RuleRefused(
+            _("a robust rule over a cohort that a cap may cut has no proof: use `mean`, or cohort `everyone`")
+        )
+    if privacy.adaptive_clip is not None or privacy.audit is not None:
+        raise AggregationNotAvailable(
+            _("rule `{rule}` goes with neither adaptive_clip nor audit under `central` yet; use `mean`"),
             rule=aggregation.rule,
         )
-    _check_settings(aggregation, terms)
-    _check_count(aggregation, terms, updates=manifest.quorum.min_updates, trust=trust)
 
 
 def _check_settings(aggregation: Aggregation, terms: RuleTerms) -> None:
@@ -189,10 +211,8 @@ def _check_sizes(aggregation: Aggregation) -> None:
         )
 
 
-def _check_count(aggregation: Aggregation, terms: RuleTerms, *, updates: int, trust: str) -> None:
-    """Hold n against f for the fewest updates that a round may close with; an empty one is noise alone."""
-    if trust == "central" and aggregation.rule == "mean":
-        return
+def _check_count(aggregation: Aggregation, terms: RuleTerms, *, updates: int) -> None:
+    """Hold n against f for the fewest updates that a round may close with."""
     size = aggregation.settings.bucket_size or 2
     seen = -(-updates // size) if aggregation.mixing == BUCKETS else updates
     for need, holds in _needs(aggregation, terms, updates=updates, seen=seen):

@@ -22,7 +22,7 @@ from engines.privacy.round_stream import Parameter
 MECHANISM = "central-gaussian/1"
 """Name and version; the size of the blocks below is part of it, since noise is drawn block by block."""
 
-_BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,23 +125,7 @@ class CentralSum:
 
     def parameters(self) -> dict[str, Parameter]:
         """Return everything that the noised sum depends on, besides the updates: what binds its stream."""
-        plan, bound = self._plan, self._plan.adaptive
-        named: dict[str, Parameter] = {
-            "mechanism": MECHANISM,
-            "sampler": SAMPLER,
-            "noise_multiplier": float(plan.noise_multiplier),
-            "clip_norm": float(plan.clip_norm),
-            "noise_std": plan.noise_std,
-            "grid": plan.grid,
-            "dimension": sum(self._widths),
-            "tensors": [[name, list(shape)] for name, shape in self._shapes.items()],
-            "divisor": float(plan.divisor),
-            "most_updates": plan.most_updates,
-            "largest_weight": float(plan.largest_weight),
-        }
-        if bound is not None:
-            named["adaptive"] = [float(value) for value in dataclasses.astuple(bound)]
-        return named
+        return plan_parameters(self._plan, self._shapes)
 
     def add(self, update: Mapping[str, Tensor], *, weight: float = 1.0) -> Admitted:
         """Add one client's update, flattened and clipped to C by one norm over all its tensors.
@@ -166,7 +150,7 @@ class CentralSum:
             raise ValueError("a weight must be at least 0 and at most the plan's largest")
         self._require_fit(update)
         self._updates += 1
-        norm = math.sqrt(sum(_sum_of_squares(block) for _, block in self._blocks(update)))
+        norm = math.sqrt(sum(sum_of_squares(block) for _, block in self._blocks(update)))
         finite = math.isfinite(norm)
         admitted = Admitted(finite=finite, norm=norm if finite else 0.0)
         if self._bits is not None:
@@ -191,15 +175,7 @@ class CentralSum:
         if self._steps is None:
             raise RuntimeError("a sum is released once")
         steps, self._steps = self._steps, None
-        std_over_grid = self._plan.noise_std / self._plan.grid
-        for block in torch.split(steps, _BLOCK_ELEMENTS):
-            block.add_(integer_gaussian(stream, block.numel(), std_over_grid=std_over_grid))
-        update = {
-            name: _as_parameters(part, grid=self._plan.grid, divisor=self._plan.divisor).reshape(shape)
-            for (name, shape), part in zip(
-                self._shapes.items(), torch.split(steps, self._widths), strict=True
-            )
-        }
+        update = noised(steps, self._plan, self._shapes, stream)
         share = None if self._bits is None else self._bits.release(stream)
         return CentralRelease(update=update, share_within=share)
 
@@ -207,7 +183,7 @@ class CentralSum:
         """Walk through the flat update: where a block starts, and a float64 copy of it."""
         start = 0
         for name in self._shapes:
-            for block in torch.split(update[name].detach().reshape(-1), _BLOCK_ELEMENTS):
+            for block in torch.split(update[name].detach().reshape(-1), BLOCK_ELEMENTS):
                 yield start, block.to(torch.float64)
                 start += block.numel()
 
@@ -220,7 +196,50 @@ class CentralSum:
                 raise ValueError(f"{name}: expected float32 of shape {list(shape)}")
 
 
-def _sum_of_squares(block: Tensor) -> float:
+def plan_parameters(plan: CentralPlan, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Parameter]:
+    """Return a plan's constants as they bind a round's stream; shapes in the order of the flat vector."""
+    named: dict[str, Parameter] = {
+        "mechanism": MECHANISM,
+        "sampler": SAMPLER,
+        "noise_multiplier": float(plan.noise_multiplier),
+        "clip_norm": float(plan.clip_norm),
+        "noise_std": plan.noise_std,
+        "grid": plan.grid,
+        "dimension": sum(math.prod(shape) for shape in shapes.values()),
+        "tensors": [[name, list(shape)] for name, shape in shapes.items()],
+        "divisor": float(plan.divisor),
+        "most_updates": plan.most_updates,
+        "largest_weight": float(plan.largest_weight),
+    }
+    if plan.adaptive is not None:
+        named["adaptive"] = [float(value) for value in dataclasses.astuple(plan.adaptive)]
+    return named
+
+
+def noised(
+    steps: Tensor, plan: CentralPlan, shapes: Mapping[str, tuple[int, ...]], stream: NoiseStream
+) -> dict[str, Tensor]:
+    """Add a plan's noise to grid steps of sensitivity C, in place, and divide by its constant.
+
+    Args:
+        steps: shape (d,), int64, exact; changed.
+        plan: the round's public constants.
+        shapes: of the tensors, in the order of the flat vector.
+        stream: the round's own, nothing taken from it yet.
+    Returns:
+        float32 tensors by name.
+    """
+    std_over_grid = plan.noise_std / plan.grid
+    for block in torch.split(steps, BLOCK_ELEMENTS):
+        block.add_(integer_gaussian(stream, block.numel(), std_over_grid=std_over_grid))
+    parts = torch.split(steps, [math.prod(shape) for shape in shapes.values()])
+    return {
+        name: _as_parameters(part, grid=plan.grid, divisor=plan.divisor).reshape(shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def sum_of_squares(block: Tensor) -> float:
     """Add up a block's squares in one fixed order of plain additions.
 
     A library's own norm sums in an order that follows the processor. Then a clipped entry could fall on the

@@ -23,7 +23,7 @@ from app.core.errors import Conflict
 from app.jobs.models import Job
 from app.releases.models import Release
 from app.rounds import lifecycle, noise_secrets
-from app.rounds.models import Assignment, Round, RoundSecret
+from app.rounds.models import Assignment, Evidence, Round, RoundSecret, Standing
 from app.rounds.queries import cohort_of, rounds_of
 from app.rounds.states import RoundState
 from app.runs.charges import round_ref, run_ref
@@ -394,3 +394,36 @@ def test_the_run_ends_with_all_reserved_spent_and_the_second_cohort_is_its_own(c
             (3_900_000_000, 0, 10**13)
         }
         assert session.scalars(sa.select(Assignment.client_id).where(Assignment.round_id == second.id)).all()
+
+
+TRIMMED: dict[str, Any] = {"rule": "trimmed_mean", "faulty": 1}
+
+
+def test_a_trimmed_central_round_is_charged_like_a_sum_and_keeps_no_evidence(context: Context) -> None:
+    """The candidate is what the trimmed sum, its secret and the sealed updates say."""
+    updates = [trained(0.1)] * 4 + [trained(-1000.0)]
+    round_id = sealed_round(
+        context, updates, drawn=tuple(range(CLIENTS)), aggregation=TRIMMED, divisor=4.0, **EVERYONE
+    )
+    expected = expected_digest(context, round_id)
+    work(context, aggregate.run, "aggregate", round_id)
+    row = round_of(context.database, round_id)
+    assert row.candidate_sha256 == expected
+    require_right_accounts(context.database, round_id, charged=True)
+    with context.database.run_tx("test") as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Evidence)) == 0
+        assert session.scalar(sa.select(sa.func.count()).select_from(Standing)) == 0
+
+
+@pytest.mark.parametrize("kind", ["fedavgm", "fedyogi"])
+def test_a_server_optimizer_steps_on_the_noised_output_of_a_central_round(
+    context: Context, kind: str
+) -> None:
+    optimizer = {"server_optimizer": {"kind": kind, "adaptivity": 1.0}}
+    round_id = sealed_round(context, random_updates(3), aggregation=optimizer)
+    work(context, aggregate.run, "aggregate", round_id)
+    row = round_of(context.database, round_id)
+    assert row.optimizer_sha256 is not None
+    assert context.blobs.has(row.optimizer_sha256)
+    work(context, validate.run, "validate", round_id)
+    assert round_of(context.database, round_id).state is RoundState.VALIDATING

@@ -1,7 +1,7 @@
 """Runs over HTTP: who sees what, how a plan is refused, and what clients fetch."""
 
 import hashlib
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from httpx2 import Response
@@ -92,6 +92,34 @@ def test_an_unsound_plan_is_a_problem_document_that_names_the_way_out(
     answer = planner.plan(manifest=tiny_manifest(**{section: members}))
     assert code(answer) == (422, expected[0])
     assert expected[1] in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("rule", ["median", "krum", "geometric_median", "bulyan"])
+def test_a_rule_that_central_noise_cannot_cover_is_refused_with_the_one_that_it_can(
+    planner: Planner, rule: str
+) -> None:
+    protected = {"trust": "central", "unit": "client", "cohort": {"kind": "everyone"}}
+    answer = planner.plan(
+        manifest=tiny_manifest(privacy=protected, aggregation={"rule": rule}, quorum={"min_updates": 0})
+    )
+    assert code(answer) == (422, "rule_refused")
+    assert "trimmed_mean" in answer.json()["detail"]
+
+
+def test_a_plan_keeps_the_robust_rule_that_it_names(planner: Planner) -> None:
+    aggregation = {"rule": "median", "server_optimizer": {"kind": "fedadam", "rate": 0.1}}
+    answer = planner.plan(manifest=tiny_manifest(aggregation=aggregation))
+    assert answer.status_code == 201
+    run_id = answer.json()["id"]
+    stored = planner.federation.session.get_one(Run, UUID(run_id)).manifest["aggregation"]
+    assert stored["mixing"] == "none"
+    assert stored["server_optimizer"] == {
+        "kind": "fedadam",
+        "rate": 0.1,
+        "momentum": 0.9,
+        "decay": 0.99,
+        "adaptivity": 1e-3,
+    }
 
 
 @pytest.mark.parametrize("ids", [[], ["not an id"], [str(uuid4())] * 10_001])

@@ -1,6 +1,7 @@
 """The manifest: every value has a limit, and every unsound combination a code and a way out."""
 
 import copy
+import itertools
 import json
 from typing import Any
 
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from app.core.canonical import canonical_sha256
 from app.core.errors import Invalid
-from app.runs import plan
+from app.runs import plan, robust
 from app.runs.manifest import EXAMPLE, Manifest, PoissonCohort
 from tests.builders import QUERY, tiny_manifest
 
@@ -344,11 +345,44 @@ def test_a_plan_by_person_can_be_run_where_clients_add_the_noise() -> None:
         ("aggregation.clip_norm", 1.0, "clip_refused"),
         ("aggregation.weights", "sizes", "weights_refused"),
         ("aggregation.mode", "secagg", "aggregation_not_available"),
+        ("aggregation.rule", "median", "rule_refused"),
+        ("aggregation.rule", "krum", "rule_refused"),
+        ("aggregation.rule", "trimmed_mean", "rule_refused"),
+        ("aggregation.mixing", "nearest_neighbours", "rule_refused"),
+        ("aggregation.faulty", 1, "rule_needs_more_updates"),
         ("lora.method", "fedit", "method_refused"),
     ],
 )
 def test_an_unsound_central_plan_is_refused_with_its_code(path: str, value: object, code: str) -> None:
     assert refusal(central(path, value), clients=202, trusts=("central",)) == code
+
+
+def test_a_trimmed_sum_over_all_clients_is_the_robust_rule_of_a_central_plan() -> None:
+    document = central("privacy.cohort", {"kind": "everyone"})
+    document["aggregation"] |= {"rule": "trimmed_mean", "faulty": 3}
+    document["quorum"] = {"min_updates": 0, "max_updates": 8}
+    plan.check_plan(Manifest.model_validate(document), clients=8, trusts=("central",), max_update_bytes=2**20)
+    assert refusal(
+        document | {"quorum": {"min_updates": 0, "max_updates": 6}}, clients=6, trusts=("central",)
+    ) == ("rule_needs_more_updates")
+    for change, code in (
+        ({"mixing": "buckets"}, "aggregation_not_available"),
+        ({"rule": "median"}, "rule_refused"),
+        ({"settings": {"trimmed": 2}}, "rule_setting_refused"),
+    ):
+        changed_rule = document | {"aggregation": document["aggregation"] | change}
+        assert refusal(changed_rule, trusts=("central",)) == code
+    audited = document | {"privacy": document["privacy"] | {"audit": {"canaries": 200}}}
+    assert refusal(audited, trusts=("central",)) == "aggregation_not_available"
+
+
+def test_the_default_rule_of_a_new_plan_passes_under_every_trust_and_count() -> None:
+    for trust, updates in itertools.product(("local", "none", "central"), (1, 2, 3, 4, 5, 8, 100)):
+        rule = robust.default_aggregation(trust=trust, min_updates=updates)
+        assert rule.faulty == (0 if trust == "central" else updates // 4)
+        document = tiny_manifest(quorum={"min_updates": updates, "max_updates": updates})
+        manifest = Manifest.model_validate(document).model_copy(update={"aggregation": rule})
+        robust.check_rule(manifest, clients=updates)
 
 
 @pytest.mark.parametrize(
