@@ -149,12 +149,34 @@ def test_a_local_plan_whose_clip_would_move_is_refused() -> None:
     assert refused.value.code == "plan_unsupported"
 
 
-@pytest.mark.parametrize("change", [{"weights": "sizes"}, {"clip_norm": 1.0}])
-def test_weights_by_size_and_a_second_clip_are_refused(change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "sizes"},
+        {"clip_norm": 1.0},
+        {"rule": "median"},
+        {"rule": "krum", "faulty": 1},
+        {"rule": "trimmed_mean", "mixing": "nearest_neighbours"},
+    ],
+)
+def test_what_the_price_of_a_sum_does_not_cover_is_refused(change: dict[str, Any]) -> None:
     values = central()
     values["aggregation"] |= change
     with pytest.raises(ClientError) as refused:
         judge(read(values), policy())
+    assert refused.value.code == "plan_unsupported"
+
+
+def test_a_trimmed_sum_over_everyone_costs_what_the_sum_costs_and_over_a_drawn_cohort_is_refused() -> None:
+    trimmed = {"rule": "trimmed_mean", "faulty": 1}
+    over_everyone = central()
+    over_everyone["aggregation"] |= trimmed
+    judge(read(over_everyone), policy())
+    assert terms(over_everyone).epsilon == terms(central()).epsilon
+    over_drawn = drawn(noise_multiplier=1.1292)
+    over_drawn["aggregation"] |= trimmed
+    with pytest.raises(ClientError) as refused:
+        judge(read(over_drawn), policy())
     assert refused.value.code == "plan_unsupported"
 
 
