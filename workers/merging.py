@@ -62,11 +62,9 @@ class Judged:
     finding: Finding | None = None
 
     @property
-    def odd(self) -> bool | None:
-        """Whether it was found odd; None where nothing can be said."""
-        if not self.finite:
-            return True
-        return None if self.finding is None else bool(self.finding.odd)
+    def odd(self) -> bool:
+        """Whether it was found odd: beside the others, or, where nobody could be compared, by itself."""
+        return not self.finite or (self.finding is not None and bool(self.finding.odd))
 
     @property
     def measures(self) -> list[str]:

@@ -17,6 +17,9 @@ from engines.aggregation.ladder import WORTH, Observation, Origin, Standing, Ste
 from workers.context import ACTOR
 from workers.merging import Judged
 
+HONEST_DIVERGENCE = 0.1
+"""How often an honest client's training may diverge: once is no step yet, twice in a row is one."""
+
 
 def worths(session: Session, client_ids: Sequence[UUID]) -> dict[UUID, float]:
     """What clients' updates count; those of whom nothing odd was ever found are missing."""
@@ -30,14 +33,18 @@ def keep(session: Session, round_id: UUID, judged: Sequence[Judged], *, trust: T
     standing.hold(session)
     stands = standing.stands_of(session, [one.client_id for one in judged])
     for one in judged:
-        if one.odd is None:
-            continue
         before = stands.get(one.client_id, Stand())
-        origin = Origin.UPDATES if one.finite else Origin.OWN_TEST
-        after = follow(_engine(before), Observation(odd=one.odd, origin=origin), trust=trust)
+        after = follow(_engine(before), _observation(one), trust=trust)
         stand = Stand(LADDER[after.step], after.suspicion)
         if one.odd or stand != before:  # an ordinary round of a client without suspicion changes nothing
             standing.step_after_round(session, one.client_id, round_id, odd=one.odd, stand=stand, actor=ACTOR)
+
+
+def _observation(one: Judged) -> Observation:
+    """What the round says: by comparison, or else by the test of the update alone whether it is finite."""
+    if one.finding is not None:
+        return Observation(odd=one.odd, origin=Origin.UPDATES)
+    return Observation(odd=one.odd, origin=Origin.OWN_TEST, honest_rate=HONEST_DIVERGENCE)
 
 
 def _engine(stand: Stand) -> Standing:

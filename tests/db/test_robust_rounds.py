@@ -311,6 +311,30 @@ def run_start(context: Context) -> str:
     return write_tensors(context.blobs, trained(0.0))[0]
 
 
+def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_rounds_end_it(
+    context: Context,
+) -> None:
+    steps = []
+    with context.database.run_tx("test") as session:
+        run = build_run(session, clients=2, manifest=tiny_manifest(rounds=20))
+        last = clients_of(session, run)[-1]
+    for number, value in enumerate([torch.nan, torch.nan, *[1.0] * 7], start=1):
+        with context.database.run_tx("test") as session:
+            row = build_round(
+                session, run=session.get_one(Run, run.id), number=number, adapter_sha256=run_start(context)
+            )
+            for client_id, tensors in zip(
+                clients_of(session, run), [trained(1.0), trained(value)], strict=True
+            ):
+                digest, size = write_tensors(context.blobs, tensors)
+                build_update(session, row, client_id, blob_sha256=digest, size_bytes=size)
+            session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
+        work(context, aggregate.run, "aggregate", row.id)
+        with context.database.run_tx("test") as session:
+            steps.append(standing.stands_of(session, [last])[last].step)
+    assert steps == [Step.OBSERVE, *[Step.DISCOUNT] * 6, *[Step.OBSERVE] * 2]
+
+
 def test_a_quarantined_update_counts_nothing_in_the_mean_and_a_discounted_one_half(context: Context) -> None:
     manifest = tiny_manifest(quorum={"min_updates": 2, "max_updates": 4})
     for step, expected in ((Step.DISCOUNT, 1.0), (Step.QUARANTINE, 0.0)):
