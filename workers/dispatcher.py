@@ -70,7 +70,7 @@ class Dispatcher:
         plain = make_url(url).set(drivername="postgresql")
         self._dsn = plain.render_as_string(hide_password=False)
         self._database = Database(url, pool_size=1)
-        self._relay = Relay(celery, resend_s=settings.resend_s)
+        self._relay = Relay(celery, resend_s=settings.resend_s, gpu_workers=settings.gpu_workers)
         self._clock = Clock()
         self._tick_s = settings.tick_s
         self._stop = stop

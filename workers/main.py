@@ -60,9 +60,11 @@ def _start(**_kwargs: object) -> None:
 def _prepare() -> None:
     import torch  # noqa: PLC0415  after the fork, and not in the parent
 
-    from workers.registry import HANDLERS  # noqa: PLC0415  imports torch as well
+    from engines.aggregation.device import choose  # noqa: PLC0415  imports torch as well
+    from workers.registry import HANDLERS  # noqa: PLC0415
 
     torch.set_num_threads(1)
+    choose(settings.device)
     Process.context = Context.open(settings)
     Process.handlers = HANDLERS
 

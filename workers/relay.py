@@ -10,7 +10,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy.orm import Session
 
-from app.jobs.kinds import KINDS
+from app.jobs.kinds import CPU, GPU, KINDS
 from app.jobs.models import Job, JobState
 
 BATCH = 100
@@ -20,8 +20,9 @@ log = structlog.get_logger()
 class Relay:
     """Remembers only whether the broker answered last time, so that an outage is logged once."""
 
-    def __init__(self, celery: Celery, *, resend_s: float) -> None:
+    def __init__(self, celery: Celery, *, resend_s: float, gpu_workers: bool = False) -> None:
         self._celery = celery
+        self._gpu_workers = gpu_workers
         self._resend = timedelta(seconds=resend_s)
         self._broken = False
 
@@ -65,7 +66,7 @@ class Relay:
             self._celery.send_task(
                 f"job.{job.kind}",
                 args=[str(job.id)],
-                queue=KINDS[job.kind].queue,
+                queue=self._queue(job),
                 retry=False,
                 ignore_result=True,
             )
@@ -78,3 +79,8 @@ class Relay:
             log.info("broker_answers_again")
         self._broken = False
         return True
+
+    def _queue(self, job: Job) -> str:
+        """Return where to ring: a GPU is offered its jobs once, then anybody; the claim settles who works."""
+        offered = self._gpu_workers and job.sent_at is None
+        return GPU if KINDS[job.kind].on_gpu and offered else CPU

@@ -6,7 +6,7 @@ import base64
 import binascii
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     lease_s: Annotated[float, Field(validation_alias="DPFL_LEASE_S", gt=0)] = 300.0
     tick_s: Annotated[float, Field(validation_alias="DPFL_TICK_S", gt=0)] = 1.0
     resend_s: Annotated[float, Field(validation_alias="DPFL_RESEND_S", gt=0)] = 15.0
+    gpu_workers: Annotated[bool, Field(validation_alias="DPFL_GPU_WORKERS")] = False
+    """Whether workers with a GPU take from the queue `gpu`: they are then offered aggregation first."""
+    device: Annotated[Literal["cpu", "cuda"], Field(validation_alias="DPFL_DEVICE")] = "cpu"
+    """What a worker aggregates on where its server may look at single updates."""
     max_update_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_UPDATE_BYTES", ge=1024)] = 512 * 1024**2
     max_body_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_BODY_BYTES", ge=1024)] = 4 * 1024**2
     """Ceiling for JSON bodies; update bodies have their own."""

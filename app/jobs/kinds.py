@@ -8,6 +8,10 @@ LIMIT_OF_LEASE = 0.8
 """Celery kills a job at this share of its lease, so that no lease is lent again to a job that still runs."""
 
 
+CPU, GPU = "cpu", "gpu"
+"""The two queues."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobKind:
     """What may be asked for, and how often it is tried."""
@@ -18,7 +22,8 @@ class JobKind:
     max_attempts: int = 5
     backoff_s: float = 1.0
     """Wait before the second attempt; it doubles with each further one."""
-    queue: str = "cpu"
+    on_gpu: bool = False
+    """Whether a worker with a GPU, where there is one, is offered the job first."""
     every_s: float | None = None
     """Set for periodic work: the dispatcher asks for it once in each slot of this length."""
 
@@ -27,7 +32,7 @@ KINDS: dict[str, JobKind] = {
     kind.name: kind
     for kind in (
         JobKind("price", lease_s=300),
-        JobKind("aggregate", lease_s=600),
+        JobKind("aggregate", lease_s=600, on_gpu=True),
         JobKind("validate", lease_s=120),
         JobKind("publish", lease_s=120),
         JobKind("purge", lease_s=120, max_attempts=8, backoff_s=30),

@@ -108,9 +108,13 @@ def lasting_commands(environment: dict[str, str], *, workers: int, cuda: bool) -
     """Return the processes that are kept running, in the order of their start."""
     return (
         Command("gateway", (sys.executable, "-m", "app"), environment),
-        Command("dispatcher", (sys.executable, "-m", "workers.dispatcher"), environment),
+        Command(
+            "dispatcher",
+            (sys.executable, "-m", "workers.dispatcher"),
+            environment | {"DPFL_GPU_WORKERS": str(cuda).lower()},
+        ),
         *(_worker(f"cpu{number}", "cpu", environment) for number in range(1, workers + 1)),
-        *((_worker("gpu1", "gpu", environment),) if cuda else ()),
+        *((_worker("gpu1", "gpu", environment | {"DPFL_DEVICE": "cuda"}),) if cuda else ()),
     )
 
 

@@ -6,7 +6,7 @@ around the median).
 
 import numpy as np
 
-from engines.aggregation.kernels import Numbers, add_rows, sorted_rows
+from engines.aggregation.kernels import Numbers, add_rows, sorted_rows, tile_columns
 from engines.aggregation.rows import Rows
 
 TILE_COLUMNS = 1024
@@ -56,7 +56,7 @@ def mean_around_median(rows: Rows, *, kept: int) -> Numbers:
     if not 1 <= kept <= rows.clients:
         raise ValueError("the values kept around a median are at least 1 and at most all")
     out = np.empty(rows.dimension, dtype=rows.dtype)
-    for start, tile in rows.tiles(TILE_COLUMNS):
+    for start, tile in rows.tiles(tile_columns(TILE_COLUMNS)):
         out[start : start + tile.shape[1]] = _window_mean(sorted_rows(tile, 0, rows.clients), kept)
     return out
 
@@ -66,7 +66,7 @@ def _rank_sum(rows: Rows, low: int, high: int, *, divisor: int) -> Numbers:
     wide = np.float64 if rows.dtype.kind == "f" else np.int64
     ones = np.ones(high - low, dtype=wide)
     out = np.empty(rows.dimension, dtype=rows.dtype)
-    for start, tile in rows.tiles(TILE_COLUMNS):
+    for start, tile in rows.tiles(tile_columns(TILE_COLUMNS)):
         total = np.zeros(tile.shape[1], dtype=wide)
         add_rows(total, sorted_rows(tile, low, high), ones)
         out[start : start + len(total)] = total if divisor == 1 else total / divisor

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from engines.aggregation.kernels import LANES, add_squares
+from engines.aggregation.kernels import LANES, add_squares, tile_columns
 from engines.aggregation.rows import Rows, Scaled, Weights
 from engines.privacy.clipping import safe_scale
 
@@ -71,7 +71,7 @@ def row_norms(rows: Rows) -> Weights:
     """Return each row's L2 norm, shape (n,), float64; not finite where a value or a square is not."""
     lanes = np.zeros((rows.clients, LANES))
     with np.errstate(over="ignore", invalid="ignore"):
-        for _, tile in rows.tiles(TILE_COLUMNS):
+        for _, tile in rows.tiles(tile_columns(TILE_COLUMNS)):
             add_squares(lanes, tile)
         norms: Weights = np.sqrt(lanes.sum(axis=1))
     return norms

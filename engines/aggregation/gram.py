@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engines.aggregation.kernels import add_rows, subtract_row
+from engines.aggregation.kernels import add_centred_products, tile_columns
 from engines.aggregation.rows import Mixed, Rows, Weights
 
 _TILE_VALUES = 1 << 17
@@ -31,17 +31,13 @@ def gram(rows: Rows) -> Weights:
     if isinstance(rows, Mixed) and rows.base_gram is not None:
         return _symmetric(rows.weights @ rows.base_gram @ rows.weights.T)
     clients = rows.clients
-    width = max(_TILE_VALUES // clients, 256)
+    width = tile_columns(max(_TILE_VALUES // clients, 256))
     total = np.zeros((clients, clients))
-    shares, buffer = np.ones(clients), np.empty(clients * width)
+    scratch = np.empty(clients * min(width, rows.dimension))
     for _, tile in rows.tiles(width):
         if tile.dtype.kind != "f":
             tile = tile.astype(np.float64)  # noqa: PLW2901  (steps of a grid: exact up to 2**53)
-        centre = np.zeros(tile.shape[1])
-        add_rows(centre, tile, shares)
-        centred = buffer[: tile.size].reshape(tile.shape)
-        subtract_row(tile, centre / clients, centred)
-        total += centred @ centred.T
+        add_centred_products(total, tile, scratch)
     return _symmetric(total)
 
 

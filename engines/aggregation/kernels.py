@@ -1,7 +1,8 @@
 """The inner loops of aggregation, compiled by numba where it is installed, else in NumPy: the same bits.
 
 Both add in the order of the rows and round every product before it is added, so a machine without the
-compiler aggregates to the same numbers, only slower.
+compiler aggregates to the same numbers, only slower. Where a process has chosen a GPU they run there instead
+(`engines.aggregation.device`).
 """
 
 import functools
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.aggregation.device import COLUMNS, chosen
 from engines.aggregation.network import comparators
 
 Numbers = NDArray[Any]
@@ -51,6 +53,9 @@ def add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
         rows: shape (n, w).
         weights: shape (n,), dtype of `total`.
     """
+    if (device := chosen()) is not None:
+        device.add_rows(total, rows, weights)
+        return
     if (fast := compiled()) is not None:
         fast.add_rows(total, *_flat(rows), weights)
         return
@@ -61,18 +66,44 @@ def add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
             total += row.astype(total.dtype) * weight
 
 
-def subtract_row(rows: Numbers, centre: Numbers, out: Numbers) -> None:
-    """Write rows - centre to `out`, in float64.
+def tile_columns(on_processor: int) -> int:
+    """Return how many columns a tile should have: so many as fit a core's cache, or a GPU's many."""
+    return on_processor if chosen() is None else max(on_processor, COLUMNS)
+
+
+def add_centred_products(total: Numbers, rows: Numbers, scratch: Numbers) -> None:
+    """Add the inner products of the rows about their mean: total[i, j] += <x_i - m, x_j - m>.
 
     Args:
-        rows: shape (n, w).
-        centre: shape (w,), float64.
-        out: shape (n, w), float64; changed.
+        total: shape (n, n), float64; changed.
+        rows: shape (n, w), float32 or float64.
+        scratch: at least n * w float64 values; changed where the processor works.
     """
+    if (device := chosen()) is not None:
+        device.add_centred_products(total, rows)
+        return
+    clients, centre = len(rows), np.zeros(rows.shape[1])
+    add_rows(centre, rows, np.ones(clients))
+    centred = scratch[: rows.size].reshape(rows.shape)
     if (fast := compiled()) is not None:
-        fast.subtract_row(*_flat(rows), centre, out)
+        fast.subtract_row(*_flat(rows), centre / clients, centred)
     else:
-        np.subtract(rows, centre, out=out)
+        np.subtract(rows, centre / clients, out=centred)
+    total += centred @ centred.T
+
+
+def mix(weights: Numbers, rows: Numbers, out: Numbers) -> None:
+    """Write weights @ rows to `out`.
+
+    Args:
+        weights: shape (m, n), dtype of `rows`.
+        rows: shape (n, w), floating.
+        out: shape (m, w), dtype of `rows`; changed.
+    """
+    if (device := chosen()) is not None:
+        device.mix(weights, rows, out)
+    else:
+        np.matmul(weights, rows, out=out)
 
 
 def add_squares(lanes: Numbers, rows: Numbers) -> None:
@@ -82,6 +113,9 @@ def add_squares(lanes: Numbers, rows: Numbers) -> None:
         lanes: shape (n, LANES), float64; changed. Their sums are the rows' squared norms.
         rows: shape (n, w).
     """
+    if (device := chosen()) is not None:
+        device.add_squares(lanes, rows)
+        return
     if (fast := compiled()) is not None:
         fast.add_squares(lanes, *_flat(rows), rows.shape[1])
         return
@@ -100,6 +134,8 @@ def sorted_rows(rows: Numbers, low: int, high: int) -> Numbers:
     Returns:
         A new array, shape (high - low, w), dtype of `rows`.
     """
+    if (device := chosen()) is not None:
+        return device.sorted_rows(rows, low, high)
     pairs = comparators(len(rows), low, high)
     if (fast := compiled()) is None:
         columns = np.sort(rows.T, axis=1)

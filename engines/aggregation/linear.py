@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from engines.aggregation.kernels import Numbers, add_rows
+from engines.aggregation.kernels import Numbers, add_rows, tile_columns
 from engines.aggregation.rows import Mixed, Rows, Weights
 
 TILE_VALUES = 1 << 22
@@ -69,4 +69,4 @@ def plain_sum(rows: Rows) -> Numbers:
 
 
 def _width(rows: Rows) -> int:
-    return min(max(TILE_VALUES // rows.clients, 1), 1 << 16)
+    return tile_columns(min(max(TILE_VALUES // rows.clients, 1), 1 << 16))

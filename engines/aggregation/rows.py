@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engines.aggregation.kernels import Numbers
+from engines.aggregation.kernels import Numbers, mix
 
 SLAB_BYTES = 8 << 20
 """Read ahead of a source in all: one buffer, however many clients share it."""
@@ -165,7 +165,7 @@ class Mixed:
         buffer = np.empty((self.clients, width), dtype=self.dtype)
         for start, tile in self.base.tiles(width):
             out = buffer[:, : tile.shape[1]]
-            np.matmul(weights, tile, out=out)
+            mix(weights, tile, out)
             yield start, out
 
 

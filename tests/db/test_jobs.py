@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from celery import Celery
 
 from app.core.db import Database
 from app.core.errors import Conflict, NotFound
@@ -17,6 +18,7 @@ from app.jobs import leases, queue
 from app.jobs.kinds import KINDS, JobKind, backoff_s, lease_s, time_limit_s
 from app.jobs.models import Job, JobState
 from tests.builders import build_organisation
+from workers.relay import Relay
 
 LEASE_S = 3.0
 
@@ -217,3 +219,26 @@ def test_the_back_off_doubles_and_is_bounded() -> None:
     waits = [backoff_s(kind, attempt=attempt) for attempt in range(1, 30)]
     assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
     assert max(waits) == 600.0
+
+
+class Bell(Celery):
+    """Writes down which queue was rung for what."""
+
+    def __init__(self) -> None:
+        self.rung: set[tuple[str, str]] = set()
+
+    def send_task(self, name: str, *_args: Any, **options: Any) -> None:
+        self.rung.add((name, options["queue"]))
+
+
+@pytest.mark.parametrize(("gpu_workers", "queues"), [(True, ["gpu", "cpu"]), (False, ["cpu", "cpu"])])
+def test_a_gpu_is_offered_an_aggregation_once_and_then_anybody_is(
+    database: Database, gpu_workers: bool, queues: list[str]
+) -> None:
+    ask(database, "aggregate")
+    ask(database, "price")
+    for name in queues:
+        bell = Bell()
+        with database.run_tx("test") as session:
+            Relay(bell, resend_s=1e-6, gpu_workers=gpu_workers).send_due(session)
+        assert bell.rung == {("job.aggregate", name), ("job.price", "cpu")}

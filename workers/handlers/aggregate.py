@@ -37,6 +37,7 @@ from app.runs.reserving import spend_for_all
 from app.runs.rounds import optimizer_state
 from app.runs.service import after_abort
 from app.updates.models import Update, UpdateState
+from engines.aggregation.device import chosen
 from workers import standings
 from workers.central import NoisedRound, noised_step
 from workers.checkpoints import reach
@@ -217,8 +218,15 @@ def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
         session,
         sealed.round_id,
         candidate_sha256=outcome.candidate_sha256,
-        device=f"cpu {platform.machine()}, torch {torch.__version__}"[:100],
+        device=_device(sealed),
         actor=ACTOR,
         next_clip_norm=outcome.next_clip_norm,
         optimizer_sha256=outcome.optimizer_sha256,
     )
+
+
+def _device(sealed: Sealed) -> str:
+    """Return what computed the round; a noised sum is of exact integers, and always the processor's."""
+    gpu = chosen() if sealed.noised is None else None
+    where = f"cpu {platform.machine()}" if gpu is None else f"gpu {gpu.name}"
+    return f"{where}, torch {torch.__version__}"[:100]
