@@ -9,12 +9,18 @@ from cli.documents import error, section
 from cli.i18n import _
 
 _WITHIN = 1e-6
+_OF_RUN, _OF_SUM = "sum_of_rounds", "final_iterate"
+"""The statistic of a report on the run's own rounds, and of one on a sum of the code."""
 
 
-def audited(privacy: dict[str, Any]) -> list[str]:
-    """Compute a certificate's audit again, if it has one, and say what it found."""
+def audited(privacy: dict[str, Any], *, is_last: bool) -> list[str]:
+    """Compute a certificate's audit again, if it has one, and say what it found.
+
+    `is_last` tells that no later release of the run is planned: its canaries have to be opened here.
+    """
+    canaries = privacy.get("canaries")
     if privacy.get("audit") is None:
-        return []
+        return _not_yet(canaries, is_last=is_last) if canaries else []
     from engines.privacy.audit_report import first_contradiction, report_from
 
     try:
@@ -22,7 +28,7 @@ def audited(privacy: dict[str, Any]) -> list[str]:
         report = report_from(section(audit, "report"))
         changed = (
             first_contradiction(report)
-            or _of_another_claim(privacy, report)
+            or (_of_another_run if canaries else _of_another_claim)(privacy, report)
             or _of_another_reach(audit, report)
         )
     except ValueError as failure:
@@ -41,6 +47,12 @@ def audited(privacy: dict[str, Any]) -> list[str]:
     return [_told(report)]
 
 
+def _not_yet(canaries: Any, *, is_last: bool) -> list[str]:
+    if is_last:
+        raise error("audit_differs", _("the audit's {member} is not what the rest gives"), member="report")
+    return [_("{canaries} canaries take part in the rounds; the last release opens them", canaries=canaries)]
+
+
 def _told(report: Any) -> str:
     numbers = {
         "claimed": f"{report.claimed_epsilon:.3f}",
@@ -49,6 +61,14 @@ def _told(report: Any) -> str:
         "confidence": f"{report.confidence:g}",
         "reach": f"{report.largest_reachable:.3f}",
     }
+    if report.statistic == _OF_RUN:
+        return _(
+            "audit of the run by {canaries} canaries in its rounds, claimed at {claimed}: estimate "
+            "{estimate} (no bound), lower bound {bound} at confidence {confidence}, {reach} at most; it does "
+            "not refute, which proves nothing",
+            canaries=report.canaries,
+            **numbers,
+        )
     if _reaches(report):
         return _(
             "audit of one noised sum, priced at {claimed}: estimate {estimate} (no bound), lower bound "
@@ -72,11 +92,26 @@ def _of_another_reach(audit: dict[str, Any], report: Any) -> str | None:
     return None if stated is _reaches(report) else "can_refute"
 
 
+def _of_another_run(privacy: dict[str, Any], report: Any) -> str | None:
+    """The report's member that is not of this run and the canaries that it has committed to, or None."""
+    this_run = section(privacy, "this_run")
+    stated = {
+        "statistic": _OF_RUN,
+        "canaries": privacy.get("canaries"),
+        "commitment": privacy.get("canaries_commitment"),
+        "claimed_epsilon": this_run.get("epsilon"),
+        "claimed_delta": this_run.get("delta"),
+    }
+    return next((name for name, value in stated.items() if getattr(report, name) != value), None)
+
+
 def _of_another_claim(privacy: dict[str, Any], report: Any) -> str | None:
     """The report's member that is not of one sum with the certificate's own noise, or None."""
     from engines.privacy.accounting import AccountingFailed
     from engines.privacy.audit_reach import claim_of_one_sum
 
+    if report.statistic != _OF_SUM:
+        return "statistic"
     multiplier, delta = privacy.get("noise_multiplier"), section(privacy, "this_run").get("delta")
     if not isinstance(multiplier, float | int) or report.claimed_delta != delta:
         return "claimed_delta"

@@ -22,7 +22,7 @@ def population(privacy: dict[str, Any], *, version: Any) -> list[str]:
         if claim.get("claimed") is not False or "epsilon" in claim:
             _refuse("claimed")
         return [_("all runs on the same data: nothing is claimed ({why})", why=str(claim.get("statement")))]
-    if version != _SINCE:
+    if not isinstance(version, int) or version < _SINCE:
         return [
             _(
                 "all runs on the same data: epsilon {epsilon} of version {version} names no unit, relation "

@@ -73,10 +73,12 @@ def _checked(
     privacy = section(certificate, "privacy")
     if privacy.get("claimed") is not True:
         return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
-    _require_whole_schedule(privacy, rounds=section(certificate, "release").get("rounds_planned"))
+    release = section(certificate, "release")
+    _require_whole_schedule(privacy, rounds=release.get("rounds_planned"))
     _require_clip_noise(privacy)
     together = population(privacy, version=certificate.get("version"))
-    return [*lines, *_claim(privacy), *together, *audited(privacy)]
+    is_last = release.get("round") == release.get("rounds_planned")
+    return [*lines, *_claim(privacy), *together, *audited(privacy, is_last=is_last)]
 
 
 def _signature(certificate: dict[str, Any], key: str | None) -> str:

@@ -72,14 +72,14 @@ def _priced(manifest: Manifest) -> tuple[int, ...]:
 
 
 def _schedule(manifest: Manifest) -> tuple[float, float, int, str, tuple[int, int] | None]:
-    """Noise multiplier, sampling rate, steps, relation, and the cohort's (population, cap) if it is cut."""
+    """Noise multiplier, sampling rate, steps, relation, and the cohort's (places, cap) if it is cut."""
     privacy = manifest.privacy
     noise_multiplier = given(privacy.noise_multiplier)
     if privacy.trust == "local":
         return noise_multiplier, privacy.rate, manifest.steps, privacy.relation, None
     cohort = privacy.cohort
     if isinstance(cohort, PoissonCohort):
-        capped = (cohort.n_max, cohort.cap)
+        capped = (cohort.n_max + privacy.canaries, cohort.cap)
         return noise_multiplier, cohort.rate, manifest.rounds, privacy.relation, capped
     return noise_multiplier, 1.0, manifest.rounds, privacy.relation, None
 

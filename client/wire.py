@@ -135,9 +135,11 @@ class Person(Part):
 
 
 class Audit(Part):
-    """An attack that the server makes on its own code; it asks nothing of a client."""
+    """An attack that the server makes on its own noise; it asks nothing of a client."""
 
     canaries: Count
+    commitment: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """To the canaries that take places in the rounds of a run under `central`; else they are alone."""
 
 
 class Privacy(Part):
@@ -156,6 +158,12 @@ class Privacy(Part):
     adaptive_clip: AdaptiveClip | None = None
     person: Person | None = None
     audit: Audit | None = None
+
+    @property
+    def canaries(self) -> int:
+        """The server's canaries with places in the rounds, which the cut of a cohort is priced with."""
+        seated = self.trust == "central" and self.audit is not None and self.audit.commitment is not None
+        return self.audit.canaries if seated and self.audit is not None else 0
 
     @property
     def rate(self) -> float:

@@ -22,8 +22,16 @@ from app.runs import service
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
-from tests.builders import build_account, build_client, build_organisation, build_update, tiny_manifest
+from tests.builders import (
+    TINY_MANIFEST,
+    build_account,
+    build_client,
+    build_organisation,
+    build_update,
+    tiny_manifest,
+)
 from tests.http.accounts import VAULT
+from workers.handlers.price import commitment_of
 from workers.tensors import write_tensors
 
 CLIENTS = 6
@@ -46,6 +54,17 @@ CENTRAL: dict[str, Any] = {
     "divisor": CLIENTS / 2,
 }
 EVERYONE: dict[str, Any] = {"cohort": {"kind": "everyone"}}
+CANARIES, CAP = 200, 155
+SEATED: dict[str, Any] = {
+    "audit": {"canaries": CANARIES},
+    "cohort": {"kind": "poisson", "rate": 0.5, "cap": CAP, "n_max": CLIENTS},
+}
+"""A plan whose canaries take places in its rounds; the cap is five deviations over 103 of 206."""
+WIDE: list[dict[str, Any]] = [
+    entry | {"shape": [2048 if length == 4 else length for length in entry["shape"]]}
+    for entry in TINY_MANIFEST["tensors"]
+]
+"""As many trained values, 8,192, as so many canaries need to be told apart."""
 
 
 def central_manifest(
@@ -56,10 +75,12 @@ def central_manifest(
     **privacy: Any,
 ) -> dict[str, Any]:
     """A small plan under `central`; keywords change members of its privacy section."""
-    quorum = {"min_updates": 0, "max_updates": CLIENTS, "seal": seal}
-    return tiny_manifest(
-        privacy=CENTRAL | privacy, aggregation=aggregation or {}, quorum=quorum, rounds=rounds
-    )
+    plan = CENTRAL | privacy
+    quorum = {"min_updates": 0, "max_updates": plan["cohort"].get("cap", CLIENTS), "seal": seal}
+    manifest = tiny_manifest(privacy=plan, aggregation=aggregation or {}, quorum=quorum, rounds=rounds)
+    if plan.get("audit") is not None:
+        manifest["tensors"] = WIDE
+    return manifest
 
 
 def start_central_run(
@@ -87,11 +108,12 @@ def start_central_run(
         settings=settings,
     )
     run = service.price(session, coordinator, run.id)
+    committed = {"canaries_commitment": commitment_of(Manifest.model_validate(run.manifest), VAULT, run.id)}
     assert service.accept_price(
         session,
         run.id,
         version=run.version,
-        price=ADAPTIVE_PRICE | PRICE if privacy.get("adaptive_clip") else PRICE,
+        price=(ADAPTIVE_PRICE if privacy.get("adaptive_clip") else {}) | committed | PRICE,
         start_adapter_sha256=start_adapter_sha256,
         actor="job",
     )

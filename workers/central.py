@@ -19,6 +19,7 @@ from engines.privacy.central import CentralPlan, CentralRelease, CentralSum
 from engines.privacy.central_trimmed import CentralTrimmedSum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.round_stream import Parameter, SealedInput, round_stream
+from workers.canaries import SeatedCanaries
 from workers.layout import trained_shapes
 from workers.sources import BlobUpdates
 from workers.tensors import read_tensors
@@ -33,6 +34,8 @@ class NoisedRound:
     clients: int
     """How many the run has: public, and fixed when it started."""
     secret: bytes = field(repr=False)
+    canaries: SeatedCanaries | None = None
+    """Those of the run, and who of them was drawn; None without an audit in the rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Step:
     update: dict[str, Tensor]
     next_clip_norm: float | None
     """What adaptive clipping gives the next round; None without it."""
+    scores: bytes | None = None
+    """How every canary of the run scores; None without canaries."""
 
 
 def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
@@ -49,7 +54,8 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
     privacy, cohort = manifest.privacy, manifest.privacy.cohort
     if privacy.noise_multiplier is None:
         raise ValueError("a central round needs the noise multiplier that its run was priced with")
-    expected, most = float(noised.clients), noised.clients
+    seats = 0 if noised.canaries is None else noised.canaries.canaries.count
+    expected, most = float(noised.clients), noised.clients + seats
     if isinstance(cohort, PoissonCohort):
         expected, most = cohort.rate * cohort.n_max, cohort.cap
     adaptive = None
@@ -72,7 +78,7 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
 def noised_step(
     blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
 ) -> Step:
-    """Clip, sum (or trim and sum) and noise a round's updates, never more than one in memory.
+    """Clip, sum (or trim and sum) and noise what a round's clients and canaries sent, one at a time.
 
     Args:
         blobs: where the updates lie.
@@ -80,21 +86,33 @@ def noised_step(
         noised: the round's secret and constants.
         updates: (client id, blob) of every update that was received, in the order of client ids.
     Raises:
-        ValueError: more updates than the cohort's cap, or constants out of range.
+        ValueError: more updates and canaries than the cohort's cap, or constants out of range.
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
+    plan = plan_of(manifest, noised)
+    summed = _trimmed if manifest.aggregation.rule == "trimmed_mean" else _summed
+    release = summed(blobs, manifest, noised, updates)
+    following = None
+    if plan.adaptive is not None and release.share_within is not None:
+        following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
+    scores = None if noised.canaries is None else noised.canaries.scores(release.update, plan)
+    return Step(release.update, following, scores)
+
+
+def _summed(
+    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
+) -> CentralRelease:
+    """The plain sum: canaries go through it as clients do, those with nothing to add included."""
     shapes, plan = trained_shapes(manifest), plan_of(manifest, noised)
-    if manifest.aggregation.rule == "trimmed_mean":
-        release = _trimmed(blobs, manifest, noised, updates)
-    else:
-        total = CentralSum(shapes, plan)
-        for _client_id, digest in updates:
-            total.add(read_tensors(blobs, digest, shapes))
-        release = total.release(_stream(noised, total.parameters(), updates))
-    if plan.adaptive is None or release.share_within is None:
-        return Step(release.update, None)
-    following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
-    return Step(release.update, following)
+    total = CentralSum(shapes, plan)
+    for _client_id, digest in updates:
+        total.add(read_tensors(blobs, digest, shapes))
+    parameters = total.parameters()
+    if noised.canaries is not None:
+        for update in noised.canaries.updates(shapes, clip_norm=plan.clip_norm):
+            total.add(update)
+        parameters |= noised.canaries.parameters()
+    return total.release(_stream(noised, parameters, updates))
 
 
 def _trimmed(

@@ -15,6 +15,9 @@ from app.budget.models import PrivacyAudit, ViolationKind
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
+SUM, RUN = "final_iterate", "sum_of_rounds"
+"""What an audit is of, by its report's statistic: one sum of the code, or the rounds of the run itself."""
+
 
 def record(
     session: Session, *, organisation_id: UUID, run_id: UUID, manifest_sha256: str, report: dict[str, Any]
@@ -49,17 +52,19 @@ def record(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The first audit of a run's frozen manifest, and how many there were until now."""
+    """The first audit of its kind of a run's frozen manifest, and how many there were until now."""
 
     report: dict[str, Any]
     at: datetime
     audits: int
 
 
-def first_of(session: Session, run_id: UUID, manifest_sha256: str | None) -> Found | None:
-    """The first audit of a run under this manifest: nobody may ask until one pleases."""
+def first_of(session: Session, run_id: UUID, manifest_sha256: str | None, *, of: str) -> Found | None:
+    """The first audit of a run under this manifest, of `SUM` or `RUN`: nobody may ask until one pleases."""
     rows = session.scalars(
-        sa.select(PrivacyAudit).where(*_of(run_id, manifest_sha256)).order_by(PrivacyAudit.id)
+        sa.select(PrivacyAudit)
+        .where(*_of(run_id, manifest_sha256), PrivacyAudit.report["statistic"].as_string() == of)
+        .order_by(PrivacyAudit.id)
     ).all()
     return Found(rows[0].report, rows[0].at, len(rows)) if rows else None
 

@@ -19,9 +19,10 @@ from app.core.canonical import canonical_bytes, canonical_sha256
 from app.releases import population, statements
 from app.releases.members import member_digests
 
-VERSION = 4
+VERSION = 5
 """Since 3 every tensor has a digest, and what is signed is the list of all members' digests. Since 4 the
-population's claim says for which unit, under which relation and against whom."""
+population's claim says for which unit, under which relation and against whom. Since 5 it names the canaries
+that take places in the run's rounds, and an audit may be of the run."""
 ALGORITHM = "EdDSA"
 Sign = Callable[[bytes], tuple[str, bytes]]
 """Signs bytes: (key id, signature)."""
@@ -68,8 +69,10 @@ class Facts:
     ancestors: Sequence[Ancestor]
     open_runs: int
     """Started runs with trust `none` in which data of this run took part: no sum can cover them."""
+    canaries: int
+    """How many take places in the run's rounds beside the clients."""
     audit: Mapping[str, Any] | None
-    """The report that the plan asked for, when it was made, and how many of the run there were until now."""
+    """The report that the plan asked for, when it was made, and how many of its kind there were until now."""
     seals_at_deadline: bool
     issuer: str
     issued_at: datetime
@@ -145,6 +148,7 @@ def _claim(facts: Facts) -> dict[str, Any]:
         "noise_multiplier": price["noise_multiplier"],
         "divisor": privacy["divisor"],
         "steps": facts.steps,
+        **_canaries(facts),
         "this_run": {
             "epsilon": price["epsilon"],
             "delta": price["delta"],
@@ -173,13 +177,25 @@ def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, An
     return found
 
 
+def _canaries(facts: Facts) -> dict[str, Any]:
+    """The canaries that the price is for as well, and what their audit will be opened with."""
+    if not facts.canaries:
+        return {}
+    return {
+        "canaries": facts.canaries,
+        "canaries_commitment": facts.manifest["privacy"]["audit"]["commitment"],
+        "canaries_mean": statements.CANARIES,
+    }
+
+
 def _audit(facts: Facts) -> dict[str, Any]:
     """What an attack on the mechanism found, beside the bound and never in its place."""
     if facts.audit is None:
         return {}
     report = facts.audit["report"]
     reaches = report["largest_reachable"] > report["claimed_epsilon"]
-    said = statements.audit_of(facts.manifest["privacy"]["trust"], can_refute=reaches)
+    kind = "run" if facts.canaries else facts.manifest["privacy"]["trust"]
+    said = statements.audit_of(kind, can_refute=reaches)
     return {"audit": {**facts.audit, "can_refute": reaches, **said}}
 
 

@@ -63,24 +63,45 @@ ADAPTIVE_CLIP = (
     "The clip norm follows a quantile of the updates' norms by noised counts. noise_multiplier is that of "
     "sum and count together; the sum alone has clip_noise_multiplier times the round's clip norm."
 )
+CANARIES = (
+    "So many made-up contributions take places in the rounds beside the clients: drawn, cut, clipped, summed "
+    "and noised like theirs; about half of them, by secret coins, send zero. The epsilon of this run is "
+    "priced for their places and the clients' together. `canaries_commitment` was in the manifest before the "
+    "first round; the certificate of the run's last planned release opens it and says what an attack found."
+)
 _AUDIT_COVERS = {
+    "run": "The rounds of this run as they were: draw of the cohorts, clip, grid, sum with the clients' "
+    "updates and noise, and the composition of all its rounds, as far as the canaries' scores show them.",
     "local": "One noised sum by the code that clients are meant to run, run once on the server: its clip, "
     "grid and noise, with this plan's clip norm and noise multiplier, on made-up canaries alone, all at full "
     "participation. No client's own software or machine.",
     "central": "One noised sum by the server's code, run once: its clip, grid and noise, with this plan's "
     "clip norm and noise multiplier, on made-up canaries alone, all at full participation.",
 }
-_AUDIT_COVERS_NOT = (
-    "The sampling of cohorts or of examples.",
-    "The composition over steps, rounds and runs.",
-    "Anybody's data: the canaries were alone, and no update of a client entered.",
-    "A leak that these canaries do not provoke, or beyond the report's largest_reachable.",
-)
+_OF_A_LEAK = "A leak that these canaries do not provoke, or beyond the report's largest_reachable."
+_AUDIT_COVERS_NOT = {
+    "sum": (
+        "The sampling of cohorts or of examples.",
+        "The composition over steps, rounds and runs.",
+        "Anybody's data: the canaries were alone, and no update of a client entered.",
+        _OF_A_LEAK,
+    ),
+    "run": (
+        "The composition with other runs.",
+        "What a cohort's members, times or the operator's store give away: scores use released sums alone.",
+        _OF_A_LEAK,
+    ),
+}
 _AUDIT_MEANS = (
     "An attack's findings beside the bound, never in its place. `estimate` is an estimate and bounds "
-    "nothing. `lower_bound` over `claimed_epsilon` would refute the code at the stated confidence; at or "
-    "under it, it shows nothing. `claimed_epsilon` is the price of the one audited sum, not this run's."
+    "nothing. `lower_bound` over `claimed_epsilon` would refute the claim at the stated confidence; at or "
+    "under it, it shows nothing. "
 )
+_AUDIT_CLAIM = {
+    "sum": "`claimed_epsilon` is the price of the one audited sum, not this run's.",
+    "run": "`claimed_epsilon` is this run's. `lower_bound_if_gaussian` holds for another curve than that of "
+    "cohorts that are drawn, and refutes nothing there.",
+}
 _AUDIT_REACHES = (
     "No bound of these canaries exceeds `largest_reachable`, which is over `claimed_epsilon`: a leak between "
     "the two would be found, if the canaries provoke it. A larger one shows no better."
@@ -109,13 +130,17 @@ _NOT_CLAIMED = (
 _NOT_PERSONS = "Anything about a person as such."
 
 
-def audit_of(trust: str, *, can_refute: bool) -> dict[str, Any]:
-    """Say what an audit looked at, what it did not, what its numbers are and whether they could refute."""
+def audit_of(kind: str, *, can_refute: bool) -> dict[str, Any]:
+    """Say what an audit looked at, what it did not, what its numbers are and whether they could refute.
+
+    `kind` is `run` for canaries in the run's rounds, else the trust under which one sum was audited.
+    """
+    of = "run" if kind == "run" else "sum"
     return {
         "reach": _AUDIT_REACHES if can_refute else _AUDIT_CANNOT_REFUTE,
-        "covers": _AUDIT_COVERS[trust],
-        "does_not_cover": list(_AUDIT_COVERS_NOT),
-        "means": _AUDIT_MEANS,
+        "covers": _AUDIT_COVERS[kind],
+        "does_not_cover": list(_AUDIT_COVERS_NOT[of]),
+        "means": _AUDIT_MEANS + _AUDIT_CLAIM[of],
     }
 
 

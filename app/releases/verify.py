@@ -20,7 +20,7 @@ from app.releases.members import first_difference
 
 WHOLE = 2
 """The first version that holds: signed as one piece, without digests of tensors."""
-BY_MEMBERS = (3, VERSION)
+BY_MEMBERS = range(3, VERSION + 1)
 """Versions that are signed over the list of their members' digests."""
 
 

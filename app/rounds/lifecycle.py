@@ -9,7 +9,7 @@ Every change is notified on channel `dpfl_rounds` with the round's id; when a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -23,7 +23,7 @@ from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition
 from app.core.i18n import _
 from app.jobs.queue import enqueue
-from app.rounds import noise_secrets
+from app.rounds import canaries, noise_secrets
 from app.rounds.models import Assignment, Round
 from app.rounds.queries import cohort_size, get_round, lock_round, updates_by_state
 from app.rounds.states import RoundState, sources_of
@@ -86,10 +86,12 @@ def plan(
     actor: str,
     clip_norm: float | None = None,
     cohort_secret: bool = False,
+    drawn_canaries: Sequence[int] | None = None,
 ) -> Round:
     """Insert a round with its cohort, in state `planned`; `open_round` lets updates in.
 
-    `clip_norm` is given where the server adds the noise; `cohort_secret` where its price rests on that.
+    `clip_norm` is given where the server adds the noise; `cohort_secret` where its price rests on that;
+    `drawn_canaries` where the run has canaries, none of them being drawn included.
     """
     act_as(session, actor)
     row = Round(
@@ -107,6 +109,8 @@ def plan(
     session.flush()
     session.add_all(Assignment(round_id=row.id, client_id=client_id) for client_id in client_ids)
     session.flush()
+    if drawn_canaries is not None:
+        canaries.keep_draw(session, row.id, drawn_canaries)
     return row
 
 

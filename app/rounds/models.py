@@ -82,6 +82,22 @@ class RoundSecret(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 
+class RoundCanaries(Base):
+    """The canaries of a round: who was drawn, and, once the noise was drawn, how every canary scores.
+
+    Nothing of it may be shown before the run is over; then its audit deletes it. Written by rounds.canaries
+    alone. The draw is never changed, the scores are written once.
+    """
+
+    __tablename__ = "round_canaries"
+
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
+    drawn: Mapped[list[Any]]
+    """Numbers of the run's canaries, ascending."""
+    scores: Mapped[bytes | None]
+    """One little-endian float64 for each canary of the run, encrypted under the master key."""
+
+
 class RoundEdge(Base):
     """The allowed steps of a round; the log's foreign key refuses every other."""
 

@@ -1,7 +1,8 @@
 """Whether a validated round may be released: after the audit that its plan asks for, and never against one.
 
-An audit that refutes the claim blocks every later release of the run. One that does not refute it shows
-nothing; it only lets the release go on.
+The audit of a run with canaries in its rounds comes before its last release, since their coins are secret
+until then; any other before its first. An audit that refutes the claim blocks every later release of the run.
+One that does not refute it shows nothing; it only lets the release go on.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from app.core.i18n import _
 from app.core.ids import new_id
 from app.jobs.queue import enqueue
 from app.rounds import lifecycle
+from app.rounds.queries import get_round
+from app.runs.canaries import seated
 from app.runs.models import Run
+from app.runs.rounds import ask_for_run_audit, is_last_round
 from app.runs.service import after_abort
+from app.runs.states import RunState
 
 CLAIM_REFUTED = (
     "claim_refuted",
@@ -50,12 +55,23 @@ def is_audited(run: Run) -> bool:
 
 
 def release_or_audit(session: Session, run: Run, round_id: UUID, *, actor: str) -> None:
-    """Ask for the publication of a validated round, or for the audit that comes before the run's first."""
+    """Ask for the publication of a validated round, or for the audit that has to come before it."""
     if audits.is_refuted(session, run.id, run.manifest_sha256):
         block(session, run, round_id, why=CLAIM_REFUTED, actor=actor)
-    elif is_audited(run) and audits.first_of(session, run.id, run.manifest_sha256) is None:
+    elif seated(run.manifest):
+        _release_or_open(session, run, round_id)
+    elif is_audited(run) and audits.first_of(session, run.id, run.manifest_sha256, of=audits.SUM) is None:
         payload = {"run_id": str(run.id), "round_id": str(round_id)}
         enqueue(session, "audit_privacy", key=str(round_id), payload=payload)
+    else:
+        lifecycle.ask_for_publication(session, round_id)
+
+
+def _release_or_open(session: Session, run: Run, round_id: UUID) -> None:
+    """Ask for the publication of a round with canaries, or for their coins, if none can come after it."""
+    is_last = is_last_round(run, get_round(session, round_id)) or run.state is RunState.ABORTED
+    if is_last and audits.first_of(session, run.id, run.manifest_sha256, of=audits.RUN) is None:
+        ask_for_run_audit(session, run.id, key=str(round_id), round_id=round_id)
     else:
         lifecycle.ask_for_publication(session, round_id)
 

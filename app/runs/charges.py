@@ -14,6 +14,7 @@ from app.budget import arithmetic
 from app.budget.queries import AccountView
 from app.core.errors import Conflict
 from app.core.i18n import _
+from app.runs.canaries import seated
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 
@@ -98,6 +99,7 @@ def event_of(run: Run) -> dict[str, Any]:
         "examples": privacy["examples"],
         "clip_norm": privacy["clip_norm"],
         "noise_multiplier": privacy["noise_multiplier"],
+        "canaries": seated(run.manifest),
         "adaptive_clip": privacy.get("adaptive_clip"),
         "person": privacy.get("person"),
         "steps": Manifest.model_validate(run.manifest).steps,

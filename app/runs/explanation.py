@@ -73,7 +73,7 @@ def explain(manifest: Manifest, price: dict[str, Any] | None, *, clients: int) -
         "protected": [_protected(manifest)],
         "from_whom": _from_whom(manifest),
         "neighbours": [] if trust == "none" else [Text(texts.RELATIONS[manifest.privacy.relation], {})],
-        "composition": [_composition(manifest)],
+        "composition": [_composition(manifest), *_canaries(manifest)],
         "basis": [Text(texts.BASIS[trust], {})],
         "attack": [] if attack is None else [_attack_text(attack)],
         "noise_to_signal": [] if noise is None else [_noise_text(noise, trust=trust)],
@@ -194,7 +194,7 @@ def _nist(manifest: Manifest, price: dict[str, Any]) -> dict[str, list[Text]]:
         "delta": [Text(texts.DELTA, {"delta": f"{manifest.privacy.delta:g}"})],
         "trust_model": [*_from_whom(manifest), Text(texts.BASIS[trust], {})],
         "mechanism": _mechanism(manifest, price),
-        "sampling": [_sampling(manifest)],
+        "sampling": [_sampling(manifest), *_canaries(manifest)],
         "composition": [_composition(manifest)],
         "side_channels": [Text(texts.SIDE_CHANNELS, {})],
         "not_covered": not_covered,
@@ -247,6 +247,12 @@ def _sampling(manifest: Manifest) -> Text:
     if isinstance(privacy.examples, PoissonExamples):
         return Text(texts.SAMPLING[privacy.unit], {"rate": privacy.examples.rate})
     return Text(texts.SAMPLING["all"], {})
+
+
+def _canaries(manifest: Manifest) -> list[Text]:
+    """That made-up contributions take part in the rounds, where they do."""
+    canaries = manifest.privacy.canaries
+    return [Text(texts.CANARIES, {"canaries": canaries})] if canaries else []
 
 
 def _up(value: float) -> str:

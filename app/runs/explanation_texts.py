@@ -148,6 +148,11 @@ SAMPLING = {
     ),
     "everyone": _("Every client takes part in every round: no secret is counted on."),
 }
+CANARIES = _(
+    "{canaries} made-up contributions take part beside the clients, for an audit of the run: each is drawn, "
+    "cut and shortened like a client's. The price is for their places as well, and nobody learns before the "
+    "end which half of them is empty."
+)
 SIDE_CHANNELS = _(
     "Sums are exact integers on a grid, and the noise is drawn from a cryptographic generator, so that "
     "digits of numbers tell nothing. Times of rounds and receipts, who the clients of a run are, and "

@@ -113,19 +113,13 @@ class PoissonCohort(Part):
     cap: Annotated[int, Field(ge=1, le=10_000, strict=True)]
     """The most clients of a round; of more, a random subset takes part."""
     n_max: Annotated[int, Field(ge=1, le=10_000, strict=True)]
-    """The most clients that the run may ever have: what the plan is priced for."""
+    """The most clients that the run may ever have; the plan is priced for these places and the canaries'."""
 
-    @model_validator(mode="after")
-    def _cap_within_pool(self) -> PoissonCohort:
-        if self.cap > self.n_max:
-            raise ValueError("the cap is over n_max")
-        return self
-
-    @property
-    def least_cap(self) -> int:
-        """Five standard deviations above the expected cohort, at most the whole pool."""
-        expected = self.n_max * self.rate
-        return min(self.n_max, math.ceil(expected + 5.0 * math.sqrt(expected * (1.0 - self.rate))))
+    def least_cap(self, canaries: int) -> int:
+        """Five standard deviations above the places that are expected to be drawn, at most all of them."""
+        places = self.n_max + canaries
+        expected = places * self.rate
+        return min(places, math.ceil(expected + 5.0 * math.sqrt(expected * (1.0 - self.rate))))
 
 
 class OptimizedCohort(Part):
@@ -172,11 +166,16 @@ MOST_CANARIES = 1000
 
 
 class Audit(Part):
-    """An attack on the mechanism's own code before the run's first release; an estimate beside the bound."""
+    """An attack with made-up contributions; an estimate beside the bound.
+
+    Under `central` they take places in the run's own rounds, and the whole run is audited before its last
+    release. Under `local` one sum of the code is, before the first.
+    """
 
     canaries: Annotated[int, Field(ge=100, le=MOST_CANARIES, strict=True)]
-    """Made-up contributions that are attacked; with m of them no bound exceeds about ln(m / 3), and a plan
-    whose one sum claims that much is refused."""
+    """With m of them no bound exceeds about ln(m / 3), and a plan that claims that much is refused."""
+    commitment: Hex64 | None = None
+    """Of the secret that coins and directions follow from, under `central`; set when the run starts."""
 
 
 class Privacy(Part):
@@ -201,6 +200,17 @@ class Privacy(Part):
     def rate(self) -> float:
         """The probability with which an example takes part in a step."""
         return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
+
+    @property
+    def canaries(self) -> int:
+        """The canaries that take places in the run's rounds: of an audit under `central`, and of no other."""
+        return self.audit.canaries if self.audit is not None and self.trust == "central" else 0
+
+    @model_validator(mode="after")
+    def _cap_within_places(self) -> Privacy:
+        if isinstance(self.cohort, PoissonCohort) and self.cohort.cap > self.cohort.n_max + self.canaries:
+            raise ValueError("the cap is over n_max and the canaries")
+        return self
 
     @property
     def has_secret_cohort(self) -> bool:

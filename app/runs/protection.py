@@ -94,7 +94,10 @@ class CapTooSmall(Invalid):
     """A cap that a cohort would reach too often."""
 
     code, title = "cap_too_small", _("The cohort's cap is too small")
-    meaning = _("A cap has to lie five standard deviations above the expected cohort, or at the whole pool.")
+    meaning = _(
+        "A cap has to lie five standard deviations above the expected cohort, canaries included, or at the "
+        "whole pool."
+    )
     remedy = _("Raise the cap to what the answer names, or lower the rate.")
 
 
@@ -125,11 +128,14 @@ class ClipRefused(Invalid):
 
 
 class AuditRefused(Invalid):
-    """An audit of a mechanism that is not there."""
+    """An audit of a mechanism that is not there, or whose canaries would change what they measure."""
 
-    code, title = "audit_refused", _("There is nothing to audit")
-    meaning = _("An audit attacks the noise of a plan; with trust `none` there is no noise and no claim.")
-    remedy = _("Set privacy.audit to null, or plan with a trust mode that adds noise.")
+    code, title = "audit_refused", _("This plan cannot be audited")
+    meaning = _(
+        "An audit attacks the noise of a plan, and with trust `none` there is none. Under `central` its "
+        "canaries take part in the rounds, and a clip norm that adapts would follow them."
+    )
+    remedy = _("Set privacy.audit to null, plan with a trust mode that adds noise, or fix the clip norm.")
 
 
 def check_trust(manifest: Manifest, trusts: Collection[str]) -> None:
@@ -211,19 +217,24 @@ def _check_central(manifest: Manifest, *, clients: int) -> None:
         )  # fmt: skip
     if manifest.aggregation.clip_norm is not None:
         raise ClipRefused(_("under trust `central`, aggregation.clip_norm is null"))
+    if manifest.privacy.canaries and manifest.privacy.adaptive_clip is not None:
+        raise AuditRefused(_("canaries would move a clip norm that follows the clients'"))
     if not isinstance(cohort, PoissonCohort):
         return
     if clients > cohort.n_max:
         raise PoolTooLarge(
             _("{clients} clients, and the plan is for {n_max} at most"), clients=clients, n_max=cohort.n_max
         )
-    if cohort.cap < cohort.least_cap:
+    canaries = manifest.privacy.canaries
+    if cohort.cap < cohort.least_cap(canaries):
         raise CapTooSmall(
-            _("the cap is {cap}; at rate {rate} of {n_max} clients it must be {least} at least"),
+            _("the cap is {cap}; at rate {rate} of {n_max} clients and {canaries} canaries it must be at "
+              "least {least}"),
             cap=cohort.cap,
             rate=cohort.rate,
             n_max=cohort.n_max,
-            least=cohort.least_cap,
-        )
+            canaries=canaries,
+            least=cohort.least_cap(canaries),
+        )  # fmt: skip
     if (quorum.min_updates, quorum.max_updates) != (0, cohort.cap):
         raise CohortQuorumUnsound(_("the quorum of a Poisson cohort is 0 to its cap, {cap}"), cap=cohort.cap)

@@ -24,11 +24,12 @@ from app.rounds.models import Round
 from app.rounds.queries import get_round, rounds_of
 from app.rounds.states import RoundState
 from app.runs.auditing import is_audited
+from app.runs.canaries import seated
 from app.runs.charges import run_ref
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.queries import client_ids_of
-from app.runs.rounds import seals_at_deadline
+from app.runs.rounds import is_last_round, seals_at_deadline
 
 _DEEPEST_LINEAGE = 1000
 
@@ -110,21 +111,29 @@ def _facts(
         paid=paid_beside(session, run_ref(run.id)),
         ancestors=_ancestors(session, run, same_data),
         open_runs=_open_runs(session, same_data),
-        audit=_audit(session, run),
+        canaries=seated(run.manifest),
+        audit=_audit(session, run, round_),
         seals_at_deadline=seals_at_deadline(run.manifest),
         issuer=issuer,
         issued_at=now(),
     )
 
 
-def _audit(session: Session, run: Run) -> dict[str, Any] | None:
-    """The audit that the run's plan asks for; raises Conflict where it forbids a release or is missing."""
+def _audit(session: Session, run: Run, round_: Round) -> dict[str, Any] | None:
+    """The audit that the run's plan asks for; raises Conflict where it forbids a release or is missing.
+
+    That of canaries in the run's rounds is missing only from the last: their coins are opened there.
+    """
     if audits.is_refuted(session, run.id, run.manifest_sha256):
         raise Conflict(_("an audit refuted the run's claim"))
     if not is_audited(run):
         return None
-    found = audits.first_of(session, run.id, run.manifest_sha256)
+    in_rounds = seated(run.manifest) > 0
+    kind = audits.RUN if in_rounds else audits.SUM
+    found = audits.first_of(session, run.id, run.manifest_sha256, of=kind)
     if found is None:
+        if in_rounds and not is_last_round(run, round_):
+            return None
         raise Conflict(_("the run was not audited yet"))
     return {
         "report": found.report,

@@ -13,15 +13,18 @@ from app.budget import audits
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
+from app.jobs.queue import enqueue
 from app.releases.models import Release
 from app.rounds import lifecycle, standing
 from app.rounds.models import Round
 from app.rounds.queries import lock_round, rounds_of
-from app.rounds.selection import draw_cohort
+from app.rounds.selection import Cohort, draw_cohort
 from app.rounds.states import FINAL, RoundState
+from app.runs.canaries import seated
 from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
+from app.runs.states import RunState
 
 
 class ClaimRefuted(Conflict):
@@ -77,6 +80,31 @@ def has_further(session: Session, run: Run) -> bool:
     return len(rounds_of(session, run.id)) < int(run.manifest["rounds"])
 
 
+def is_last_round(run: Run, round_: Round) -> bool:
+    """Say whether the manifest plans no round after this one."""
+    return round_.number >= int(run.manifest["rounds"])
+
+
+def audit_when_over(session: Session, run: Run) -> None:
+    """Have a run with canaries in its rounds audited once it is over, unless its last release had to be.
+
+    Called wherever a run or its last round may have ended. Until then nobody is shown the canaries' coins.
+    """
+    over = run.state in {RunState.FINISHED, RunState.ABORTED} and not is_under_way(session, run.id)
+    if not over or not seated(run.manifest):
+        return
+    if audits.first_of(session, run.id, run.manifest_sha256, of=audits.RUN) is None:
+        ask_for_run_audit(session, run.id, key=f"over:{run.id}")
+
+
+def ask_for_run_audit(session: Session, run_id: UUID, *, key: str, round_id: UUID | None = None) -> None:
+    """Have the canaries of a run's rounds opened; `round_id` is the round whose release waits for it."""
+    payload = {"run_id": str(run_id), "of": audits.RUN}
+    if round_id is not None:
+        payload["round_id"] = str(round_id)
+    enqueue(session, "audit_privacy", key=key, payload=payload)
+
+
 def open_next(session: Session, run: Run, *, actor: str) -> Round:
     """Plan and open the next round, from the adapter of the last published one, with its cohort.
 
@@ -91,11 +119,8 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
     if adapter is None:
         raise Conflict(_("the run has no adapter to start from"))
     manifest = Manifest.model_validate(run.manifest)
-    cohort, client_ids = manifest.privacy.cohort, client_ids_of(session, run.id)
-    if isinstance(cohort, PoissonCohort):
-        if len(client_ids) > cohort.n_max:
-            raise Conflict(_("the run has more clients than its price holds for"))
-        client_ids = draw_cohort(client_ids, rate=cohort.rate, cap=cohort.cap, population=cohort.n_max)
+    drawn = _drawn(session, run, manifest)
+    client_ids = drawn.clients
     if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
         client_ids = standing.without_suspended(session, client_ids)
     round_ = lifecycle.plan(
@@ -111,9 +136,23 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
         actor=actor,
         clip_norm=_clip_norm(manifest, former),
         cohort_secret=manifest.privacy.has_secret_cohort,
+        drawn_canaries=drawn.canaries if seated(run.manifest) else None,
     )
     lifecycle.open_round(session, round_.id, actor=actor)
     return round_
+
+
+def _drawn(session: Session, run: Run, manifest: Manifest) -> Cohort:
+    """Who is in the next round, of the run's clients and canaries."""
+    cohort, client_ids = manifest.privacy.cohort, client_ids_of(session, run.id)
+    canaries = seated(run.manifest)
+    if not isinstance(cohort, PoissonCohort):
+        return Cohort(clients=client_ids, canaries=list(range(canaries)))
+    if len(client_ids) > cohort.n_max:
+        raise Conflict(_("the run has more clients than its price holds for"))
+    return draw_cohort(
+        client_ids, rate=cohort.rate, cap=cohort.cap, population=cohort.n_max, canaries=canaries
+    )
 
 
 def _clip_norm(manifest: Manifest, former: Sequence[Round]) -> float | None:

@@ -77,6 +77,8 @@ class PriceOut(BaseModel):
     """With adaptive clipping: what is left of the noise multiplier to the sum of updates."""
     attack_tpr_at_1_percent: float | None = None
     """The greatest true-positive rate of any membership attack at 1 % false positives."""
+    canaries: int = 0
+    """Made-up contributions that take places in the rounds for an audit: the price is for them as well."""
     accountant: str | None = None
     rdp: dict[str, float] = {}
     """Divergence at the order of each renyi account that would pay."""

@@ -281,11 +281,17 @@ def start(session: Session, principal: Principal, run_id: UUID) -> Run:
 
 
 def _fixed(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
-    """The plan with noise and epsilon: one that names its noise alone gets its cost, rounded up."""
+    """The plan with noise and epsilon, and the commitment to its canaries.
+
+    One that names its noise alone gets its cost, rounded up.
+    """
     epsilon = privacy["epsilon"]
     if epsilon is None:
         epsilon = math.ceil(price["epsilon"] * 1e6) / 1e6
-    return privacy | {"noise_multiplier": price["noise_multiplier"], "epsilon": epsilon}
+    fixed = privacy | {"noise_multiplier": price["noise_multiplier"], "epsilon": epsilon}
+    if privacy.get("audit") is not None:
+        fixed["audit"] = privacy["audit"] | {"commitment": price.get("canaries_commitment")}
+    return fixed
 
 
 def pause(session: Session, principal: Principal, run_id: UUID, *, reason: str | None = None) -> Run:
@@ -326,7 +332,9 @@ def stop(session: Session, principal: Principal, run_id: UUID, *, reason: str) -
         finished_at=sa.func.now(),
     )
     rounds.abort_unsealed(session, run_id, reason=reason, actor=principal.actor)
-    return queries.lock_run(session, run_id)
+    run = queries.lock_run(session, run_id)
+    rounds.audit_when_over(session, run)
+    return run
 
 
 def after_publish(session: Session, run_id: UUID, *, actor: str) -> None:
@@ -337,6 +345,7 @@ def after_publish(session: Session, run_id: UUID, *, actor: str) -> None:
     elif run.state is RunState.PAUSED and not rounds.has_further(session, run):
         _finish(session, run_id, actor=actor)
     else:
+        rounds.audit_when_over(session, run)
         notify(session, CHANNEL, str(run_id))
 
 
@@ -345,6 +354,8 @@ def after_abort(session: Session, run_id: UUID, *, code: str, reason: str, actor
     run = queries.lock_run(session, run_id)
     if run.state is RunState.RUNNING:
         advance(session, run_id, RunState.PAUSED, actor=actor, reason_code=code, reason=reason)
+    else:
+        rounds.audit_when_over(session, run)
 
 
 def _go_on(session: Session, run_id: UUID, *, actor: str) -> None:
@@ -361,3 +372,4 @@ def _go_on(session: Session, run_id: UUID, *, actor: str) -> None:
 def _finish(session: Session, run_id: UUID, *, actor: str) -> None:
     values = {"finished_at": sa.func.now(), "reason_code": None, "reason": None}
     advance(session, run_id, RunState.FINISHED, actor=actor, **values)
+    rounds.audit_when_over(session, queries.lock_run(session, run_id))

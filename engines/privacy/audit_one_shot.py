@@ -20,6 +20,7 @@ class Statistic(enum.StrEnum):
 
     FINAL_ITERATE = "final_iterate"  # the whole change of the model: who receives the release only
     ALL_ITERATES = "all_iterates"  # the largest cosine over all rounds: who sees every round's sum
+    SUM_OF_ROUNDS = "sum_of_rounds"  # the inner products of all rounds, added up: who sees every round's sum
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ def estimate_from_final_iterate(
         ValueError: shapes disagree, a cosine is no cosine, or fewer than two canaries were in.
     Source: Andrew et al. 2023, arXiv:2302.03098, Algorithm 2 and Theorem 3.3, equal variances.
     """
+    _require_cosines(scores)
     inside, _ = _split(scores, coins)
     if dimension < 2:
         raise ValueError("the dimension must be at least 2")
@@ -125,17 +127,39 @@ def estimate_from_all_iterates(scores: ArrayLike, coins: ArrayLike, *, delta: fl
     Source: Andrew et al. 2023, arXiv:2302.03098, Algorithm 3, equal variances; the standard error is that
         of a standardised mean difference (Hedges and Olkin 1985).
     """
-    inside, outside = _split(scores, coins)
-    if outside.size < 2:
-        raise ValueError("at least two canaries must have been out")
+    _require_cosines(scores)
+    inside, outside = _split_enough(scores, coins)
     free = inside.size + outside.size - 2
     squares = inside.var(ddof=1) * (inside.size - 1) + outside.var(ddof=1) * (outside.size - 1)
-    spread = math.sqrt(float(squares) / free)
-    if spread == 0.0:
-        raise ValueError("all canaries score the same")
+    spread = _above_zero(math.sqrt(float(squares) / free))
     mean = (float(inside.mean()) - float(outside.mean())) / spread
     error = math.sqrt(1.0 / inside.size + 1.0 / outside.size + mean * mean / (2.0 * free))
     return _estimate(Statistic.ALL_ITERATES, mean=mean, error=error, delta=delta)
+
+
+def estimate_from_sum_of_rounds(scores: ArrayLike, coins: ArrayLike, *, delta: float) -> OneShotEstimate:
+    """Estimate epsilon from every canary's inner products, added up over the rounds.
+
+    Canaries that were out give the null, in which the clients' own signal is: mu is the difference of the
+    means over the standard deviation of those out. With cohorts that are drawn, those in are spread wider,
+    by how often each was drawn; that enters the standard error and not mu.
+
+    Args:
+        scores: shape (m,), in any unit.
+        coins: shape (m,), bool, True for in; at least two are, and at least two are not.
+        delta: of the claim, above 0, below 1.
+    Raises:
+        ValueError: shapes disagree, a score is not finite, fewer than two canaries were in or out, or all
+            that were out score the same.
+    Source: Andrew et al. 2023, arXiv:2302.03098, Algorithm 2, with an empirical null; the standard error is
+        that of a mean difference standardised by one group (Hedges and Olkin 1985).
+    """
+    inside, outside = _split_enough(scores, coins)
+    spread = _above_zero(float(outside.std(ddof=1)))
+    mean = (float(inside.mean()) - float(outside.mean())) / spread
+    wider = float(inside.var(ddof=1)) / spread**2
+    error = math.sqrt(wider / inside.size + 1.0 / outside.size + mean * mean / (2.0 * (outside.size - 1)))
+    return _estimate(Statistic.SUM_OF_ROUNDS, mean=mean, error=error, delta=delta)
 
 
 def epsilon_of_estimate(mean: float, mean_standard_error: float, *, delta: float) -> tuple[float, float]:
@@ -168,8 +192,26 @@ def _split(scores: ArrayLike, coins: ArrayLike) -> tuple[NDArray[np.float64], ND
     values, flips = np.asarray(scores, dtype=np.float64), np.asarray(coins)
     if values.ndim != 1 or values.shape != flips.shape or flips.dtype != np.bool_:
         raise ValueError("scores and coins are one of each a canary, and coins are true or false")
-    if not (np.abs(values) <= 1.0 + 1e-9).all():  # also refuses NaN
-        raise ValueError("a cosine lies between -1 and 1")
+    if not np.isfinite(values).all():
+        raise ValueError("a canary's score is not a finite number")
     if np.count_nonzero(flips) < 2:
         raise ValueError("at least two canaries must have been in")
     return values[flips], values[~flips]
+
+
+def _split_enough(scores: ArrayLike, coins: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    inside, outside = _split(scores, coins)
+    if outside.size < 2:
+        raise ValueError("at least two canaries must have been out")
+    return inside, outside
+
+
+def _above_zero(spread: float) -> float:
+    if spread == 0.0:
+        raise ValueError("all canaries score the same")
+    return spread
+
+
+def _require_cosines(scores: ArrayLike) -> None:
+    if not (np.abs(np.asarray(scores, dtype=np.float64)) <= 1.0 + 1e-9).all():  # also refuses NaN
+        raise ValueError("a cosine lies between -1 and 1")

@@ -24,6 +24,7 @@ from engines.privacy.audit_one_shot import (
     epsilon_of_estimate,
     estimate_from_all_iterates,
     estimate_from_final_iterate,
+    estimate_from_sum_of_rounds,
 )
 
 METHOD = "one-run arXiv:2305.08846, one-shot arXiv:2302.03098, standard guesses/1"
@@ -38,7 +39,7 @@ class AuditReport:
 
     method: str = METHOD
     statistic: str
-    """Which cosines were scored: `final_iterate` or `all_iterates`."""
+    """What was scored: `final_iterate` of one sum, `sum_of_rounds` of a run with canaries in its rounds."""
     canaries: int
     """m: made-up clients, declared; each had a place in the population, in or out."""
     canaries_in: int
@@ -83,8 +84,8 @@ def audit_report(
 
     Args:
         canaries: those whose commitment was published before the run.
-        scores: shape (m,), cosines with the change of the model, or the largest over all rounds.
-        statistic: which of the two they are; chosen before, since looking at both is two audits.
+        scores: shape (m,), as the statistic says.
+        statistic: chosen before, since looking at two is two audits.
         claimed_epsilon: above 0, under any relation: replace-one covers more pairs than a canary's.
         claimed_delta: above 0, below 1.
     Raises:
@@ -125,7 +126,11 @@ def _estimate_members(
             scores, canaries.coins(), dimension=canaries.dimension, delta=delta
         )
     else:
-        seen = estimate_from_all_iterates(scores, canaries.coins(), delta=delta)
+        estimated = {
+            Statistic.ALL_ITERATES: estimate_from_all_iterates,
+            Statistic.SUM_OF_ROUNDS: estimate_from_sum_of_rounds,
+        }[statistic]
+        seen = estimated(scores, canaries.coins(), delta=delta)
     return {
         "statistic": seen.statistic.value,
         "estimated_mean": seen.mean,

@@ -20,8 +20,9 @@ def schedule_of(terms: Mapping[str, Any]) -> GaussianRun:
 
     Args:
         terms: `trust`, `relation`, `cohort`, `examples`, `noise_multiplier` and `steps`, as in a manifest's
-            privacy section; other members are ignored. Under `local` the sampling is that of records or
-            persons, under `central` that of the clients.
+            privacy section, and `canaries`, how many take places of the cohort beside the clients (none where
+            it is missing); other members are ignored. Under `local` the sampling is that of records or
+            persons, under `central` that of the clients and canaries.
     Raises:
         ValueError: a member is missing, of another type, out of range, or of a kind that has no price.
     """
@@ -50,4 +51,8 @@ def _sampling(terms: Mapping[str, Any]) -> tuple[float, CappedPoisson | None]:
         return 1.0, None
     if cohort["kind"] != "poisson":
         raise ValueError(f"a cohort of kind {cohort['kind']} has no price")
-    return float(cohort["rate"]), CappedPoisson(population=int(cohort["n_max"]), cap=int(cohort["cap"]))
+    canaries = terms.get("canaries")
+    if canaries is not None and (type(canaries) is not int or canaries < 0):
+        raise ValueError("the number of canaries is a whole number, at least 0")
+    places = int(cohort["n_max"]) + (canaries or 0)
+    return float(cohort["rate"]), CappedPoisson(population=places, cap=int(cohort["cap"]))

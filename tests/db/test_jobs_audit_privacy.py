@@ -32,7 +32,8 @@ from engines.privacy import central, mechanism
 from engines.privacy.audit_report import first_contradiction, report_from
 from engines.privacy.noise import NoiseStream, integer_gaussian
 from tests.builders import build_run, tiny_manifest
-from tests.central import CENTRAL, send_and_seal, start_central_run
+from tests.central import CENTRAL, send_and_seal
+from tests.federation import PRICE, Federation
 from tests.worker_bench import LEASE_S, context_for, job_of, round_of, trained, work
 from workers.context import Context
 from workers.handlers import aggregate, audit_privacy, publish, sweep, validate
@@ -105,7 +106,7 @@ def validated(context: Context, run_id: UUID, number: int) -> UUID:
     """Bring a run's round to the end of its validation."""
     with context.database.run_tx("test") as session:
         row = rounds_of(session, run_id)[number - 1]
-        send_and_seal(session, context.blobs, row, [])
+        send_and_seal(session, context.blobs, row, [trained(0.1)] * 2)
         round_id = row.id
     work(context, aggregate.run, "aggregate", round_id)
     work(context, validate.run, "validate", round_id)
@@ -113,9 +114,21 @@ def validated(context: Context, run_id: UUID, number: int) -> UUID:
 
 
 def started(context: Context, **privacy: Any) -> UUID:
+    """A run under `local`, where the audit is of one sum."""
     start, _size = write_tensors(context.blobs, trained(0.25))
     with context.database.run_tx("test") as session:
-        return start_central_run(session, context.settings, start_adapter_sha256=start, **privacy).id
+        federation = Federation(session, context.settings)
+        run = federation.draft(privacy=privacy)
+        service.price(session, federation.coordinator, run.id)
+        service.accept_price(
+            session,
+            run.id,
+            version=run.version,
+            price=PRICE | {"noise_multiplier": 1.5},
+            start_adapter_sha256=start,
+            actor="job",
+        )
+        return service.start(session, federation.coordinator, run.id).id
 
 
 def jobs(context: Context, kind: str) -> int:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from safetensors.torch import load_file
 
 from app.core.db import Database
+from app.core.ids import new_id
 from app.jobs import leases
 from app.jobs.kinds import KINDS, time_limit_s
 from app.jobs.models import Job, JobState
@@ -24,6 +25,7 @@ from engines.privacy.accounting import CappedPoisson, GaussianRun, Relation, eps
 from tests.builders import build_run, tiny_manifest
 from tests.central import CENTRAL
 from tests.worker_bench import LEASE_S, context_for
+from workers.canaries import canaries_of
 from workers.context import Context
 from workers.handlers import price, sweep
 
@@ -255,3 +257,21 @@ def test_where_no_number_of_canaries_can_refute_the_refusal_says_so() -> None:
         price.price_of(little, orders=())
     assert refused.value.code == "audit_cannot_refute"
     assert refused.value.reason.startswith("No audit that a plan can ask for refutes")
+
+
+def test_a_plan_with_canaries_in_its_rounds_is_priced_with_a_commitment_to_them(context: Context) -> None:
+    asked = CENTRAL | {
+        "cohort": EVERYONE,
+        "audit": {"canaries": 200},
+        "noise_multiplier": 2.0,
+        "epsilon": None,
+    }
+    run_id, claim = ask(context, **asked)
+    price.run(context, claim)
+    row = run_row(context, run_id)
+    assert row.price is not None
+    manifest = Manifest.model_validate(row.manifest)
+    commitment = canaries_of(manifest, context.vault, run_id).commitment
+    assert (row.price["canaries"], row.price["canaries_commitment"]) == (200, commitment)
+    other = canaries_of(manifest, context.vault, new_id()).commitment
+    assert other != commitment

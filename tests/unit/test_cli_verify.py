@@ -28,9 +28,12 @@ from app.core.ids import new_id
 from app.core.tokens import public_jwk, raw_public
 from app.releases.certificate import Facts, build, sign
 from app.releases.tensors import NoTensorFile, tensor_digests
+from app.runs.canaries import seated
 from app.runs.manifest import Manifest
 from cli.main import app
 from engines.privacy import mechanism
+from engines.privacy.audit_canaries import Canaries
+from engines.privacy.audit_in_rounds import run_report
 from engines.privacy.noise import NoiseStream, integer_gaussian
 from modelling.base import weights_digest
 from tests.builders import tiny_manifest
@@ -102,6 +105,7 @@ def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **p
         paid=[],
         ancestors=[],
         open_runs=0,
+        canaries=seated(manifest),
         audit=None,
         seals_at_deadline=True,
         issuer="https://issuer",
@@ -518,6 +522,58 @@ def test_an_audit_that_could_not_have_refuted_is_said_to_say_nothing(tmp_path: P
     content = content_of(little, base=base, epsilon=8.0)
     content["privacy"]["audit"] = {"report": report_of(little), "can_refute": False}
     assert "could not have refuted whatever the code does" in check(tmp_path, content).stdout
+
+
+CANARIES = Canaries(bytes(32), count=100, dimension=16)
+SEATED: dict[str, Any] = CENTRAL | {
+    "cohort": {"kind": "poisson", "rate": 0.25, "cap": 61, "n_max": 40},
+    "audit": {"canaries": 100, "commitment": CANARIES.commitment},
+}
+
+
+def run_report_of(content: dict[str, Any], canaries: Canaries = CANARIES) -> dict[str, Any]:
+    this_run = content["privacy"]["this_run"]
+    scores = [[float(number % 7) for number in range(canaries.count)]]
+    report = run_report(
+        canaries, scores, claimed_epsilon=this_run["epsilon"], claimed_delta=this_run["delta"]
+    )
+    found: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(report)))
+    return found
+
+
+def test_canaries_in_the_rounds_are_priced_with_the_clients(tmp_path: Path, base: Path) -> None:
+    content = content_of(SEATED, base=base)
+    assert (content["privacy"]["canaries"], "audit" in content["privacy"]) == (100, False)
+    assert (
+        "100 canaries take part in the rounds; the last release opens them" in check(tmp_path, content).stdout
+    )
+    for wrong in (0, -1, "100"):
+        content["privacy"]["canaries"] = wrong  # 40 clients alone never fill a cap of 61
+        assert "[cannot_price]" in check(tmp_path, content, code=1).stderr
+
+
+def test_the_last_release_opens_the_canaries_that_the_run_has_committed_to(
+    tmp_path: Path, base: Path
+) -> None:
+    content = content_of(SEATED, base=base)
+    content["release"]["round"] = content["release"]["rounds_planned"]
+    missing = check(tmp_path, content, code=1).stderr
+    assert "[audit_differs]" in missing
+    report = run_report_of(content)
+    content["privacy"]["audit"] = {"report": report}
+    assert (
+        "audit of the run by 100 canaries in its rounds, claimed at 2.000" in check(tmp_path, content).stdout
+    )
+    others = Canaries(b"x" * 32, count=100, dimension=16)
+    one_sum = report_of(SEATED | {"trust": "local", "unit": "example", "cohort": {"kind": "everyone"}})
+    for other in (run_report_of(content, others), report | {"claimed_epsilon": 3.0}, one_sum):
+        content["privacy"]["audit"] = {"report": other}
+        assert "[audit_differs]" in check(tmp_path, content, code=1).stderr
+
+
+def test_a_report_on_a_run_is_not_taken_for_one_of_a_sum(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["privacy"]["audit"] = {"report": run_report_of(content)}
+    assert "statistic" in check(tmp_path, content, code=1).stderr
 
 
 def test_a_release_that_claims_nothing_says_so(tmp_path: Path, base: Path) -> None:

@@ -14,7 +14,7 @@ DRAWS = 4000
 
 
 def draws(rate: float, cap: int = len(IDS), population: int = len(IDS)) -> list[list[UUID]]:
-    return [draw_cohort(IDS, rate=rate, cap=cap, population=population) for _time in range(DRAWS)]
+    return [draw_cohort(IDS, rate=rate, cap=cap, population=population).clients for _time in range(DRAWS)]
 
 
 def is_near(count: int, *, chance: float, of: int) -> bool:
@@ -31,8 +31,8 @@ def test_each_client_comes_with_the_rate_and_each_pair_with_its_square() -> None
 
 
 def test_at_rate_one_everybody_comes_and_a_cohort_may_be_empty() -> None:
-    assert draw_cohort(IDS, rate=1.0, cap=len(IDS), population=len(IDS)) == IDS
-    assert draw_cohort([], rate=0.5, cap=3, population=5) == []
+    assert draw_cohort(IDS, rate=1.0, cap=len(IDS), population=len(IDS)).clients == IDS
+    assert draw_cohort([], rate=0.5, cap=3, population=5).clients == []
     assert [] in draws(0.1)
 
 
@@ -48,6 +48,20 @@ def test_a_place_that_nobody_holds_takes_part_in_the_cut_and_comes_empty() -> No
     for one in IDS:
         assert is_near(sum(one in cohort for cohort in found), chance=0.125, of=DRAWS)
     assert {0, 1, 2} <= {len(cohort) for cohort in found}
+
+
+def test_canaries_are_drawn_with_the_rate_and_cut_together_with_the_clients() -> None:
+    """Of 12 clients and 36 canaries 24 are kept: each place with the same chance, and always 24 in all."""
+    found = [draw_cohort(IDS, rate=1.0, cap=24, population=12, canaries=36) for _time in range(DRAWS)]
+    assert {len(one.clients) + len(one.canaries) for one in found} == {24}
+    for canary in range(36):
+        assert is_near(sum(canary in one.canaries for one in found), chance=0.5, of=DRAWS)
+    for client in IDS:
+        assert is_near(sum(client in one.clients for one in found), chance=0.5, of=DRAWS)
+    uncut = [draw_cohort(IDS[:5], rate=0.25, cap=48, population=12, canaries=36) for _time in range(DRAWS)]
+    for canary in (0, 17, 35):
+        assert is_near(sum(canary in one.canaries for one in uncut), chance=0.25, of=DRAWS)
+    assert all(one.canaries == sorted(one.canaries) for one in uncut)
 
 
 def test_a_cohort_keeps_the_order_of_the_clients() -> None:

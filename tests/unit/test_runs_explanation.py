@@ -206,7 +206,7 @@ def test_texts_name_only_places_that_are_filled() -> None:
         "factor",
         "rate",
     }
-    known |= {"silos", "id_field", "records_cap", "clip_norm", "multiplier", "cap", "n_max"}
+    known |= {"silos", "id_field", "records_cap", "clip_norm", "multiplier", "cap", "n_max", "canaries"}
     for value in vars(texts).values():
         for text in value.values() if isinstance(value, dict) else [value]:
             if isinstance(text, str) and not text.startswith("/"):

@@ -394,7 +394,30 @@ def test_the_least_cap_is_five_standard_deviations_up_and_never_over_the_pool(
     cohort = {"kind": "poisson", "rate": rate, "cap": pool, "n_max": pool}
     found = Manifest.model_validate(central("privacy.cohort", cohort)).privacy.cohort
     assert isinstance(found, PoissonCohort)
-    assert found.least_cap == least
+    assert found.least_cap(0) == least
+
+
+def test_canaries_under_central_take_places_of_the_cohort_and_under_local_none() -> None:
+    """150 places at a quarter: 37.5 expected, deviation 5.30, so 64.02 and up."""
+    document = central("privacy.audit", {"canaries": 100})
+    document["privacy"]["cohort"] = {"kind": "poisson", "rate": 0.25, "cap": 65, "n_max": 50}
+    document["quorum"] = {"min_updates": 0, "max_updates": 65}
+    manifest = Manifest.model_validate(document)
+    assert manifest.privacy.canaries == 100
+    plan.check_plan(manifest, clients=50, trusts=("central",), max_update_bytes=2**20)
+    document["privacy"]["cohort"]["cap"] = document["quorum"]["max_updates"] = 64
+    assert refusal(document, clients=50, trusts=("central",)) == "cap_too_small"
+    local = Manifest.model_validate(tiny_manifest(privacy={"audit": {"canaries": 100}}))
+    assert local.privacy.canaries == 0
+    document["privacy"]["cohort"]["cap"] = 151
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(document)
+
+
+def test_canaries_and_a_clip_norm_that_follows_the_clients_do_not_go_together() -> None:
+    document = central("privacy.audit", {"canaries": 100})
+    document["privacy"]["adaptive_clip"] = {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 20.0}
+    assert refusal(document, clients=202, trusts=("central",)) == "audit_refused"
 
 
 def test_an_older_manifest_is_hashed_with_the_new_members_filled_in() -> None:

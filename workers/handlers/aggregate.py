@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -26,7 +26,7 @@ from app.budget import violations
 from app.budget.violations import ViolationKind
 from app.jobs import leases
 from app.jobs.leases import Claim
-from app.rounds import lifecycle, noise_secrets
+from app.rounds import canaries, lifecycle, noise_secrets
 from app.rounds.models import Round
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
@@ -39,6 +39,7 @@ from app.runs.service import after_abort
 from app.updates.models import Update, UpdateState
 from engines.aggregation.device import chosen
 from workers import standings
+from workers.canaries import seated_in
 from workers.central import NoisedRound, noised_step
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
@@ -81,6 +82,7 @@ class Outcome:
     """Nothing under `central`: what is found about single updates there is told to nobody."""
     next_clip_norm: float | None = None
     optimizer_sha256: str | None = None
+    canary_scores: bytes | None = field(default=None, repr=False)
 
 
 def run(context: Context, claim: Claim) -> None:
@@ -95,7 +97,7 @@ def run(context: Context, claim: Claim) -> None:
     with context.database.run_tx("aggregate end") as session:
         leases.finish(session, claim)
         lock_run(session, sealed.run_id)  # always the run before its round
-        _record(session, sealed, outcome)
+        _record(context, session, sealed, outcome)
     reach("aggregate.after_tx2")
 
 
@@ -140,6 +142,7 @@ def _spend(context: Context, session: Session, run: Run, row: Round) -> NoisedRo
         clip_norm=row.clip_norm,
         clients=len(client_ids_of(session, run.id)),
         secret=noise_secrets.unseal(session, context.vault, row.id),
+        canaries=seated_in(session, context.vault, run, row.id),
     )
 
 
@@ -153,7 +156,12 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
     )
     digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
-    return Outcome(digest, next_clip_norm=step.next_clip_norm, optimizer_sha256=optimizer_sha256)
+    return Outcome(
+        digest,
+        next_clip_norm=step.next_clip_norm,
+        optimizer_sha256=optimizer_sha256,
+        canary_scores=step.scores,
+    )
 
 
 def _compute(context: Context, sealed: Sealed) -> Outcome:
@@ -190,7 +198,7 @@ def _by_name(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
+def _record(context: Context, session: Session, sealed: Sealed, outcome: Outcome) -> None:
     if get_round(session, sealed.round_id).state is not RoundState.AGGREGATING:
         return  # aborted by hand meanwhile
     if rejected := [one.client_id for one in outcome.judged if not one.finite]:
@@ -214,6 +222,8 @@ def _record(session: Session, sealed: Sealed, outcome: Outcome) -> None:
         lifecycle.abort(session, sealed.round_id, code=code, reason=reason, actor=ACTOR)
         after_abort(session, sealed.run_id, code=code, reason=reason, actor=ACTOR)
         return
+    if outcome.canary_scores is not None:
+        canaries.keep_scores(session, context.vault, sealed.round_id, outcome.canary_scores)
     lifecycle.record_candidate(
         session,
         sealed.round_id,

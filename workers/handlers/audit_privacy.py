@@ -1,8 +1,11 @@
-"""An audit of the code with a run's own constants: made-up canaries through the mechanism, nobody's data.
+"""The two audits of a mechanism: of one sum by its code, and of a whole run by the canaries in its rounds.
 
-No client takes part and nothing is charged. One noised sum is audited, at full participation: what a plan's
-sampling buys is the accountants' business, and no audit of the code can show it. A run whose plan asks for an
-audit waits for it before its first release.
+One sum: made-up canaries alone, through the code with the run's own constants, at full participation. No
+client takes part and nothing is charged. It is what a run under `local` that asks for an audit waits for
+before its first release, and what an administrator may ask for at any time.
+
+A run: the canaries had places in its rounds beside the clients. Their coins are opened here, once the run is
+over or only its last release is to come, and held against the claim of the whole schedule.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from sqlalchemy.orm import Session
 from app.budget import audits
 from app.jobs import leases
 from app.jobs.leases import Claim
+from app.rounds import canaries
 from app.rounds.queries import lock_round
 from app.rounds.states import RoundState
 from app.runs.auditing import NOT_AUDITED, block, release_or_audit
@@ -31,6 +35,7 @@ from app.runs.queries import lock_run
 from engines.privacy.accounting import AccountingFailed
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.audit_canaries import Canaries
+from engines.privacy.audit_in_rounds import OVER
 from engines.privacy.audit_mechanism import canaries_alone
 from engines.privacy.audit_one_shot import Statistic, cosines
 from engines.privacy.audit_reach import claim_of_one_sum
@@ -38,50 +43,54 @@ from engines.privacy.audit_report import AuditReport, audit_report
 from engines.privacy.central import CentralPlan
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
+from workers.canaries import report_of_run
 from workers.context import ACTOR, Context
 
 log = structlog.get_logger()
 
 CANARIES, DIMENSION = 400, 16_384
 """The first where a run's plan names no number of its own."""
-OVER = 100.0
-"""How many clip norms long a canary's update is before it is clipped: shows whether anything clips."""
 
 
 def run(context: Context, claim: Claim) -> None:
-    """Audit the mechanism of one started run and keep the report; a run without a mechanism is left alone."""
+    """Make one audit of a started run and keep the report; a run without a mechanism is left alone."""
     run_id = UUID(claim.payload["run_id"])
     with context.database.run_tx("audit read") as session:
         leases.fence(session, claim)
         row = session.get_one(Run, run_id)
-        organisation_id, stored, manifest_sha256 = row.organisation_id, row.manifest, row.manifest_sha256
+        manifest_sha256 = row.manifest_sha256
         if manifest_sha256 is None:  # a draft's numbers may still change: an audit of them is of nothing
             leases.finish(session, claim)
             return
-    report = report_on(Manifest.model_validate(stored))
+        of_run = claim.payload.get("of") == audits.RUN
+        report = report_of_run(session, context.vault, row) if of_run else None
+    if not of_run:
+        report = report_on(Manifest.model_validate(row.manifest))
     with context.database.run_tx("audit end") as session:
         leases.finish(session, claim)
         if report is not None:
             members: dict[str, Any] = dataclasses.asdict(report)
             audits.record(
                 session,
-                organisation_id=organisation_id,
+                organisation_id=row.organisation_id,
                 run_id=run_id,
                 manifest_sha256=manifest_sha256,
                 report=members,
             )
+        if of_run:
+            canaries.forget(session, run_id)
         if "round_id" in claim.payload:
-            _go_on(session, run_id, UUID(claim.payload["round_id"]), is_done=report is not None)
+            _go_on(session, run_id, UUID(claim.payload["round_id"]), of=audits.RUN if of_run else audits.SUM)
     if report is not None and report.refuted:
         log.error("claim_refuted", run_id=str(run_id), bound=report.lower_bound, claim=report.claimed_epsilon)
 
 
-def _go_on(session: Session, run_id: UUID, round_id: UUID, *, is_done: bool) -> None:
+def _go_on(session: Session, run_id: UUID, round_id: UUID, *, of: str) -> None:
     """Release the round that waited for the audit, or block it."""
     run = lock_run(session, run_id)  # always the run before its round
     if lock_round(session, round_id).state is not RoundState.VALIDATING:
         return  # aborted by hand meanwhile
-    if is_done:
+    if audits.first_of(session, run_id, run.manifest_sha256, of=of) is not None:
         release_or_audit(session, run, round_id, actor=ACTOR)
     else:
         block(session, run, round_id, why=NOT_AUDITED, actor=ACTOR)
@@ -96,17 +105,17 @@ def report_on(manifest: Manifest) -> AuditReport | None:
         claimed = claim_of_one_sum(privacy.noise_multiplier, delta=privacy.delta)
     except AccountingFailed:
         return None
-    canaries = Canaries.fresh(privacy.audit.canaries if privacy.audit else CANARIES, DIMENSION)
+    alone = Canaries.fresh(privacy.audit.canaries if privacy.audit else CANARIES, DIMENSION)
     return audit_report(
-        canaries,
-        cosines(canaries.directions(), _released(canaries, manifest)),
+        alone,
+        cosines(alone.directions(), _released(alone, manifest)),
         statistic=Statistic.FINAL_ITERATE,
         claimed_epsilon=claimed,
         claimed_delta=privacy.delta,
     )
 
 
-def _released(canaries: Canaries, manifest: Manifest) -> NDArray[np.float64]:
+def _released(alone: Canaries, manifest: Manifest) -> NDArray[np.float64]:
     """What the run's own mechanism lets out of the canaries that are in, shape (d,)."""
     privacy = manifest.privacy
     clip_norm, multiplier = privacy.clip_norm or 0.0, privacy.noise_multiplier or 0.0
@@ -116,12 +125,12 @@ def _released(canaries: Canaries, manifest: Manifest) -> NDArray[np.float64]:
             clip_norm=clip_norm,
             noise_multiplier=multiplier,
             divisor=privacy.divisor,
-            most_updates=canaries.count,
-            adaptive=_adaptive(manifest, canaries=canaries.count),
+            most_updates=alone.count,
+            adaptive=_adaptive(manifest, canaries=alone.count),
         )
-        return _only(canaries_alone(canaries, plan=plan, norm=OVER * clip_norm, rounds=1, stream=stream))
-    inside = [int(index) for index in np.flatnonzero(canaries.coins())]
-    rows = torch.from_numpy(np.stack([canaries.direction(index) for index in inside]))
+        return _only(canaries_alone(alone, plan=plan, norm=OVER * clip_norm, rounds=1, stream=stream))
+    inside = [int(index) for index in np.flatnonzero(alone.coins())]
+    rows = torch.from_numpy(np.stack([alone.direction(index) for index in inside]))
     (released,) = noised_sum(
         [rows * (OVER * clip_norm)], clip_norm=clip_norm, noise_multiplier=multiplier, stream=stream
     )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
+from app.core.crypto import Vault
 from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
@@ -36,6 +37,7 @@ from engines.privacy.accounting import (
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.audit_reach import can_refute, canaries_that_can_refute, claim_of_one_sum
 from engines.privacy.membership import greatest_true_positive_rate
+from workers.canaries import canaries_of
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.tensors import write_tensors
@@ -73,6 +75,7 @@ NOTHING_CLAIMED: dict[str, Any] = {
     "epsilon_by_silos": {},
     "clip_noise_multiplier": None,
     "attack_tpr_at_1_percent": None,
+    "canaries": 0,
     "accountant": None,
     "rdp": {},
 }
@@ -98,6 +101,7 @@ def run(context: Context, claim: Claim) -> None:
     try:
         with _at_most(LONGEST_S):
             price = price_of(manifest, orders=facts.orders)
+        price["canaries_commitment"] = commitment_of(manifest, context.vault, run_id)
     except Refused as refusal:
         with context.database.run_tx("price refuse") as session:
             leases.finish(session, claim)
@@ -155,7 +159,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         raise Refused(NOT_PRICEABLE) from error
     if privacy.epsilon is not None and epsilon > privacy.epsilon:
         raise Refused(OVER_TARGET)
-    _require_reach(privacy, noise_multiplier=plan.noise_multiplier)
+    _require_reach(privacy, noise_multiplier=plan.noise_multiplier, epsilon=epsilon)
     return {
         "noise_multiplier": plan.noise_multiplier,
         "epsilon": epsilon,
@@ -167,6 +171,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         "accountant": ACCOUNTANT,
         "rdp": by_order,
         "attack_tpr_at_1_percent": _attack_for_information(plan),
+        "canaries": privacy.canaries,
     }
 
 
@@ -187,28 +192,38 @@ def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
     )
 
 
-def _require_reach(privacy: Privacy, *, noise_multiplier: float) -> None:
-    """Refuse a plan whose audit could not refute its one sum however broken the code were."""
+def _require_reach(privacy: Privacy, *, noise_multiplier: float, epsilon: float) -> None:
+    """Refuse a plan whose audit could not refute its claim however broken the code were.
+
+    With canaries in the rounds that is the run's whole epsilon, else the price of one sum.
+    """
     if privacy.audit is None or privacy.delta is None:
         return
     try:
-        claimed = claim_of_one_sum(noise_multiplier, delta=privacy.delta)
+        claimed = epsilon if privacy.canaries else claim_of_one_sum(noise_multiplier, delta=privacy.delta)
     except (AccountingFailed, ValueError) as error:
         raise Refused(NOT_PRICEABLE) from error
     if can_refute(privacy.audit.canaries, claimed_epsilon=claimed, delta=privacy.delta):
         return
     enough = canaries_that_can_refute(claimed_epsilon=claimed, delta=privacy.delta, most=MOST_CANARIES)
     reason = _(
-        "An audit with {canaries} canaries cannot refute an epsilon of {claimed} for one sum, whatever the "
-        "code does: plan {enough} canaries."
+        "An audit with {canaries} canaries cannot refute an epsilon of {claimed}, whatever the code does: "
+        "plan {enough} canaries."
     )
     if enough is None:
         reason = _(
-            "No audit that a plan can ask for refutes an epsilon of {claimed} for one sum, whatever the code "
-            "does: plan more noise, or no audit."
+            "No audit that a plan can ask for refutes an epsilon of {claimed}, whatever the code does: plan "
+            "more noise, or no audit."
         )
     told = {"canaries": privacy.audit.canaries, "claimed": f"{claimed:.3f}", "enough": enough}
     raise Refused((CANNOT_REFUTE, reason.format_map(told)))
+
+
+def commitment_of(manifest: Manifest, vault: Vault, run_id: UUID) -> str | None:
+    """What a run's manifest will commit to before its first round; None without canaries in its rounds."""
+    if not manifest.privacy.canaries:
+        return None
+    return canaries_of(manifest, vault, run_id).commitment
 
 
 def _rate(manifest: Manifest) -> float:
@@ -220,11 +235,11 @@ def _rate(manifest: Manifest) -> float:
 
 
 def _cap(manifest: Manifest) -> CappedPoisson | None:
-    """The cut of a Poisson cohort: it couples clients, and the price has to know of it."""
+    """The cut of a Poisson cohort: it couples the places of clients and canaries, which the price knows."""
     cohort = manifest.privacy.cohort
     if not isinstance(cohort, PoissonCohort):
         return None
-    return CappedPoisson(population=cohort.n_max, cap=cohort.cap)
+    return CappedPoisson(population=cohort.n_max + manifest.privacy.canaries, cap=cohort.cap)
 
 
 def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
