@@ -101,7 +101,7 @@ def _facts(
         tensors=tensors,
         adapter_config_sha256=adapter_config_sha256,
         previous=previous,
-        steps=Manifest.model_validate(run.manifest).steps,
+        **_planned(run.manifest),
         manifest=run.manifest,
         manifest_sha256=run.manifest_sha256,
         price=run.price or {},
@@ -111,12 +111,19 @@ def _facts(
         paid=paid_beside(session, run_ref(run.id)),
         ancestors=_ancestors(session, run, same_data),
         open_runs=_open_runs(session, same_data),
-        canaries=seated(run.manifest),
         audit=_audit(session, run, round_),
-        seals_at_deadline=seals_at_deadline(run.manifest),
         issuer=issuer,
         issued_at=now(),
     )
+
+
+def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a frozen manifest means for the claim."""
+    return {
+        "steps": Manifest.model_validate(manifest).steps,
+        "canaries": seated(manifest),
+        "seals_at_deadline": seals_at_deadline(manifest),
+    }
 
 
 def _audit(session: Session, run: Run, round_: Round) -> dict[str, Any] | None:

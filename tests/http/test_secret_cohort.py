@@ -33,9 +33,11 @@ from app.identity.permissions import PERMISSIONS
 from app.identity.roles import Principal, Role
 from app.jobs.models import Job
 from app.main import api_routes, build_app, declared
+from app.rounds import canaries as kept
 from app.rounds import lifecycle
-from app.rounds.models import Round
+from app.rounds.models import Round, RoundCanaries
 from app.rounds.states import RoundState
+from app.runs.canaries import secret_of
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
 from app.runs.reserving import spend_for_all
@@ -45,7 +47,7 @@ from client import serving
 from client.serving import Seat, next_assignments
 from client.session import Reply
 from tests.builders import build_organisation
-from tests.central import CLIENTS, first_round, set_cohort, start_central_run
+from tests.central import CANARIES, CLIENTS, SEATED, first_round, set_cohort, start_central_run
 from tests.federation import sha256_of, update_file
 from tests.http.accounts import VAULT, Caller, add_caller, client_headers
 
@@ -157,13 +159,15 @@ def walk(api: TestClient, session: Session, settings: Settings) -> Walk:
     return walking(api, session, settings, seal="quorum")
 
 
-def walking(api: TestClient, session: Session, settings: Settings, *, seal: str | None) -> Walk:
-    """A run whose rounds close as `seal` says."""
+def walking(
+    api: TestClient, session: Session, settings: Settings, *, seal: str | None, **privacy: Any
+) -> Walk:
+    """A run whose rounds close as `seal` says; keywords change its privacy section."""
     ensure_signing_keys(session, VAULT)
     organisation: Organisation = build_organisation(session)
     start = LocalBlobs(settings.blob_folder).put(b"the adapter that the round starts from")
     run = start_central_run(
-        session, settings, organisation=organisation, start_adapter_sha256=start, seal=seal
+        session, settings, organisation=organisation, start_adapter_sha256=start, seal=seal, **privacy
     )
     return Walk(
         api=api,
@@ -228,6 +232,41 @@ def test_a_round_that_closes_at_its_deadline_shows_nothing_when_everybody_has_se
     now = walk.looked_at()
     assert {key: text for key, text in now.items() if "/updates/" not in key[1]} == before
     walk.require_no_trace(now)
+
+
+def test_nothing_shows_which_canaries_are_drawn_how_they_score_or_what_their_coins_are(
+    api: TestClient, session: Session, settings: Settings, logged: CapturingLogger
+) -> None:
+    """Before the run is over answers are the same whatever was drawn and scored; none has the secret."""
+    walk = walking(api, session, settings, seal="quorum", **SEATED)
+    secret = secret_of(VAULT, walk.run.id)
+    assert walk.run.manifest["privacy"]["audit"]["commitment"] is not None
+
+    def counted() -> list[str]:
+        lines = api.get("/metrics", headers=walk.staff[Role.ADMIN].headers).text.splitlines()
+        return [line for line in lines if "get_metrics" not in line]
+
+    def exchange(drawn: list[int]) -> None:
+        session.execute(sa.delete(RoundCanaries))
+        session.expire_all()
+        kept.keep_draw(session, walk.round.id, drawn)
+        kept.keep_scores(session, VAULT, walk.round.id, bytes(8 * CANARIES))
+
+    before = walk.looked_at()
+    counted()
+    metrics = counted()
+    exchange(list(range(CANARIES)))
+    assert counted() == metrics
+    for drawn in ([], [3, 8]):
+        exchange(drawn)
+        assert walk.looked_at() == before
+    for shown in [*before.values(), *metrics, repr(logged.calls)]:
+        for form in (
+            secret.hex(),
+            base64.b64encode(secret).decode(),
+            base64.urlsafe_b64encode(secret).decode(),
+        ):
+            assert form not in shown
 
 
 def test_a_member_sees_itself_and_nobody_else(walk: Walk) -> None:
