@@ -43,6 +43,8 @@ class TrainingPlan:
     """Bound C on one example's gradient over all trained tensors; 0 when not private."""
     noise_multiplier: float
     """z: the noise on a step's sum has the standard deviation z * C; 0 when not private."""
+    proximal_mu: float
+    """FedProx: each step, after its noise, goes back by this times the way from the round's adapter."""
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> TrainingPlan:
@@ -70,6 +72,7 @@ class TrainingPlan:
             momentum=training["momentum"],
             clip_norm=_number(privacy["clip_norm"], "clip_norm", least=1e-12, most=1e12) if private else 0.0,
             noise_multiplier=_number(privacy["noise_multiplier"], "noise_multiplier") if private else 0.0,
+            proximal_mu=_number(mu, "proximal_mu") if (mu := training.get("proximal_mu", 0.0)) else 0.0,
         )
         if not 0 <= plan.momentum < 1 or type(plan.local_steps) is not int or plan.local_steps < 1:
             raise _unsupported("momentum, local_steps")

@@ -17,6 +17,7 @@ from torch import Tensor
 from client.errors import ClientError
 from client.i18n import _
 from client.plan import TrainingPlan
+from engines.aggregation.client_terms import proximal_gradient
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.sampling import poisson_subset
@@ -111,7 +112,7 @@ def _private_steps(
     on_step: Callable[[int, int], None],
 ) -> None:
     """Each step: sample, clip each unit, truncate, sum exactly, add noise, divide by the constant."""
-    noise, bf16, velocity = NoiseStream.fresh(), bf16_in_frozen_part(), _at_rest(model)
+    noise, bf16, descent = NoiseStream.fresh(), bf16_in_frozen_part(), _Descent(model, plan)
     gradients = _of_persons if plan.per_person else _of_examples
     with per_example_hooks(model):
         for step in range(plan.local_steps):
@@ -121,7 +122,7 @@ def _private_steps(
                 noise_multiplier=plan.noise_multiplier,
                 stream=noise,
             )
-            _descend(model, noised, velocity, plan)
+            descent.step(noised)
             on_step(step + 1, plan.local_steps)
 
 
@@ -149,25 +150,37 @@ def _plain_steps(
     on_step: Callable[[int, int], None],
 ) -> None:
     """The same sampler and optimizer without clipping and noise."""
-    bf16, velocity = bf16_in_frozen_part(), _at_rest(model)
+    bf16, descent = bf16_in_frozen_part(), _Descent(model, plan)
     for step in range(plan.local_steps):
         batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
-        _descend(model, summed_gradients(model, batch, bf16=bf16), velocity, plan)
+        descent.step(summed_gradients(model, batch, bf16=bf16))
         on_step(step + 1, plan.local_steps)
 
 
-def _descend(model: TrainedPart, sums: list[Tensor], velocity: list[Tensor], plan: TrainingPlan) -> None:
-    """Take one step of SGD with momentum; under privacy everything here is a function of noised sums."""
-    with torch.no_grad():
-        for parameter, total, speed in zip(
-            trained_parameters(model.model).values(), sums, velocity, strict=True
-        ):
-            speed.mul_(plan.momentum).add_(total, alpha=1.0 / plan.divisor)
-            parameter.sub_(speed, alpha=plan.learning_rate)
+class _Descent:
+    """SGD with momentum, from rest; under privacy everything here is a function of noised sums.
 
+    FedProx's pull is added after the noise. It depends on the weights alone, which are such a function
+    themselves, so it changes no sensitivity and no price.
+    """
 
-def _at_rest(model: TrainedPart) -> list[Tensor]:
-    return [torch.zeros_like(parameter) for parameter in trained_parameters(model.model).values()]
+    def __init__(self, model: TrainedPart, plan: TrainingPlan) -> None:
+        self._plan = plan
+        self._parameters = list(trained_parameters(model.model).values())
+        self._start = [parameter.detach().clone() for parameter in self._parameters]
+        self._velocity = [torch.zeros_like(parameter) for parameter in self._start]
+
+    def step(self, sums: list[Tensor]) -> None:
+        """Take one step along the batch's sums of gradients, one for each trained tensor."""
+        plan = self._plan
+        with torch.no_grad():
+            for parameter, start, total, speed in zip(
+                self._parameters, self._start, sums, self._velocity, strict=True
+            ):
+                speed.mul_(plan.momentum).add_(total, alpha=1.0 / plan.divisor)
+                if plan.proximal_mu:
+                    speed.add_(proximal_gradient(parameter, start, strength=plan.proximal_mu))
+                parameter.sub_(speed, alpha=plan.learning_rate)
 
 
 def _start_from(model: TrainedPart, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:

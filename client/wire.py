@@ -85,6 +85,7 @@ class Training(Part):
     learning_rate: Positive
     momentum: Annotated[float, Field(ge=0, lt=1)]
     local_steps: Count
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class EveryoneCohort(Part):

@@ -97,6 +97,8 @@ class Training(Part):
     learning_rate: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)]
     momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
     local_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    proximal_mu: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False, strict=True)] = 0.0
+    """FedProx: how strongly each step pulls back to the round's adapter; 0 does not."""
 
 
 class Everyone(Part):
@@ -241,21 +243,22 @@ class RuleSettings(Part):
 class ServerOptimizer(Part):
     """What the server does with a round's mean change instead of adding it; defaults are the papers'."""
 
-    kind: Literal["fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+    kind: Literal["fedavgm", "fedadagrad", "fedadam", "fedyogi", "fedexp"]
     rate: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)] = 1.0
     momentum: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False, strict=True)] = 0.9
-    """beta_1; FedAdagrad has none."""
+    """beta_1; FedAdagrad and FedExP have none."""
     decay: Annotated[float, Field(ge=0, le=0.9999, allow_inf_nan=False, strict=True)] = 0.99
     """beta_2 of FedAdam and FedYogi."""
     adaptivity: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)] = 1e-3
-    """tau of the three adaptive ones: added to a coordinate's own scale."""
+    """tau of the adaptive ones: added to a coordinate's own scale; FedExP adds it to the squared norm."""
 
-    @property
-    def stretch(self) -> float:
-        """How much longer than the changes it is fed with one step may be."""
+    def longest(self, bound: float) -> float:
+        """How long a step can be that is made of changes no longer than `bound`; parameter units."""
+        if self.kind == "fedexp":
+            return self.rate * max(bound, bound**2 / (4.0 * math.sqrt(self.adaptivity)))
         if self.kind == "fedavgm":
-            return self.rate / (1.0 - self.momentum)
-        return self.rate / self.adaptivity
+            return bound * self.rate / (1.0 - self.momentum)
+        return bound * self.rate / self.adaptivity
 
 
 class Aggregation(Part):
@@ -367,7 +370,13 @@ EXAMPLE: dict[str, Any] = {
         {"name": "base_model.model.classifier.bias", "shape": [2], "trained": True},
         {"name": "base_model.model.classifier.weight", "shape": [2, 384], "trained": True},
     ],
-    "training": {"optimizer": "sgd", "learning_rate": 1.0, "momentum": 0.9, "local_steps": 8},
+    "training": {
+        "optimizer": "sgd",
+        "learning_rate": 1.0,
+        "momentum": 0.9,
+        "local_steps": 8,
+        "proximal_mu": 0.0,
+    },
     "privacy": {
         "trust": "local",
         "unit": "example",

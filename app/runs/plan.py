@@ -14,6 +14,7 @@ from app.core.i18n import _
 from app.runs.manifest import Manifest, PoissonCohort, TensorShape
 from app.runs.protection import check_protection, check_trust
 from app.runs.robust import AggregationNotAvailable, check_rule
+from app.runs.steps import check_steps
 
 HEADER_BYTES = 64 * 1024
 """Ceiling of an update file's header, which names every trained tensor."""
@@ -80,6 +81,7 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
             clients=clients,
         )
     check_rule(manifest, clients=clients)
+    check_steps(manifest)
 
 
 def _check_aggregation(manifest: Manifest) -> None:

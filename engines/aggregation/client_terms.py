@@ -11,24 +11,29 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Values = NDArray[np.float64]
 
 
-def proximal_loss(weights: Values, start: Values, *, strength: float) -> float:
-    """Return (mu / 2) |w - w_t|^2, over the trainable values; shapes (d,), mu finite and at least 0."""
-    _require_strength(strength)
-    _require_alike(weights, start)
-    gap = weights - start
-    return 0.5 * strength * float(gap @ gap)
+def proximal_gradient(weights: Tensor, start: Tensor, *, strength: float) -> Tensor:
+    """Return mu (w - w_t), FedProx's addition to a gradient: the derivative of (mu / 2) |w - w_t|^2.
 
+    A function of the weights alone. Under DP-SGD it is added to the noised step and never to the gradient of
+    an example, so that it moves no sensitivity.
 
-def proximal_gradient(weights: Values, start: Values, *, strength: float) -> Values:
-    """Return mu (w - w_t), what FedProx adds to the gradient: the derivative of `proximal_loss`, (d,)."""
-    _require_strength(strength)
-    _require_alike(weights, start)
-    gradient: Values = strength * (weights - start)
-    return gradient
+    Args:
+        weights: trained values now, any shape.
+        start: the same values when the round began.
+        strength: mu, finite and at least 0.
+    Raises:
+        ValueError: shapes differ, or mu is out of range.
+    """
+    if not 0.0 <= strength < math.inf:
+        raise ValueError("a proximal strength is finite and at least 0")
+    if weights.shape != start.shape:
+        raise ValueError("the proximal term is of two values of one shape")
+    return strength * (weights - start)
 
 
 def corrected_gradient(gradient: Values, own: Values, shared: Values) -> Values:
@@ -78,11 +83,6 @@ def next_shared_variate(shared: Values, changes: Sequence[Values], *, population
         total += change
     fresh: Values = shared + total / population
     return fresh
-
-
-def _require_strength(strength: float) -> None:
-    if not 0.0 <= strength < math.inf:
-        raise ValueError("a proximal strength is finite and at least 0")
 
 
 def _require_alike(first: Values, *others: Values) -> None:

@@ -191,6 +191,18 @@ def test_each_adaptive_optimizer_makes_its_first_step(context: Context, kind: st
     assert change_of(context, round_id) == pytest.approx(expected, rel=1e-4)
 
 
+def test_fedexp_makes_the_step_as_long_as_updates_differ_less_their_own_noise(context: Context) -> None:
+    """Changes 3 and -1: mean |Delta_i|^2 = 5 d, |Delta|^2 = d; noise of .5 in each of d coordinates."""
+    manifest = tiny_manifest(
+        aggregation={"server_optimizer": {"kind": "fedexp", "adaptivity": 1e-8}},
+        privacy={"noise_multiplier": 8.0, "divisor": 8},
+        training={"local_steps": 1, "learning_rate": 0.5, "momentum": 0.0},
+    )
+    round_id = aggregated(context, [trained(3.0), trained(-1.0)], manifest)
+    assert change_of(context, round_id) == pytest.approx((5 - 0.25) / 2)
+    assert round_of(context.database, round_id).optimizer_sha256 is None
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_a_run_from_a_release_goes_on_with_its_optimizer_only_if_it_is_the_same(
     context: Context, same: bool

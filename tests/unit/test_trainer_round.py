@@ -90,6 +90,25 @@ def test_momentum_starts_from_rest_in_every_round(tiny: Path) -> None:
     assert float(draws.std()) == pytest.approx(0.5 / 8 * math.sqrt(1.9**2 + 1), rel=0.02)
 
 
+def test_the_proximal_pull_is_added_after_the_noise_and_is_not_clipped(tiny: Path) -> None:
+    # Nobody in any batch: x1 = -lr n1, x2 = x1 - lr (n2 + mu x1), so each n1 is left at (1 - lr mu) of its size.
+    manifest, part, cache, adapter = ready(tiny, rank=64)
+    manifest["training"] |= {"local_steps": 2, "momentum": 0.0, "proximal_mu": 1.5}
+    nobody = cache.take(torch.zeros(0, dtype=torch.int64))
+    draws = torch.cat([flat(train_round(part, nobody, adapter, manifest=manifest)) for _ in range(6)])
+    assert float(draws.std()) == pytest.approx(0.5 / 8 * math.sqrt(0.25**2 + 1), rel=0.02)
+
+
+def test_the_proximal_pull_keeps_an_unprivate_round_nearer_to_its_start(tiny: Path) -> None:
+    lengths = []
+    for mu in (0.0, 4.0, 16.0):
+        manifest, part, cache, adapter = ready(tiny, trust="none")
+        manifest["training"] |= {"learning_rate": 0.05, "local_steps": 8, "momentum": 0.0, "proximal_mu": mu}
+        delta = train_round(part, cache, adapter, manifest=manifest, order_seed=1)
+        lengths.append(float(flat(delta).norm()))
+    assert lengths == sorted(lengths, reverse=True)
+
+
 def plain_step(folder: Path, *, count: int, divisor: float) -> Tensor:
     manifest, part, cache, adapter = ready(folder, trust="none", count=count)
     manifest["privacy"]["examples"]["rate"] = 1.0

@@ -45,7 +45,7 @@ from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.layout import trained_shapes
 from workers.merging import QUORUM_LOST, Judged, Refusal, merged
-from workers.optimizing import optimized
+from workers.optimizing import optimized, stepped
 from workers.tensors import Shapes, read_tensors, write_tensors
 
 NON_FINITE = "non_finite"
@@ -178,8 +178,8 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
     if found.change is None:
         return Outcome(None, found.refusal, found.judged)
     reach("aggregate.after_compute")
-    change, optimizer_sha256 = optimized(
-        context.blobs, sealed.manifest.aggregation.server_optimizer, sealed.optimizer_sha256, found.change
+    change, optimizer_sha256 = stepped(
+        context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
     )
     digest = _store(context, sealed, _by_name(torch.from_numpy(change), trained_shapes(sealed.manifest)))
     reach("aggregate.after_blob")

@@ -96,7 +96,7 @@ def _longest_step(manifest: Manifest) -> float | None:
     if aggregation.rule in BY_COORDINATE:
         bound *= math.sqrt(manifest.quorum.max_updates)
     optimizer = aggregation.server_optimizer
-    return bound if optimizer is None else bound * optimizer.stretch
+    return bound if optimizer is None else optimizer.longest(bound)
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:

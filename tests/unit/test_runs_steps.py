@@ -1,0 +1,69 @@
+"""Client terms and step lengths of a plan: what is refused, and with what way out."""
+
+from typing import Any
+
+import pytest
+
+from app.core.errors import Invalid
+from app.runs import steps
+from app.runs.manifest import Manifest, ServerOptimizer
+from app.runs.plan import check_plan
+from tests.builders import tiny_manifest
+from tests.central import CLIENTS, central_manifest
+
+FEDEXP = {"server_optimizer": {"kind": "fedexp"}}
+
+
+def refusal(document: dict[str, Any], *, clients: int = CLIENTS) -> Invalid:
+    with pytest.raises(Invalid) as caught:
+        accept(document, clients=clients)
+    return caught.value
+
+
+def accept(document: dict[str, Any], *, clients: int = CLIENTS) -> Manifest:
+    manifest = Manifest.model_validate(document)
+    trusts = ("local", "central", "none")
+    check_plan(manifest, clients=clients, trusts=trusts, max_update_bytes=2**20)
+    return manifest
+
+
+@pytest.mark.parametrize("training", [{"local_steps": 1}, {"momentum": 0.9, "learning_rate": 38.0}])
+def test_a_proximal_term_that_does_nothing_or_drives_away_is_refused(training: dict[str, Any]) -> None:
+    """Heavy ball on (mu / 2) x^2 converges for rate * mu under 2 (1 + momentum) alone: 38 * .1 = 2 * 1.9."""
+    assert refusal(tiny_manifest(training=training | {"proximal_mu": 0.1})).code == "proximal_refused"
+    accept(tiny_manifest(training=training | {"proximal_mu": 0.0}))
+
+
+@pytest.mark.parametrize("trust", ["local", "none", "central"])
+def test_a_proximal_term_is_allowed_under_every_trust(trust: str) -> None:
+    document = tiny_manifest(training={"proximal_mu": 0.1})
+    if trust == "none":
+        nothing = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None}
+        document["privacy"] |= nothing
+    if trust == "central":
+        document = central_manifest() | {"training": document["training"]}
+    assert accept(document).training.proximal_mu == 0.1
+
+
+def test_fedexp_is_refused_where_lengths_of_updates_are_not_charged() -> None:
+    refused = refusal(central_manifest(aggregation=FEDEXP))
+    assert (refused.status, refused.code) == (422, "step_refused")
+    assert "fedavgm" in refused.detail
+
+
+@pytest.mark.parametrize("change", [{"rule": "trimmed_mean"}, {"rule": "median", "mixing": "buckets"}])
+def test_fedexp_is_refused_beside_a_robust_rule(change: dict[str, Any]) -> None:
+    assert refusal(tiny_manifest(aggregation=FEDEXP | change)).code == "step_refused"
+
+
+def test_no_step_of_fedexp_is_longer_than_the_plan_says() -> None:
+    """Of changes up to C: rate max(C, C^2 / (4 sqrt(epsilon))), at |Delta|^2 = epsilon."""
+    optimizer = ServerOptimizer(kind="fedexp", rate=2.0, adaptivity=0.01)
+    assert optimizer.longest(1.0) == pytest.approx(2.0 * 2.5)
+    assert optimizer.longest(0.1) == pytest.approx(2.0 * 0.1)
+
+
+@pytest.mark.parametrize("error", [steps.ProximalRefused, steps.StepRefused])
+def test_every_refusal_names_a_remedy(error: type[Invalid]) -> None:
+    assert error.remedy
+    assert error.remedy != Invalid.remedy
