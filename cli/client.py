@@ -170,10 +170,10 @@ def _say_enrolled(profile: Profile, *, name: str) -> None:
 def fetch(folder: FolderOption, to: RoundFolder = None) -> None:
     """Bring the open round here, if the policy allows its run. Needs a network, no data."""
     with one_line_errors():
+        from client.asking import list_assignments
         from client.errors import ClientError
         from client.profile import Profile
         from client.rounds import fetch as fetch_round
-        from client.serving import list_assignments
 
         profile = Profile.open(folder)
         with profile.locked(), client_session(profile) as session:

@@ -54,10 +54,12 @@ class Commitment:
     """Nano-epsilon of the whole schedule; 0 where nothing is promised (`trust` none)."""
     delta: int
     epsilon_by_round: tuple[int, ...]
-    """Nano-epsilon after each round, cumulative."""
+    """Nano-epsilon after each round, cumulative; of a buffered run, after each of this client's updates."""
     at: str
     unit: str = "example"
     """What the epsilon protects; entries older than this field are of runs that protected one example."""
+    rounds: int = 0
+    """Of a buffered run, how many rounds it has, of which this client is in some; else 0."""
     void: bool = False
     contributions: dict[int, Contribution] = field(default_factory=dict)
 
@@ -66,10 +68,22 @@ class Commitment:
         return (self.manifest_sha256, self.client_id, self.void) == (manifest_sha256, client_id, False)
 
     @property
+    def is_buffered(self) -> bool:
+        """Whether the run's price is for a number of updates instead of for all of its rounds."""
+        return self.rounds > 0
+
+    @property
     def rounds_sent(self) -> int:
-        """The highest round of which a byte may have left."""
+        """The highest round of which a byte may have left; of a buffered run, how many those are."""
         gone = [number for number, one in self.contributions.items() if one.stage is not Stage.PREPARED]
-        return max(gone, default=0)
+        return len(gone) if self.is_buffered else max(gone, default=0)
+
+    def epsilon_with(self, number: int) -> int:
+        """Nano-epsilon of the schedule up to and with the update of one round."""
+        part = number
+        if self.is_buffered:
+            part = 1 + sum(other < number for other in self.contributions)
+        return self.epsilon_by_round[part - 1]
 
     @property
     def epsilon_spent(self) -> int:
@@ -182,8 +196,11 @@ class Book:
             raise Illegal("run_disclaimed", "it was declared that nothing is sent for this run")
         if number in run.contributions:
             raise Illegal("round_taken", "the round has an update already")
-        if number < 1 or (run.epsilon_by_round and number > len(run.epsilon_by_round)):
+        priced = len(run.epsilon_by_round)
+        if number < 1 or (priced and number > (run.rounds or priced)):
             raise Illegal("round_not_priced", "the round is not part of the priced schedule")
+        if run.is_buffered and len(run.contributions) >= priced:
+            raise Illegal("round_not_priced", "the run has as many updates as it was priced for")
         run.contributions[number] = Contribution(
             round_id=str(fields["round_id"]),
             update_id=str(fields["update_id"]),

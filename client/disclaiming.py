@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 
+from client.asking import run_state
 from client.errors import ClientError
 from client.i18n import _
 from client.profile import Profile
-from client.serving import OVER, run_state
+from client.serving import OVER
 from client.session import Session
 
 STATEMENT = "nothing was sent for run {run_id} by client {client_id} and nothing will be"

@@ -63,6 +63,7 @@ class Terms:
     delta: int
     epsilon_by_round: tuple[int, ...]
     unit: str = "example"
+    rounds: int = 0
 
 
 def folder_of(home: Path, dataset: str) -> Path:

@@ -258,7 +258,7 @@ def _judge_central(manifest: Manifest) -> None:
     if aggregation.mixing != "none" or not (aggregation.rule == "mean" or trims):
         raise _unsupported()  # the price is that of a sum, which a trimmed sum over all clients shares
     if aggregation.server_optimizer is not None and aggregation.server_optimizer.kind == "fedexp":
-        raise _unsupported()  # its step would be as long as un-noised updates are, which nobody was charged for
+        raise _unsupported()  # its step would be as long as un-noised updates are: nobody is charged for that
     noise_multiplier = manifest.privacy.noise_multiplier or math.inf
     if adaptive is not None and not noise_multiplier < 2 * adaptive.bit_noise:
         raise _unsupported()  # nothing of the plan's noise would be left for the updates

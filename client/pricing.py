@@ -31,7 +31,7 @@ def terms_of(frozen: FrozenManifest, *, run_id: str, client_id: str, server: str
             than the epsilon that the manifest claims.
     """
     manifest, privacy = frozen.manifest, frozen.manifest.privacy
-    by_round: tuple[int, ...] = (0,) * manifest.rounds
+    by_round: tuple[int, ...] = (0,) * manifest.participations
     delta = 0
     if privacy.trust in _PRICED_TRUSTS:
         by_round, delta = _priced(manifest), delta_cost(given(privacy.delta))
@@ -45,6 +45,7 @@ def terms_of(frozen: FrozenManifest, *, run_id: str, client_id: str, server: str
         delta=delta,
         epsilon_by_round=by_round,
         unit=privacy.unit,
+        rounds=0 if manifest.buffered is None else manifest.rounds,
     )
 
 
@@ -59,7 +60,7 @@ def _priced(manifest: Manifest) -> tuple[int, ...]:
     target = given(manifest.privacy.epsilon)
     with _ONE_AT_A_TIME:
         epsilons = _epsilons(
-            *_schedule(manifest), rounds=manifest.rounds, delta=given(manifest.privacy.delta)
+            *_schedule(manifest), rounds=manifest.participations, delta=given(manifest.privacy.delta)
         )
     if epsilons[-1] > target:
         raise ClientError(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 from client.accepting import accept
+from client.buffering import aimed
 from client.declaring import declaration
 from client.durable import private_folder
 from client.errors import ClientError, RoundMissed
@@ -147,7 +148,10 @@ def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: W
             "update_changed",
             _("another update of this round is in the ledger than was handed over: nothing is sent"),
         )
-    if known.round_id != str(assignment.round_id):
+    manifest = files.manifest().manifest
+    if manifest.buffered is not None:
+        known = aimed(profile, session, files, known)
+    elif known.round_id != str(assignment.round_id):
         known = _readdressed(profile, assignment, known)
     if not files.holds_update(known.sha256) and known.stage is not Stage.PREPARED:
         raise lost(number)
@@ -155,9 +159,10 @@ def _submit(profile: Profile, session: Session, files: RoundFiles, *, witness: W
         if known.stage is Stage.PREPARED:
             profile.ledger.spend(run_id, number, sha256=known.sha256)
             pause_at("after_spent")
-        noised = files.manifest().manifest.privacy.trust == "local"
+        noised = manifest.privacy.trust == "local"
         declared = files.declaration(key=raw_public_key(profile.key())) if noised else None
-        receipt = _send(session, known, descriptor, declared=declared)
+        base = None if manifest.buffered is None else number
+        receipt = _send(session, known, descriptor, declared=declared, base=base)
     witness.saw_receipt(receipt, noised=noised)
     if (str(receipt.update_id), receipt.sha256) != (known.update_id, known.sha256):
         raise ClientError("receipt_mismatch", _("the server's receipt is for other bytes"))
@@ -199,7 +204,9 @@ def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
 
 
-def _send(session: Session, one: Contribution, descriptor: int, *, declared: str | None) -> Receipt:
+def _send(
+    session: Session, one: Contribution, descriptor: int, *, declared: str | None, base: int | None
+) -> Receipt:
     digest = base64.b64encode(bytes.fromhex(one.sha256)).decode()
     headers = {
         "Content-Type": "application/octet-stream",
@@ -208,6 +215,8 @@ def _send(session: Session, one: Contribution, descriptor: int, *, declared: str
     }
     if declared is not None:
         headers["DPFL-Declaration"] = declared
+    if base is not None:
+        headers["DPFL-Base-Round"] = str(base)
     path = f"/v1/rounds/{one.round_id}/updates/{one.update_id}"
     try:
         reply = session.put_bytes(path, lambda: body_blocks(descriptor, one.size_bytes), headers=headers)

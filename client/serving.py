@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 from client.accepting import join
+from client.asking import list_assignments, run_state
+from client.buffering import TOO_STALE, key_of, pending
 from client.durable import private_folder, write_whole
 from client.errors import ClientError, RoundMissed
 from client.i18n import _, translate
@@ -23,7 +25,7 @@ from client.round_files import RoundFiles
 from client.rounds import Trainer, fetch, is_unsent, submit, train
 from client.session import Session
 from client.watching import Standing, Watcher
-from client.wire import Assignment, FrozenManifest, RunState, parse
+from client.wire import Assignment, FrozenManifest
 
 _HELD_S = 20.0
 _LEAST_TURN_S = 0.2
@@ -53,6 +55,8 @@ class Seat:
     """The run that is committed, so far as it must be before a round of it comes."""
     missed: set[str] = field(default_factory=set)
     """Rounds that go on without this client."""
+    given_up: set[str] = field(default_factory=set)
+    """Updates of a buffered run that have become too old for any buffer."""
     warned_of: str | None = None
     """The run of which its person was told that the server sees the updates."""
     sent_last: bool = False
@@ -146,7 +150,8 @@ class Service:
         try:
             yield
         except RoundMissed as error:
-            seat.missed.add(str(assignment.round_id))
+            if error.code != TOO_STALE:  # that was an older update's: the round itself still waits
+                seat.missed.add(str(assignment.round_id))
             if self._once:
                 self._end(seat, error)
             else:
@@ -155,7 +160,8 @@ class Service:
             self._end(seat, error)
 
     def _fetched(self, seat: Seat, assignment: Assignment) -> RoundFiles:
-        files = fetch(seat.profile, seat.session, assignment)
+        left = pending(seat.profile, assignment, given_up=seat.given_up)
+        files = left or fetch(seat.profile, seat.session, assignment)
         seat.run_id = seat.run_id or str(assignment.run_id)
         if seat.run_id != seat.warned_of and files.manifest().manifest.privacy.trust == "central":
             seat.warned_of = seat.run_id
@@ -165,7 +171,7 @@ class Service:
                     _("the server sees this client's updates and adds the noise itself (trust central)")
                 ),
             )
-        if is_unsent(seat.profile, assignment):
+        if left is None and is_unsent(seat.profile, assignment):
             self._trainer.make_ready(seat.profile, files.manifest())
         return files
 
@@ -179,7 +185,12 @@ class Service:
             self._trainer,
             on_step=lambda done, steps: self._watcher.step(standing, done, steps),
         )
-        submit(seat.profile, seat.session, files)
+        try:
+            submit(seat.profile, seat.session, files)
+        except RoundMissed as error:
+            if error.code == TOO_STALE:
+                seat.given_up.add(key_of(assignment))
+            raise
         if self._save_updates is not None:
             _save(files, self._save_updates / seat.profile.name / f"round-{assignment.number}.safetensors")
         self._watcher.sent(standing)
@@ -227,21 +238,6 @@ def _is_over(seat: Seat, *, wait_s: float = 0.0) -> bool:
     if run.state not in OVER and wait_s:
         run = run_state(seat.session, seat.run_id, since=run.version, wait_s=wait_s)
     return run.state in OVER
-
-
-def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:
-    """Ask which rounds wait for this client's update; the server may hold the answer back for `wait_s`."""
-    reply = session.get("/v1/assignments", query={"wait": f"{wait_s:g}"}, wait_s=wait_s)
-    values = reply.json("list of assignments")
-    items = values.get("items", []) if isinstance(values, dict) else values
-    return [parse(Assignment, item, what="assignment") for item in items]
-
-
-def run_state(session: Session, run_id: str, *, since: int | None = None, wait_s: float = 0.0) -> RunState:
-    """Ask how a run is doing; with `since`, the server holds the answer back until its version is another."""
-    query = None if since is None else {"wait": f"{wait_s:g}", "since": str(since)}
-    reply = session.get(f"/v1/runs/{run_id}", query=query, wait_s=wait_s)
-    return parse(RunState, reply.json("run"), what="run")
 
 
 def _save(files: RoundFiles, to: Path) -> None:

@@ -37,7 +37,7 @@ class Standing:
             )
         return translate(
             _("epsilon {spent} of {whole} at delta {delta}"),
-            spent=epsilon_text(run.epsilon_by_round[self.number - 1], spent=True),
+            spent=epsilon_text(run.epsilon_with(self.number), spent=True),
             whole=epsilon_text(run.epsilon, spent=True),
             delta=delta_text(run.delta),
         )

@@ -215,6 +215,15 @@ class Quorum(Part):
     """When a round closes: once all have sent, or at its deadline alone."""
 
 
+class Buffered(Part):
+    """Rounds that close as soon as their quorum is in, and take updates of older adapters too."""
+
+    participations: Count
+    """The most updates of one client in the whole run."""
+    staleness: Number
+    """The most releases that an update's adapter may be behind."""
+
+
 class Manifest(Part):
     """All that a run is, fixed when it started."""
 
@@ -229,6 +238,7 @@ class Manifest(Part):
     rounds: Annotated[int, Field(ge=1, le=100_000)]
     quorum: Quorum
     round_deadline_s: Positive
+    buffered: Buffered | None = None
 
     @model_validator(mode="after")
     def _tensors_are_distinct(self) -> Manifest:
@@ -238,9 +248,14 @@ class Manifest(Part):
         return self
 
     @property
+    def participations(self) -> int:
+        """The most updates that this client sends: what the whole run costs."""
+        return self.rounds if self.buffered is None else self.buffered.participations
+
+    @property
     def steps(self) -> int:
-        """Noised steps of the whole run."""
-        return self.rounds * self.training.local_steps
+        """Noised steps of this client in the whole run."""
+        return self.participations * self.training.local_steps
 
 
 class FrozenManifest:

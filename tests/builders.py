@@ -80,7 +80,7 @@ def tiny_manifest(**changes: dict[str, Any] | int) -> dict[str, Any]:
     manifest = copy.deepcopy(TINY_MANIFEST)
     for name, value in changes.items():
         if isinstance(value, dict):
-            manifest[name].update(value)
+            manifest.setdefault(name, {}).update(value)
         else:
             manifest[name] = value
     return manifest

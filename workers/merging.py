@@ -25,6 +25,7 @@ from engines.aggregation.kernels import Numbers
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Rows, Scaled, Streamed, Weights
 from engines.aggregation.rules import Mixing, Setting, SettingMissing, TooFewClients, merge
+from engines.aggregation.steps import buffered_mean
 from workers.layout import trained_shapes
 from workers.sources import BlobUpdates
 
@@ -91,6 +92,7 @@ def merged(
     *,
     min_updates: int,
     worth: Mapping[UUID, float],
+    ages: Mapping[UUID, int],
     lot: Callable[[UUID], bytes],
 ) -> Merged:
     """Check, clip, judge and merge a round's updates.
@@ -101,6 +103,7 @@ def merged(
         updates: (client id, blob), at least one, in the order of client ids.
         min_updates: fewer that count, and the round has lost its quorum.
         worth: what a client's update counts by its standing; 1 where it is missing.
+        ages: in a buffered run, how many releases each update's adapter is behind.
         lot: a secret of the server about each client, by which buckets are filled.
     Raises:
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
@@ -118,7 +121,11 @@ def merged(
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         products = gram(admission.rows) if len(kept) <= MOST_COMPARED else None
         lots = [lot(client_id) for client_id, counts in zip(kept, counting, strict=True) if counts]
-        change, refusal = _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
+        change, refusal = (
+            _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
+            if manifest.buffered is None
+            else _buffered(admission.rows, manifest, counting, [ages[one] for one in kept])
+        )
         found = {} if change is None else _findings(kept, admission.rows, change, products)
     return Merged(change, refusal, _judged(ids, admission, weights, found))
 
@@ -146,6 +153,13 @@ def _apply(
     if aggregation.rule == "mean" and aggregation.mixing == "none" and (weights != 1.0).any():
         return weighted_mean(rows, weights), None
     return outcome.values, None
+
+
+def _buffered(
+    rows: Rows, manifest: Manifest, weights: Weights, ages: Sequence[int]
+) -> tuple[Numbers | None, Refusal | None]:
+    """The sum of a buffer by age over its constant size; whoever was turned away counts as zero."""
+    return buffered_mean(rows, ages, buffer=manifest.quorum.max_updates, worth=weights.tolist()), None
 
 
 def _findings(

@@ -88,8 +88,8 @@ def optimized(
     server = server_of(plan)
     state = start(server, change.size) if state_sha256 is None else _read(blobs, state_sha256)
     moved, after = step(server, state, change)
-    state = blobs.put(save({name: np.asarray(after[name], np.float64) for name in sorted(after)}))
-    return _narrow(moved), state
+    digest = blobs.put(save({name: np.asarray(after[name], np.float64) for name in sorted(after)}))
+    return _narrow(moved), digest
 
 
 def _narrow(moved: NDArray[np.float64]) -> NDArray[Any]:

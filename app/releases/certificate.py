@@ -153,7 +153,7 @@ def _claim(facts: Facts) -> dict[str, Any]:
             "epsilon": price["epsilon"],
             "delta": price["delta"],
             "accountant": price["accountant"],
-            "covers": f"all {manifest['rounds']} rounds, as committed before the first of them",
+            "covers": _covered(manifest),
         },
         "population": population.claim_of(facts.accounts, facts.paid, open_runs=facts.open_runs),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
@@ -161,6 +161,16 @@ def _claim(facts: Facts) -> dict[str, Any]:
         **_particulars(privacy, price),
         **_audit(facts),
     }
+
+
+def _covered(manifest: dict[str, Any]) -> str:
+    buffered = manifest.get("buffered")
+    if buffered is not None:
+        return (
+            f"at most {buffered['participations']} updates of each client in {manifest['rounds']} buffered "
+            "rounds, as committed before the first of them; who sends, and when, is public"
+        )
+    return f"all {manifest['rounds']} rounds, as committed before the first of them"
 
 
 def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:

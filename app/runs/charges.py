@@ -76,12 +76,12 @@ def schedule(run: Run, account: AccountView) -> list[Charge]:
     a round, drawn or not.
     """
     whole = reservation(run, account)
-    rounds = int(run.manifest["rounds"])
+    updates = Manifest.model_validate(run.manifest).participations
     if account.order is None:
         cumulative = [arithmetic.cost(epsilon) for epsilon in (run.price or {})["epsilon_by_round"]]
     else:
-        each = -(-whole.amount // rounds)
-        cumulative = [each * number for number in range(1, rounds + 1)]
+        each = -(-whole.amount // updates)
+        cumulative = [each * number for number in range(1, updates + 1)]
     parts = arithmetic.shares(whole.amount, cumulative)
     return [Charge(part, whole.delta_amount if number == 0 else 0) for number, part in enumerate(parts)]
 

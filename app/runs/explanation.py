@@ -127,6 +127,8 @@ def _noise(manifest: Manifest, price: dict[str, Any], *, clients: int) -> Noise:
         expected, sums = share * clients, manifest.steps
     else:
         expected, sums = privacy.divisor, manifest.steps * clients
+        if manifest.buffered is not None:
+            sums = manifest.training.local_steps * manifest.rounds * manifest.quorum.max_updates
     single = multiplier * math.sqrt(parameters) / expected
     return Noise(single=single, whole=single / math.sqrt(sums), parameters=parameters)
 

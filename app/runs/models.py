@@ -43,12 +43,20 @@ class Run(Base):
 
 
 class RunClient(Base):
-    """A training client that takes part in a run, and the account that pays for it."""
+    """A training client that takes part in a run, and how often it did.
+
+    `participations` and its cap are written by a trigger on the table of updates alone.
+    """
 
     __tablename__ = "run_clients"
+    __table_args__ = (sa.CheckConstraint("participations <= participation_cap", name="participations"),)
 
     run_id: Mapped[UUID] = mapped_column(sa.ForeignKey("runs.id"), primary_key=True)
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
+    participations: Mapped[int] = mapped_column(server_default=sa.text("0"))
+    """Updates of this client that were begun in this run."""
+    participation_cap: Mapped[int | None]
+    """The most of them, by the manifest of a buffered run; None before the first, or without one."""
 
 
 class RunEdge(Base):

@@ -11,10 +11,12 @@ from collections.abc import Collection
 
 from app.core.errors import Invalid
 from app.core.i18n import _
-from app.runs.manifest import Manifest, PoissonCohort, TensorShape
+from app.runs.buffers import check_buffers
+from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.protection import check_protection, check_trust
 from app.runs.robust import AggregationNotAvailable, check_rule
 from app.runs.steps import check_steps
+from app.runs.training import TensorShape
 
 HEADER_BYTES = 64 * 1024
 """Ceiling of an update file's header, which names every trained tensor."""
@@ -82,6 +84,7 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
         )
     check_rule(manifest, clients=clients)
     check_steps(manifest)
+    check_buffers(manifest, clients=clients)
 
 
 def _check_aggregation(manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from app.budget.queries import accounts_of_clients
 from app.core.errors import NotFound
@@ -110,7 +110,10 @@ class OpenAssignment:
 
 
 def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> list[OpenAssignment]:
-    """Open rounds of running runs that wait for this client; one whose upload broke is among them."""
+    """Open rounds of running runs that wait for this client; one whose upload broke is among them.
+
+    Not of a buffered run for which the client has sent all that it may.
+    """
     sent = (
         sa.select(UPDATES.c.round_id)
         .where(
@@ -120,11 +123,21 @@ def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> li
         )
         .exists()
     )
+    of_run = aliased(Round)
+    broken = (
+        sa.select(UPDATES.c.round_id)
+        .join(of_run, of_run.id == UPDATES.c.round_id)
+        .where(of_run.run_id == Run.id, UPDATES.c.client_id == client_id, UPDATES.c.state == "receiving")
+        .exists()
+    )
+    seat = aliased(RunClient)
+    may_send = sa.or_(seat.participation_cap.is_(None), seat.participations < seat.participation_cap, broken)
     rows = session.execute(
         sa.select(Round, Run)
         .join(Assignment, Assignment.round_id == Round.id)
         .join(Run, Run.id == Round.run_id)
-        .where(Assignment.client_id == client_id, Round.state == RoundState.OPEN, ~sent)
+        .join(seat, sa.and_(seat.run_id == Run.id, seat.client_id == Assignment.client_id))
+        .where(Assignment.client_id == client_id, Round.state == RoundState.OPEN, ~sent, may_send)
         .order_by(Round.id)
         .limit(limit)
     )

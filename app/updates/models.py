@@ -21,11 +21,15 @@ class UpdateState(StrEnum):
 
 
 class Update(Base):
-    """One client's contribution to one round, at most one ever. Written by updates.service."""
+    """One client's contribution to one round, at most one ever. Written by updates.service.
+
+    Of a buffered run it may move on to a later round as long as its bytes are not whole; never after.
+    """
 
     __tablename__ = "updates"
     __table_args__ = (
         sa.UniqueConstraint("round_id", "client_id"),
+        sa.UniqueConstraint("base_round_id", "client_id"),
         sa.CheckConstraint("state <> 'received' OR blob_sha256 IS NOT NULL", name="received_has_bytes"),
     )
 
@@ -33,6 +37,8 @@ class Update(Base):
     """Chosen by the client, so that a repeated PUT is the same PUT."""
     round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"))
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), index=True)
+    base_round_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("rounds.id"))
+    """In buffered runs, the round from whose adapter it was trained; None: from its own round's."""
     state: Mapped[UpdateState] = mapped_column(enum_type(UpdateState), default=UpdateState.RECEIVING)
     declared_sha256: Mapped[str] = mapped_column(sa.String(64))
     """The digest that the first PUT announced; only these bytes are ever taken."""

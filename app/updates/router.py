@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 from app.budget.schemas import AccountOut
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
+from app.core.i18n import _
 from app.http.deps import SessionDep, requires, short_tx
 from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
 from app.identity.roles import Principal
 from app.rounds.lifecycle import RoundClosed, purge_late
-from app.updates import declared, service
+from app.updates import buffered, declared, service
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
 from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
@@ -26,6 +27,7 @@ from app.updates.stream import Uploads, announced, receive
 
 router = APIRouter(tags=["rounds"], route_class=IdempotentRoute)
 
+_MOST_DIGITS = 5
 CanSendUpdates = Annotated[Principal, requires("updates:create")]
 BODY: dict[str, Any] = {
     "parameters": [
@@ -44,6 +46,14 @@ BODY: dict[str, Any] = {
             "description": "Under local trust: the client's signed declaration of how the update was made, "
             "as base64url. One that names other noise than the plan's is refused and recorded.",
             "schema": {"type": "string", "maxLength": declared.MOST_CHARACTERS},
+        },
+        {
+            "name": buffered.HEADER,
+            "in": "header",
+            "required": False,
+            "description": "In a buffered run: the number of the round from whose adapter the update was "
+            "trained.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 10_000},
         },
     ],
     "requestBody": {
@@ -107,7 +117,17 @@ def _sent(request: Request, round_id: UUID, update_id: UUID) -> service.Sent:
         sha256=sha256,
         size_bytes=size_bytes,
         declared=request.headers.get(declared.HEADER),
+        base=_base(request),
     )
+
+
+def _base(request: Request) -> int | None:
+    told = request.headers.get(buffered.HEADER)
+    if told is None:
+        return None
+    if not (told.isascii() and told.isdecimal() and len(told) <= _MOST_DIGITS):
+        raise buffered.BaseInvalid(_("the header {header} holds a round's number"), header=buffered.HEADER)
+    return int(told)
 
 
 async def _admission(

@@ -29,7 +29,7 @@ from app.runs.charges import event_of, is_charged, round_ref, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
-from app.updates import declared
+from app.updates import buffered, declared
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Shapes, expected_tensors, size_bounds
 
@@ -68,6 +68,8 @@ class Sent:
     size_bytes: int
     declared: str | None = None
     """What the client says of how it was made; looked at under local trust alone."""
+    base: int | None = None
+    """In a buffered run, the number of the round from whose adapter it was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,43 +86,59 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
     Raises:
         NotFound: the caller is not in the round's cohort.
         UpdateConflict: another id or digest was announced before.
+        BaseInvalid, UpdateTooStale, ParticipationsUsed: of a buffered run; see app.updates.buffered.
         RoundClosed: the round takes no updates (one that is here already gets its receipt all the same).
         UpdateTooBig, SizeMismatch: the length is not one of this run; nothing is charged.
         DeclarationInvalid, NoiseDiffers: by the client's own word this is not what the plan asks for.
     """
     if not is_assigned(session, sent.round_id, principal.id):
         raise NotFound(_("there is no such round"))
-    lock_round(session, sent.round_id)
-    row = _own_update(session, principal, sent)
+    round_ = lock_round(session, sent.round_id)
+    run = session.get_one(Run, round_.run_id)
+    base = buffered.base_of(session, run, round_, sent.base)
+    row = _own_update(session, principal, sent, base=base)
     if row is not None and row.state is not UpdateState.RECEIVING:
         return Admission({}, received=row)
-    round_ = lifecycle.hold_open(session, sent.round_id)
-    run = session.get_one(Run, round_.run_id)
+    lifecycle.hold_open(session, sent.round_id)
+    buffered.require_fresh(session, run, round_, base)
     expected = expected_tensors(run.manifest)
     _check_size(expected, sent.size_bytes)
-    if run.manifest["privacy"]["trust"] == "local":
-        _spend(session, principal, round_, run, sent)
     if row is None:
-        made = session.scalar(
-            insert(Update)
-            .values(
-                id=sent.update_id,
-                round_id=sent.round_id,
-                client_id=principal.id,
-                state=UpdateState.RECEIVING,
-                declared_sha256=sent.sha256,
-                size_bytes=sent.size_bytes,
-            )
-            .on_conflict_do_nothing()
-            .returning(Update.id)
-        )
-        if made is None:  # the id was taken at the same moment, in another round
-            raise UpdateConflict(_("this update id is in use"))
+        buffered.require_participation(session, run, principal.id)
+    if run.manifest["privacy"]["trust"] == "local":
+        _spend(session, principal, base or round_, run, sent)
+    if row is None:
+        _make_room(session, principal, sent, base=base)
+    else:
+        row.round_id = sent.round_id  # a buffer that closed over the same bytes left them to a later one
+        session.flush()
     return Admission(expected)
 
 
-def _own_update(session: Session, principal: Principal, sent: Sent) -> Update | None:
-    """What the caller announced for this round before; raises UpdateConflict when it was something else."""
+def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> None:
+    made = session.scalar(
+        insert(Update)
+        .values(
+            id=sent.update_id,
+            round_id=sent.round_id,
+            client_id=principal.id,
+            base_round_id=None if base is None else base.id,
+            state=UpdateState.RECEIVING,
+            declared_sha256=sent.sha256,
+            size_bytes=sent.size_bytes,
+        )
+        .on_conflict_do_nothing()
+        .returning(Update.id)
+    )
+    if made is None:  # the id was taken at the same moment, or another update came from the same adapter
+        raise UpdateConflict(_("this update id, or this adapter's update of this client, is there already"))
+
+
+def _own_update(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> Update | None:
+    """What the caller announced before, for this round or in a buffered run from this base.
+
+    Raises UpdateConflict when it was something else.
+    """
     rows = session.scalars(
         sa.select(Update)
         .where(
@@ -134,8 +152,10 @@ def _own_update(session: Session, principal: Principal, sent: Sent) -> Update | 
     if not rows:
         return None
     row = rows[0]
-    own = (sent.update_id, sent.round_id, principal.id, sent.sha256)
-    if len(rows) > 1 or (row.id, row.round_id, row.client_id, row.declared_sha256) != own:
+    base_id = None if base is None else base.id
+    own = (sent.update_id, principal.id, sent.sha256, base_id)
+    is_own = (row.id, row.client_id, row.declared_sha256, row.base_round_id) == own
+    if len(rows) > 1 or not is_own or (base is None and row.round_id != sent.round_id):
         raise UpdateConflict(_("this round's update of this client has another id or other bytes"))
     return row
 
@@ -149,7 +169,10 @@ def _check_size(expected: Shapes, size_bytes: int) -> None:
 
 
 def _spend(session: Session, principal: Principal, round_: Round, run: Run, sent: Sent) -> None:
-    """Charge the client for the round, unless by its own word it sends what the plan does not ask for."""
+    """Charge the client for the round that it trained, whichever takes the update.
+
+    Not if by its own word it sends what the plan does not ask for.
+    """
     if sent.declared is not None:
         declared.check(session, principal, round_, run, declared=sent.declared, sha256=sent.sha256)
     account = account_of_client(session, principal.id)
@@ -171,18 +194,21 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     Raises RoundClosed when the round was closed while the bytes were on their way: they are not part of it,
     and the budget stays spent.
     """
-    lock_round(session, sent.round_id)
-    row = _own_update(session, principal, sent)
+    round_ = lock_round(session, sent.round_id)
+    run = session.get_one(Run, round_.run_id)
+    row = _own_update(session, principal, sent, base=buffered.base_of(session, run, round_, sent.base))
     if row is None:
         raise NotFound(_("this update was never announced"))
     if row.state is not UpdateState.RECEIVING:
         return row
-    round_ = lifecycle.hold_open(session, sent.round_id)
+    lifecycle.hold_open(session, sent.round_id)
+    if row.round_id != sent.round_id:
+        raise UpdateConflict(_("the update was announced for another round meanwhile"))
     row.state = UpdateState.RECEIVED
     row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
     row.received_at = now()
     session.flush()
-    if not seals_at_deadline(session.get_one(Run, round_.run_id).manifest):
+    if not seals_at_deadline(run.manifest):
         lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
     return row
 

@@ -97,22 +97,26 @@ def staleness_weight(versions_behind: int) -> float:
     return 1.0 / math.sqrt(1.0 + versions_behind)
 
 
-def buffered_mean(rows: Rows, versions_behind: Sequence[int], *, buffer: int, latest: int) -> Numbers:
-    """Return (1/K) sum s(tau_i) Delta_i: divided by the constant K, as the paper does, not by the weights.
+def buffered_mean(
+    rows: Rows, versions_behind: Sequence[int], *, buffer: int, worth: Sequence[float] | None = None
+) -> Numbers:
+    """Return (1/K) sum w_i s(tau_i) Delta_i: over the constant K, as the paper does, not over the weights.
+
+    Updates that were turned away count as zero, so that there may be fewer than K rows.
 
     Args:
         rows: the updates of one buffer, one a client, in the order of client ids.
         versions_behind: tau of each.
         buffer: K, the number of updates that fill the buffer.
-        latest: largest tau that is taken.
+        worth: w of each, 0 to 1; 1 unless given.
     Returns:
         Shape (d,), the rows' dtype.
     Raises:
-        ValueError: the buffer is not full, or an update is too old or from the future.
+        ValueError: more updates than fill the buffer, or one from the future.
     """
-    if rows.clients != buffer or len(versions_behind) != buffer:
-        raise ValueError(f"a buffer of {buffer} updates is aggregated when it is full")
-    if max(versions_behind) > latest:
-        raise ValueError(f"an update is more than {latest} versions old")
+    if not len(versions_behind) == rows.clients <= buffer:
+        raise ValueError(f"a buffer of {buffer} updates holds at most so many, each with an age")
     weights = np.array([staleness_weight(behind) for behind in versions_behind])
+    if worth is not None:
+        weights *= np.asarray(worth, dtype=np.float64)
     return weighted_sum(rows, weights, divisor=float(buffer))

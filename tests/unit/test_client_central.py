@@ -13,6 +13,7 @@ import torch
 
 from client.accepting import join
 from client.amounts import epsilon_cost
+from client.asking import list_assignments
 from client.book import Stage
 from client.errors import ClientError
 from client.ledger import Ceiling, Ledger
@@ -20,7 +21,7 @@ from client.policy import Policy, judge
 from client.pricing import terms_of
 from client.profile import Profile
 from client.rounds import fetch, submit, train
-from client.serving import Seat, Service, list_assignments
+from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.standing import status_lines
 from client.trainer import train_round

@@ -10,12 +10,13 @@ from uuid import uuid4
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from client.asking import list_assignments
 from client.errors import ClientError
 from client.evidence import verify
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import fetch, submit, train
-from client.serving import Seat, Service, list_assignments
+from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.watching import LineWatcher
 from tests.client_folders import RandomTrainer, adapter, manifest, profile_in

@@ -9,13 +9,14 @@ from uuid import uuid4
 
 import pytest
 
+from client.asking import list_assignments
 from client.book import Stage
 from client.declaring import code_sha256
 from client.errors import ClientError
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import RoundMissed, fetch, submit, train
-from client.serving import Seat, Service, list_assignments
+from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.watching import LineWatcher
 from client.wire import canonical_sha256

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cli.access import client_session
 from cli.main import app
+from client.asking import list_assignments
 from client.book import Stage
 from client.enrolment import Wish, enrol
 from client.errors import ClientError
@@ -22,7 +23,6 @@ from client.policy import Policy
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import fetch, submit, train
-from client.serving import list_assignments
 from client.session import Identity, Session
 from client.wire import Receipt
 from tests.client_folders import MAILS, TERMS, RandomTrainer, adapter, manifest

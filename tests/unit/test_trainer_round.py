@@ -91,7 +91,7 @@ def test_momentum_starts_from_rest_in_every_round(tiny: Path) -> None:
 
 
 def test_the_proximal_pull_is_added_after_the_noise_and_is_not_clipped(tiny: Path) -> None:
-    # Nobody in any batch: x1 = -lr n1, x2 = x1 - lr (n2 + mu x1), so each n1 is left at (1 - lr mu) of its size.
+    # Nobody in any batch: x1 = -lr n1, x2 = x1 - lr (n2 + mu x1), so (1 - lr mu) of n1 is left.
     manifest, part, cache, adapter = ready(tiny, rank=64)
     manifest["training"] |= {"local_steps": 2, "momentum": 0.0, "proximal_mu": 1.5}
     nobody = cache.take(torch.zeros(0, dtype=torch.int64))

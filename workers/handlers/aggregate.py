@@ -36,6 +36,7 @@ from app.runs.queries import client_ids_of, lock_run
 from app.runs.reserving import spend_for_all
 from app.runs.rounds import optimizer_state
 from app.runs.service import after_abort
+from app.updates.buffered import ages_of
 from app.updates.models import Update, UpdateState
 from engines.aggregation.device import chosen
 from workers import standings
@@ -68,6 +69,8 @@ class Sealed:
     """The server optimizer's state so far."""
     worth: Mapping[UUID, float]
     """What clients' updates count by their standing; 1 where it is missing."""
+    ages: Mapping[UUID, int]
+    """In a buffered run, how many releases the adapter of each client's update is behind."""
     noised: NoisedRound | None
     """Where the server adds the noise: with what."""
 
@@ -117,17 +120,19 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             .order_by(Update.client_id)
         )
         updates = tuple((client_id, str(digest)) for client_id, digest in rows)
+        manifest = Manifest.model_validate(run.manifest)
         return Sealed(
             round_id=round_id,
             run_id=row.run_id,
             organisation_id=row.organisation_id,
             number=row.number,
-            manifest=Manifest.model_validate(run.manifest),
-            min_updates=row.min_updates,
+            manifest=manifest,
+            min_updates=row.min_updates if manifest.buffered is None else 1,  # the others count as zero
             adapter_sha256=row.adapter_sha256,
             updates=updates,
             optimizer_sha256=optimizer_state(session, run),
             worth=standings.worths(session, [client_id for client_id, _digest in updates]),
+            ages=ages_of(session, row),
             noised=_spend(context, session, run, row),
         )
 
@@ -173,6 +178,7 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
         sealed.updates,
         min_updates=sealed.min_updates,
         worth=sealed.worth,
+        ages=sealed.ages,
         lot=lambda client_id: context.vault.fingerprint("bucket", f"{sealed.round_id}/{client_id}"),
     )
     if found.change is None:

@@ -1,0 +1,93 @@
+"""What a run trains, as parts of its manifest: task, base model, shape of the adapter, local steps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.core.strict import Hex64
+
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+Word = Annotated[str, Field(strict=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
+Text = Annotated[str, Field(strict=True, min_length=1, max_length=500, pattern=_PRINTABLE)]
+
+
+class Part(BaseModel):
+    """A part of the manifest; a member that is not named here is refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("a value is listed twice")
+    return values
+
+
+class Task(Part):
+    """What is learned from which fields of a record."""
+
+    kind: Literal["sequence_classification"]
+    labels: Annotated[tuple[Word, ...], Field(min_length=2, max_length=1000)]
+    text_fields: Annotated[tuple[Word, ...], Field(min_length=1, max_length=16)]
+    label_field: Word
+    max_tokens: Annotated[int, Field(ge=2, le=8192, strict=True)]
+    pooling: Literal["mean", "model"]
+
+    _labels = field_validator("labels", "text_fields")(_distinct)
+
+
+class BaseModelRef(Part):
+    """The frozen model below the adapter, by the digest of its weights."""
+
+    name: Word
+    locator: Text
+    weights_sha256: Hex64
+    architecture: Word
+
+
+class Lora(Part):
+    """The adapter's shape. `ffa` freezes the A factors at values drawn from the public seed."""
+
+    method: Literal["ffa", "fedit"]
+    rank: Annotated[int, Field(ge=1, le=1024, strict=True)]
+    alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+    target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
+    layers: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=10_000, strict=True)], ...], Field(min_length=1, max_length=1024)
+    ]
+    modules_to_save: Annotated[tuple[Word, ...], Field(max_length=16)]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
+
+    _lists = field_validator("target_modules", "layers", "modules_to_save")(_distinct)
+
+
+class TensorShape(Part):
+    """One tensor of the adapter file, always float32. `trained` tells that clients send it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[A-Za-z0-9_.\-]+$")]
+    shape: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=2**31 - 1, strict=True)], ...],
+        Field(min_length=1, max_length=4),
+    ]
+    trained: Annotated[bool, Field(strict=True)]
+
+    @property
+    def elements(self) -> int:
+        """Number of values."""
+        count = 1
+        for length in self.shape:
+            count *= length
+        return count
+
+
+class Training(Part):
+    """The local steps of one round; their number is a constant, whatever a client's size."""
+
+    optimizer: Literal["sgd"]
+    learning_rate: Annotated[float, Field(ge=1e-8, le=1e4, allow_inf_nan=False, strict=True)]
+    momentum: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, strict=True)]
+    local_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)]
+    proximal_mu: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False, strict=True)] = 0.0
+    """FedProx: how strongly each step pulls back to the round's adapter; 0 does not."""
