@@ -77,7 +77,7 @@ def manifest(**changed: Any) -> dict[str, Any]:
         "round_deadline_s": 600.0,
     }
     for name, value in changed.items():
-        frozen[name] = frozen[name] | value if isinstance(value, dict) else value
+        frozen[name] = frozen.get(name, {}) | value if isinstance(value, dict) else value
     return frozen
 
 

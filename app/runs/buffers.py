@@ -41,9 +41,9 @@ def check_buffers(manifest: Manifest, *, clients: int) -> None:
     buffered, quorum = manifest.buffered, manifest.quorum
     if buffered is None:
         return
-    for wanted, holds in _conditions(manifest):
+    for need, holds in _conditions(manifest):
         if not holds:
-            raise BufferRefused(_("buffered rounds need {wanted}"), wanted=wanted)
+            raise BufferRefused(need)
     if buffered.participations > manifest.rounds:
         raise BufferRefused(
             _("one client sends at most one update for each of {rounds} rounds: plan no more participations"),
@@ -67,11 +67,20 @@ def _conditions(manifest: Manifest) -> list[tuple[str, bool]]:
     privacy, aggregation, quorum = manifest.privacy, manifest.aggregation, manifest.quorum
     optimizer = aggregation.server_optimizer
     return [
-        ("trust `local` or `none`", privacy.trust in {"local", "none"}),
-        ("relation `zero_out`", privacy.relation == "zero_out"),
-        ("cohort `everyone`", isinstance(privacy.cohort, Everyone)),
-        ("rule `mean` without mixing", (aggregation.rule, aggregation.mixing) == ("mean", "none")),
-        ("equal min_updates and max_updates", quorum.min_updates == quorum.max_updates),
-        ("quorum.seal null or `quorum`", quorum.seal != "deadline"),
-        ("another server optimizer than `fedexp`", optimizer is None or optimizer.kind != "fedexp"),
+        (_("buffered rounds need trust `local` or `none`"), privacy.trust in {"local", "none"}),
+        (_("buffered rounds need relation `zero_out`"), privacy.relation == "zero_out"),
+        (_("buffered rounds need cohort `everyone`"), isinstance(privacy.cohort, Everyone)),
+        (
+            _("buffered rounds need rule `mean` without mixing"),
+            (aggregation.rule, aggregation.mixing) == ("mean", "none"),
+        ),
+        (
+            _("buffered rounds need equal min_updates and max_updates: the buffer's size"),
+            quorum.min_updates == quorum.max_updates,
+        ),
+        (_("a buffer closes when it is full: quorum.seal is null or `quorum`"), quorum.seal != "deadline"),
+        (
+            _("buffered rounds go with another server optimizer than `fedexp`"),
+            optimizer is None or optimizer.kind != "fedexp",
+        ),
     ]

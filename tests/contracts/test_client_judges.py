@@ -72,6 +72,11 @@ def plans() -> list[dict[str, Any]]:
         made.append(deepcopy(EXAMPLE) | {"aggregation": aggregation})
     for least, most in ((0, 8), (1, 1), (2, 8), (8, 8), (9, 9)):
         made.append(deepcopy(EXAMPLE) | {"quorum": {"min_updates": least, "max_updates": most}})
+    for optimizer in ("fedavgm", "fedexp"):
+        step = {"aggregation": EXAMPLE["aggregation"] | {"server_optimizer": {"kind": optimizer}}}
+        made.append(deepcopy(EXAMPLE) | step)
+    buffers = {"buffered": {"participations": 4, "staleness": 2}}
+    made.append(deepcopy(EXAMPLE) | buffers | {"quorum": {"min_updates": 4, "max_updates": 4}})
     for name, value in itertools.product(("noise_multiplier", "epsilon", "delta"), (None, 0.05)):
         made.append(deepcopy(EXAMPLE) | {"privacy": EXAMPLE["privacy"] | {name: value}})
     return made

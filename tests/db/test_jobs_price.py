@@ -126,6 +126,18 @@ def test_a_central_plan_is_priced_by_its_rounds_and_the_cut_cohort() -> None:
     assert (found["epsilon_rdp"], found["rdp"], found["clip_noise_multiplier"]) == (None, {}, None)
 
 
+def test_a_buffered_plan_is_priced_by_the_updates_that_one_client_may_send() -> None:
+    buffered = tiny_manifest(
+        buffered={"participations": 2, "staleness": 1}, rounds=5, privacy={"noise_multiplier": 1.5}
+    )
+    whole = tiny_manifest(rounds=2, privacy={"noise_multiplier": 1.5})
+    found, expected = (
+        price.price_of(Manifest.model_validate(one), orders=(8.0,)) for one in (buffered, whole)
+    )
+    assert found == expected
+    assert len(found["epsilon_by_round"]) == 2
+
+
 def test_an_account_by_order_cannot_pay_for_a_cut_cohort() -> None:
     assert refusal_of(central(epsilon=None, noise_multiplier=2.0), orders=(8.0,)) == "order_not_priceable"
 

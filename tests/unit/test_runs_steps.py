@@ -1,11 +1,11 @@
-"""Client terms and step lengths of a plan: what is refused, and with what way out."""
+"""Client terms, step lengths and buffers of a plan: what is refused, and with what way out."""
 
 from typing import Any
 
 import pytest
 
 from app.core.errors import Invalid
-from app.runs import steps
+from app.runs import buffers, steps
 from app.runs.manifest import Manifest, ServerOptimizer
 from app.runs.plan import check_plan
 from tests.builders import tiny_manifest
@@ -63,7 +63,65 @@ def test_no_step_of_fedexp_is_longer_than_the_plan_says() -> None:
     assert optimizer.longest(0.1) == pytest.approx(2.0 * 0.1)
 
 
-@pytest.mark.parametrize("error", [steps.ProximalRefused, steps.StepRefused])
+@pytest.mark.parametrize(
+    "error", [steps.ProximalRefused, steps.StepRefused, buffers.BufferRefused, buffers.BufferStarves]
+)
 def test_every_refusal_names_a_remedy(error: type[Invalid]) -> None:
     assert error.remedy
     assert error.remedy != Invalid.remedy
+
+
+def buffered(*, participations: int = 2, staleness: int = 2, **changes: Any) -> dict[str, Any]:
+    """A plan for three buffers of two updates among six clients."""
+    made = tiny_manifest(
+        buffered={"participations": participations, "staleness": staleness},
+        quorum={"min_updates": 2, "max_updates": 2},
+        rounds=3,
+    )
+    for name, value in changes.items():
+        made[name] = made[name] | value if isinstance(value, dict) else value
+    return made
+
+
+def test_a_buffered_plan_counts_the_steps_of_its_participations() -> None:
+    manifest = accept(buffered())
+    assert (manifest.participations, manifest.steps) == (2, 2 * manifest.training.local_steps)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"privacy": {"relation": "replace_one"}},
+        {"aggregation": {"mixing": "buckets"}},
+        {"aggregation": {"rule": "median"}},
+        {"aggregation": FEDEXP},
+        {"quorum": {"min_updates": 1}},
+        {"quorum": {"seal": "deadline"}},
+        {"participations": 4},
+    ],
+)
+def test_buffers_are_refused_under_conditions_that_are_not_proved(changes: dict[str, Any]) -> None:
+    refused = refusal(buffered(**changes))
+    assert (refused.status, refused.code) == (422, "buffer_refused")
+
+
+def test_buffers_are_refused_under_central_noise_with_the_way_out() -> None:
+    document = central_manifest(cohort={"kind": "everyone"}) | {"buffered": buffered()["buffered"]}
+    refused = refusal(document)
+    assert refused.code == "buffer_refused"
+    assert "local" in refused.detail
+
+
+@pytest.mark.parametrize(
+    ("clients", "rounds", "participations", "starves"),
+    [(3, 3, 2, True), (4, 3, 2, False), (2, 3, 3, False), (2, 3, 2, True), (6, 3, 1, False), (5, 3, 1, True)],
+)
+def test_buffers_that_might_never_fill_are_refused(
+    clients: int, rounds: int, participations: int, starves: bool
+) -> None:
+    """Of two updates each: before the last of three, four are sent, by 4 // P clients that may be through."""
+    document = buffered(participations=participations, rounds=rounds)
+    if starves:
+        assert refusal(document, clients=clients).code == "buffer_starves"
+    else:
+        accept(document, clients=clients)
