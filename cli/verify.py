@@ -155,9 +155,10 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
 
 
 def _require_whole_schedule(privacy: dict[str, Any], *, rounds: Any) -> None:
-    """Refuse a claim whose steps are not those of all the rounds that were planned."""
-    steps = privacy.get("steps")
-    is_whole = isinstance(steps, int) and isinstance(rounds, int) and rounds > 0 and steps % rounds == 0
+    """Refuse a claim whose steps are not those of all rounds, or of buffered ones all participations."""
+    steps, updates = privacy.get("steps"), privacy.get("participations", rounds)
+    are_counts = all(isinstance(one, int) for one in (steps, updates, rounds))
+    is_whole = are_counts and 0 < updates <= rounds and steps % updates == 0
     if not is_whole or (privacy.get("trust") == "central" and steps != rounds):
         raise error(
             "schedule_differs",

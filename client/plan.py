@@ -84,6 +84,8 @@ def _require_supported(
 ) -> None:
     if training["optimizer"] != "sgd":
         raise _unsupported("optimizer")
+    if training.get("control_variates", "none") != "none":
+        raise _unsupported("control_variates")
     if training.get("gradient_checkpointing"):
         raise _unsupported("gradient_checkpointing")
     if training.get("dtype", "float32") != "float32":  # bfloat16 cannot hold a clipping bound

@@ -86,6 +86,7 @@ class Training(Part):
     momentum: Annotated[float, Field(ge=0, lt=1)]
     local_steps: Count
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    control_variates: Literal["none", "scaffold"] = "none"
 
 
 class EveryoneCohort(Part):

@@ -158,7 +158,7 @@ def _claim(facts: Facts) -> dict[str, Any]:
         "population": population.claim_of(facts.accounts, facts.paid, open_runs=facts.open_runs),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
         **statements.meanings_of(privacy, seals_at_deadline=facts.seals_at_deadline),
-        **_particulars(privacy, price),
+        **_particulars(manifest, price),
         **_audit(facts),
     }
 
@@ -173,9 +173,12 @@ def _covered(manifest: dict[str, Any]) -> str:
     return f"all {manifest['rounds']} rounds, as committed before the first of them"
 
 
-def _particulars(privacy: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
-    """What only some plans have: a person's rule with its price by data sets, a clip norm that moves."""
+def _particulars(manifest: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
+    """What only some plans have: buffers, a person's rule with its price by data sets, a moving clip norm."""
     found: dict[str, Any] = {}
+    privacy = manifest["privacy"]
+    if manifest.get("buffered") is not None:
+        found |= {"participations": manifest["buffered"]["participations"]}
     if privacy.get("person") is not None:
         found |= {"person": privacy["person"], "epsilon_by_silos": price["epsilon_by_silos"]}
     if privacy.get("adaptive_clip") is not None:

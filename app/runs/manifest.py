@@ -312,6 +312,7 @@ EXAMPLE: dict[str, Any] = {
         "momentum": 0.9,
         "local_steps": 8,
         "proximal_mu": 0.0,
+        "control_variates": "none",
     },
     "privacy": {
         "trust": "local",

@@ -29,8 +29,21 @@ class StepRefused(Invalid):
     remedy = _("Use it under `local` with rule `mean` and no mixing, or use another server optimizer.")
 
 
+class VariatesRefused(Invalid):
+    """SCAFFOLD, which no run can use: unsound under one trust, and not built under the others."""
+
+    code, title = "control_variates_refused", _("Control variates cannot be used")
+    meaning = _(
+        "A variate is made of one client's updates. Under `central` these are data that nobody was charged "
+        "for. Under `local` it would cost nothing, but this version keeps no state for each client."
+    )
+    remedy = _("Set control_variates to `none`; training.proximal_mu also keeps clients from drifting apart.")
+
+
 def check_steps(manifest: Manifest) -> None:
     """Refuse client terms and step lengths that do not hold; raises an `Invalid` error above."""
+    if manifest.training.control_variates != "none":
+        raise VariatesRefused(_("no run can use control variates in this version; use proximal_mu"))
     _check_proximal(manifest)
     _check_extrapolation(manifest)
 

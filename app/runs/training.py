@@ -91,3 +91,5 @@ class Training(Part):
     local_steps: Annotated[int, Field(ge=1, le=10_000, strict=True)]
     proximal_mu: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False, strict=True)] = 0.0
     """FedProx: how strongly each step pulls back to the round's adapter; 0 does not."""
+    control_variates: Literal["none", "scaffold"] = "none"
+    """What corrects a step for how far its client's data lie from the others'."""

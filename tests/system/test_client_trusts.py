@@ -54,7 +54,8 @@ def mailbox(outside: Outside, folder: Path, *, stack: Stack, silo: int, base: Pa
     policy = next((folder / "ledgers").glob("*/policy.toml"))
     text = policy.read_text().replace('trusts = ["local"]', 'trusts = ["local", "central"]')
     declared = text.replace('# person_field = "author"', 'person_field = "client"')
-    policy.write_text(declared.replace("# person_records = 100", f"person_records = {RECORDS_CAP}"))
+    declared = declared.replace("# person_records = 100", f"person_records = {RECORDS_CAP}")
+    policy.write_text(declared.replace("smallest_cohort = 2", "smallest_cohort = 1"))
     return client_id
 
 
@@ -125,3 +126,36 @@ def test_persons_and_then_whole_clients_are_protected_on_one_stack(tmp_path: Pat
         assert book.epsilon_spent == person.epsilon + client.epsilon
         assert not list((folder / "ledgers").glob("*/evidence-*.json"))
     assert "canary" not in outside.printed
+
+
+def test_in_a_buffered_run_late_updates_go_to_the_next_buffer_and_its_price_is_kept(
+    tmp_path: Path, stack: Stack
+) -> None:
+    """Two clients train from one adapter in turn; buffers hold one update, so that the second is late."""
+    outside, base = Outside(tmp_path / "outside"), write_tiny_bert(tmp_path / "base")
+    clients = dict[Path, str]()
+    for silo in range(SILOS):
+        folder = tmp_path / f"mailbox-{silo}"
+        clients[folder] = mailbox(outside, folder, stack=stack, silo=silo, base=base)
+    template = outside.dpfl(
+        *("run", "template", "--base-model", str(base), "--layers", "2", "--clients", "2"),
+        *("--labels", ",".join(sorted(LABELS.values())), "--rounds", "3", "--local-steps", "2"),
+    )
+    plan = planned(template) | {
+        "buffered": {"participations": 2, "staleness": 2},
+        "quorum": {"min_updates": 1, "max_updates": 1},
+    }
+    run_id = served(outside, plan, clients, stack)
+    privacy = certificate(outside, run_id, stack)["privacy"]
+    assert privacy["steps"] == 2 * 2
+    assert privacy["this_run"]["covers"].startswith("at most 2 updates of each client in 3 buffered rounds")
+    runs = [Profile.open(folder).ledger.book().commitments[run_id] for folder in clients]
+    assert sorted(run.rounds_sent for run in runs) == [1, 2]
+    taken = [
+        (number, one.receipt["round_id"])
+        for run in runs
+        for number, one in run.contributions.items()
+        if one.receipt is not None
+    ]
+    assert len({round_id for _base, round_id in taken}) == 3
+    assert len({base for base, _round_id in taken}) < 3  # one adapter was trained by both

@@ -74,10 +74,18 @@ def signed(content: dict[str, Any]) -> dict[str, Any]:
     return sign(content, lambda raw: ("k1", KEY.sign(raw)))
 
 
-def content_of(privacy: dict[str, Any], *, base: Path, epsilon: float = 2.0, **price: Any) -> dict[str, Any]:
-    manifest = tiny_manifest(privacy=deepcopy(privacy))
+def content_of(
+    privacy: dict[str, Any],
+    *,
+    base: Path,
+    epsilon: float = 2.0,
+    buffered: dict[str, int] | None = None,
+    rounds: int = 2,
+    **price: Any,
+) -> dict[str, Any]:
+    manifest = tiny_manifest(privacy=deepcopy(privacy), rounds=rounds) | {"buffered": buffered}
     manifest["base_model"] |= {"locator": str(base), "weights_sha256": weights_digest(base)}
-    steps = manifest["rounds"]
+    steps = manifest["rounds"] if buffered is None else buffered["participations"]
     if manifest["privacy"]["trust"] == "local":
         steps *= manifest["training"]["local_steps"]
     facts = Facts(
@@ -454,6 +462,18 @@ def test_a_central_claim_is_priced_by_its_rounds_and_its_cohort(tmp_path: Path, 
     more = content_of(CENTRAL, base=base, epsilon=20.0)
     more["privacy"]["steps"] = 4
     assert "[schedule_differs]" in check(tmp_path, more, code=1).stderr
+
+
+def test_a_buffered_claim_is_priced_by_the_updates_that_one_client_may_send(
+    tmp_path: Path, base: Path
+) -> None:
+    content = content_of(LOCAL, base=base, buffered={"participations": 2, "staleness": 1}, rounds=5)
+    assert "at most 2 updates of each client in 5" in content["privacy"]["this_run"]["covers"]
+    assert "holds" in check(tmp_path, content).stdout
+    content["privacy"]["participations"] = 6  # more than one a round
+    assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
+    content["privacy"]["participations"] = 3  # four steps are not those of three updates
+    assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
 
 
 def test_a_person_in_several_data_sets_is_priced_for_all_of_them(tmp_path: Path, base: Path) -> None:

@@ -8,6 +8,8 @@ from app.core.errors import Invalid
 from app.runs import buffers, steps
 from app.runs.manifest import Manifest, ServerOptimizer
 from app.runs.plan import check_plan
+from client.errors import ClientError
+from client.plan import TrainingPlan
 from tests.builders import tiny_manifest
 from tests.central import CLIENTS, central_manifest
 
@@ -32,6 +34,15 @@ def test_a_proximal_term_that_does_nothing_or_drives_away_is_refused(training: d
     """Heavy ball on (mu / 2) x^2 converges for rate * mu under 2 (1 + momentum) alone: 38 * .1 = 2 * 1.9."""
     assert refusal(tiny_manifest(training=training | {"proximal_mu": 0.1})).code == "proximal_refused"
     accept(tiny_manifest(training=training | {"proximal_mu": 0.0}))
+
+
+def test_control_variates_are_refused_by_the_server_and_by_a_client() -> None:
+    document = tiny_manifest(training={"control_variates": "scaffold"})
+    refused = refusal(document)
+    assert (refused.status, refused.code) == (422, "control_variates_refused")
+    with pytest.raises(ClientError) as unsupported:
+        TrainingPlan.from_manifest(document)
+    assert unsupported.value.code == "unsupported_plan"
 
 
 @pytest.mark.parametrize("trust", ["local", "none", "central"])
@@ -64,7 +75,14 @@ def test_no_step_of_fedexp_is_longer_than_the_plan_says() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [steps.ProximalRefused, steps.StepRefused, buffers.BufferRefused, buffers.BufferStarves]
+    "error",
+    [
+        steps.ProximalRefused,
+        steps.StepRefused,
+        steps.VariatesRefused,
+        buffers.BufferRefused,
+        buffers.BufferStarves,
+    ],
 )
 def test_every_refusal_names_a_remedy(error: type[Invalid]) -> None:
     assert error.remedy
