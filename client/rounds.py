@@ -29,6 +29,7 @@ from client.pauses import pause_at
 from client.profile import Profile, raw_public_key
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
+from client.update_file import update_file
 from client.wire import Assignment, FrozenManifest, Manifest, Receipt, parse
 
 if TYPE_CHECKING:
@@ -123,7 +124,8 @@ def _finished(
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
     require_wanted(update, frozen.manifest)
-    written = own.write_update(_serialized(update), update_id=uuid4())
+    content = update_file(update, wire_dtype=frozen.manifest.aggregation.wire_dtype)
+    written = own.write_update(content, update_id=uuid4())
     own.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
     prepared = prepared_of(assignment, written)
     profile.ledger.prepare(run_id, number, prepared)
@@ -247,10 +249,3 @@ def _give_up(profile: Profile, assignment: Assignment) -> None:
 def _trained_bytes(manifest: Manifest) -> int:
     """Bytes of all trained tensors, float32."""
     return 4 * sum(math.prod(tensor.shape) for tensor in manifest.tensors if tensor.trained)
-
-
-def _serialized(update: dict[str, Tensor]) -> bytes:
-    from safetensors.torch import save  # noqa: PLC0415  (torch takes seconds to load)
-
-    content: bytes = save({name: update[name].contiguous() for name in sorted(update)})
-    return content

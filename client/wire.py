@@ -201,6 +201,8 @@ class Aggregation(Part):
     rule: str
     weights: str
     clip_norm: Positive | None
+    wire_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """In what this client sends its change."""
     faulty: Number = 0
     mixing: str = "none"
     settings: RuleSettings = RuleSettings()

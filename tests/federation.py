@@ -109,9 +109,9 @@ def update_file(manifest: dict[str, Any], *, fill: int = 0) -> bytes:
     """A safetensors file of the manifest's trained tensors, every byte of their values `fill`."""
     header: dict[str, Any] = {}
     start = 0
-    for name, shape in sorted(expected_tensors(manifest).items()):
-        end = start + 4 * shape[0] * shape[1]
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+    for name, tensor in sorted(expected_tensors(manifest).items()):
+        end = start + tensor.size_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes([fill]) * start

@@ -6,11 +6,12 @@ What this module learns of single updates (their norms, whether they are finite)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from torch import Tensor
+import torch
 
 from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest, PoissonCohort
@@ -22,7 +23,9 @@ from engines.privacy.round_stream import Parameter, SealedInput, round_stream
 from workers.canaries import SeatedCanaries
 from workers.layout import trained_shapes
 from workers.sources import BlobUpdates
-from workers.tensors import read_tensors
+
+Sealed = tuple[tuple[UUID, str], ...]
+"""(client id, blob) of every update of a sealed round, in the order of client ids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,7 @@ class NoisedRound:
 class Step:
     """What a round lets out."""
 
-    update: dict[str, Tensor]
+    update: dict[str, torch.Tensor]
     next_clip_norm: float | None
     """What adaptive clipping gives the next round; None without it."""
     scores: bytes | None = None
@@ -75,23 +78,22 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
     )
 
 
-def noised_step(
-    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
-) -> Step:
+def noised_step(blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Step:
     """Clip, sum (or trim and sum) and noise what a round's clients and canaries sent, one at a time.
 
     Args:
         blobs: where the updates lie.
         manifest: the run's, with the noise multiplier that it was priced with.
         noised: the round's secret and constants.
-        updates: (client id, blob) of every update that was received, in the order of client ids.
+        updates: every update that was received.
     Raises:
         ValueError: more updates and canaries than the cohort's cap, or constants out of range.
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
     plan = plan_of(manifest, noised)
     summed = _trimmed if manifest.aggregation.rule == "trimmed_mean" else _summed
-    release = summed(blobs, manifest, noised, updates)
+    with BlobUpdates(blobs, [digest for _id, digest in updates], manifest.sent) as source:
+        release = summed(source, manifest, noised, updates)
     following = None
     if plan.adaptive is not None and release.share_within is not None:
         following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
@@ -99,41 +101,41 @@ def noised_step(
     return Step(release.update, following, scores)
 
 
-def _summed(
-    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
-) -> CentralRelease:
-    """The plain sum: canaries go through it as clients do, those with nothing to add included."""
+def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> CentralRelease:
+    """The plain sum: canaries go through it as clients do, those with nothing to add included.
+
+    What the wire's rounding did to an update is in it before it is clipped.
+    """
     shapes, plan = trained_shapes(manifest), plan_of(manifest, noised)
     total = CentralSum(shapes, plan)
-    for _client_id, digest in updates:
-        total.add(read_tensors(blobs, digest, shapes))
+    row = torch.empty(source.dimension, dtype=torch.float32)
+    parts = torch.split(row, [math.prod(shape) for shape in shapes.values()])
+    update = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+    for client in range(source.clients):
+        source.read(client, 0, source.dimension, row.numpy())
+        total.add(update)
     parameters = total.parameters()
     if noised.canaries is not None:
-        for update in noised.canaries.updates(shapes, clip_norm=plan.clip_norm):
-            total.add(update)
+        for made in noised.canaries.updates(shapes, clip_norm=plan.clip_norm):
+            total.add(made)
         parameters |= noised.canaries.parameters()
     return total.release(_stream(noised, parameters, updates))
 
 
-def _trimmed(
-    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: tuple[tuple[UUID, str], ...]
-) -> CentralRelease:
+def _trimmed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> CentralRelease:
     """The robust rule that central noise covers at the price of the sum."""
-    shapes, aggregation = trained_shapes(manifest), manifest.aggregation
+    aggregation = manifest.aggregation
     trimmed = aggregation.settings.trimmed
-    with BlobUpdates(blobs, [digest for _id, digest in updates], shapes) as source:
-        total = CentralTrimmedSum(
-            shapes,
-            plan_of(manifest, noised),
-            updates=source,
-            trimmed=aggregation.faulty if trimmed is None else trimmed,
-        )
-        return total.release(_stream(noised, total.parameters(), updates))
+    total = CentralTrimmedSum(
+        trained_shapes(manifest),
+        plan_of(manifest, noised),
+        updates=source,
+        trimmed=aggregation.faulty if trimmed is None else trimmed,
+    )
+    return total.release(_stream(noised, total.parameters(), updates))
 
 
-def _stream(
-    noised: NoisedRound, parameters: Mapping[str, Parameter], updates: tuple[tuple[UUID, str], ...]
-) -> NoiseStream:
+def _stream(noised: NoisedRound, parameters: Mapping[str, Parameter], updates: Sealed) -> NoiseStream:
     return round_stream(
         noised.secret,
         parameters={**parameters, "round": str(noised.round_id)},

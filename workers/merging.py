@@ -26,7 +26,6 @@ from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Rows, Scaled, Streamed, Weights
 from engines.aggregation.rules import Mixing, Setting, SettingMissing, TooFewClients, merge
 from engines.aggregation.steps import buffered_mean
-from workers.layout import trained_shapes
 from workers.sources import BlobUpdates
 
 MOST_COMPARED = 1024
@@ -110,7 +109,7 @@ def merged(
     """
     ids = [client_id for client_id, _digest in updates]
     weights = np.array([worth.get(client_id, 1.0) for client_id in ids])
-    with BlobUpdates(blobs, [digest for _id, digest in updates], trained_shapes(manifest)) as source:
+    with BlobUpdates(blobs, [digest for _id, digest in updates], manifest.sent) as source:
         try:
             admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
         except NoneFinite:

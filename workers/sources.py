@@ -1,7 +1,9 @@
 """A round's updates as one source of rows, read from their blobs in pieces: no update is ever held whole.
 
 Row i is the i-th update in the order of client ids, its tensors one after another in the order of the
-manifest. What is kept in memory is one layout for each order in which files hold their tensors, usually one.
+manifest. Whatever the wire dtype, rows are float32, the same on every machine: float16 and bfloat16 are
+widened exactly, int8 times its scale is rounded once. What is kept in memory is one layout for each order in
+which files hold their tensors, usually one, and the scales.
 """
 
 from __future__ import annotations
@@ -21,13 +23,19 @@ import numpy as np
 from app.core.blobs import LocalBlobs
 from app.core.errors import Unavailable
 from app.core.i18n import _
-from app.updates.wire import UpdateMalformed, check_header
+from app.runs.sending import SCALE, VALUE_BYTES
+from app.updates.wire import Expected, UpdateMalformed, check_header
 from engines.aggregation.kernels import Numbers
-from workers.tensors import BrokenTensors, Shapes
+from workers.tensors import BrokenTensors
 
 MOST_OPEN = 128
 """Files kept open; those of further clients are opened for each piece."""
-_BYTES = 4
+_HELD: dict[str, np.dtype[Any]] = {
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I8": np.dtype("i1"),
+}
+"""As what NumPy, which has no bfloat16, reads a file's values."""
 
 
 class Span(NamedTuple):
@@ -36,17 +44,19 @@ class Span(NamedTuple):
     start: int
     stop: int
     offset: int
+    dtype: str
+    """In the file format's words."""
 
 
 Layout = tuple[Span, ...]
 
 
 class BlobUpdates:
-    """Updates in blobs, float32, as `engines.aggregation.rows.Source`; a context manager."""
+    """Updates in blobs as `engines.aggregation.rows.Source`; a context manager."""
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, blobs: LocalBlobs, digests: Sequence[str], shapes: Shapes) -> None:
+    def __init__(self, blobs: LocalBlobs, digests: Sequence[str], expected: Expected) -> None:
         """Check every file's header and keep the first files open.
 
         Raises:
@@ -56,15 +66,19 @@ class BlobUpdates:
         if sys.byteorder != "little":
             raise ValueError("safetensors are little-endian, and so must be this machine")
         self.clients = len(digests)
-        self.dimension = sum(math.prod(shape) for shape in shapes.values())
+        self._expected = expected
+        self._trained = [name for name in expected if not _is_scale(name, expected)]
+        self.dimension = sum(math.prod(expected[name].shape) for name in self._trained)
         self._blobs, self._digests = blobs, tuple(digests)
         self._open: list[FileIO] = []
         known: dict[Layout, Layout] = {}
         self._layouts: list[Layout] = []
+        self._scales: list[Numbers | None] = []
         try:
             for number, digest in enumerate(digests):
-                layout = _layout(blobs, digest, shapes)
+                layout, scales = self._open_header(digest)
                 self._layouts.append(known.setdefault(layout, layout))
+                self._scales.append(scales)
                 if number < MOST_OPEN:
                     self._open.append(self._file(number))
         except BaseException:
@@ -93,17 +107,41 @@ class BlobUpdates:
             self._read(file, client, start, stop, out)
 
     def _read(self, file: FileIO, client: int, start: int, stop: int, out: Numbers) -> None:
-        for span in self._layouts[client]:
+        scales = self._scales[client]
+        for number, span in enumerate(self._layouts[client]):
             first, last = max(span.start, start), min(span.stop, stop)
             if first >= last:
                 continue
-            view = out[first - start : last - start].view(np.uint8).data
-            file.seek(span.offset + _BYTES * (first - span.start))
-            while view.nbytes:
-                count = file.readinto(view)
-                if not count:
-                    raise BrokenTensors("the blob ended before its tensors did")
-                view = view[count:]
+            file.seek(span.offset + VALUE_BYTES[span.dtype] * (first - span.start))
+            wanted = out[first - start : last - start]
+            if span.dtype == "F32":
+                _fill(file, wanted)
+                continue
+            held = np.empty(last - first, dtype=_HELD[span.dtype])
+            _fill(file, held)
+            _widen(held, wanted, dtype=span.dtype, scale=None if scales is None else scales[number])
+
+    def _open_header(self, digest: str) -> tuple[Layout, Numbers | None]:
+        """Where a file's trained tensors lie, and their scales where it has some."""
+        with self._blobs.open(digest) as file:
+            size_bytes = os.fstat(file.fileno()).st_size
+            try:
+                check_header(file, size_bytes=size_bytes, expected=self._expected)
+            except UpdateMalformed as error:
+                raise BrokenTensors(str(error)) from error
+            file.seek(0)
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: Mapping[str, Any] = json.loads(file.read(length))
+            spans, scales, start = [], [], 0
+            for name in self._trained:
+                dtype, shape = self._expected[name]
+                stop = start + math.prod(shape)
+                spans.append(Span(start, stop, 8 + length + header[name]["data_offsets"][0], dtype))
+                start = stop
+                if dtype == "I8":
+                    file.seek(8 + length + header[name + SCALE]["data_offsets"][0])
+                    scales.append(struct.unpack("<f", file.read(4))[0])
+        return tuple(spans), np.array(scales, dtype=np.float32) if scales else None
 
     def _file(self, client: int) -> FileIO:
         try:
@@ -112,19 +150,27 @@ class BlobUpdates:
             raise Unavailable(_("a stored file is missing or cannot be read")) from error
 
 
-def _layout(blobs: LocalBlobs, digest: str, shapes: Shapes) -> Layout:
-    with blobs.open(digest) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        try:
-            check_header(file, size_bytes=size_bytes, expected=shapes)
-        except UpdateMalformed as error:
-            raise BrokenTensors(str(error)) from error
-        file.seek(0)
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: Mapping[str, Any] = json.loads(file.read(length))
-    spans, start = [], 0
-    for name, shape in shapes.items():
-        stop = start + math.prod(shape)
-        spans.append(Span(start, stop, 8 + length + header[name]["data_offsets"][0]))
-        start = stop
-    return tuple(spans)
+def _is_scale(name: str, expected: Expected) -> bool:
+    """Whether a tensor of the file is another one's scale."""
+    owner = name.removesuffix(SCALE)
+    return owner != name and owner in expected and expected[owner].dtype == "I8"
+
+
+def _fill(file: FileIO, values: Numbers) -> None:
+    view = values.view(np.uint8).data
+    while view.nbytes:
+        count = file.readinto(view)
+        if not count:
+            raise BrokenTensors("the blob ended before its tensors did")
+        view = view[count:]
+
+
+def _widen(held: Numbers, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:
+    """Write a file's values as float32. What overflows, or has a scale that is not finite, is not finite."""
+    if dtype == "BF16":  # the upper half of a float32's bits
+        np.left_shift(held, 16, out=out.view(np.uint32), dtype=np.uint32)
+    elif scale is None:
+        out[:] = held
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.multiply(held, scale, out=out, dtype=np.float32)

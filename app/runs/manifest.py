@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from app.core.strict import Hex64
+from app.runs.sending import WireDtype, WireTensor, wire_tensors
 from app.runs.training import BaseModelRef, Lora, Part, Task, TensorShape, Training, Word
 
 Norm = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False, strict=True)]
@@ -185,6 +187,8 @@ class Aggregation(Part):
     rule: Word
     weights: Literal["uniform", "sizes"]
     clip_norm: Norm | None
+    wire_dtype: WireDtype = "float32"
+    """In what clients send their changes; the server computes in float32 and wider, whatever it is."""
     faulty: Count = 0
     """f, the most clients of a round that may be hostile or broken: what the rule has to bear."""
     mixing: Literal["none", "nearest_neighbours", "buckets"] = "none"
@@ -248,9 +252,14 @@ class Manifest(Part):
         return tuple(tensor for tensor in self.tensors if tensor.trained)
 
     @property
+    def sent(self) -> dict[str, WireTensor]:
+        """Every tensor of an update file; raises ValueError where two would have one name."""
+        return wire_tensors(((one.name, one.shape) for one in self.trained), self.aggregation.wire_dtype)
+
+    @property
     def update_bytes(self) -> int:
-        """Bytes of the trained tensors, without the file's header."""
-        return 4 * sum(tensor.elements for tensor in self.trained)
+        """Bytes of an update's tensors, without the file's header."""
+        return sum(tensor.size_bytes for tensor in self.sent.values())
 
     @property
     def adapter_bytes(self) -> int:
@@ -334,6 +343,7 @@ EXAMPLE: dict[str, Any] = {
         "rule": "mean",
         "weights": "uniform",
         "clip_norm": None,
+        "wire_dtype": "float32",
         "faulty": 0,
         "mixing": "none",
         "settings": RuleSettings().model_dump(),

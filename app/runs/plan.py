@@ -62,6 +62,17 @@ class QuorumImpossible(Invalid):
     remedy = _("Correct the quorum or add clients.")
 
 
+class WireDtypeRefused(Invalid):
+    """A wire dtype that this plan cannot use."""
+
+    code, title = "wire_dtype_refused", _("This wire dtype cannot be used here")
+    meaning = _(
+        "In mode `plain` clients may send float32, float16, bfloat16, or int8 with a scale. Masked sums have "
+        "a number format of their own, and no tensor may be called what the scale of another one is called."
+    )
+    remedy = _("Use wire dtype `float32`.")
+
+
 def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max_update_bytes: int) -> None:
     """Refuse a manifest that cannot be run soundly with so many clients under the federation's policy.
 
@@ -89,6 +100,14 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
 
 def _check_aggregation(manifest: Manifest) -> None:
     aggregation = manifest.aggregation
+    if aggregation.wire_dtype != "float32" and aggregation.mode != "plain":
+        raise WireDtypeRefused(
+            _("mode `{mode}` sends no {wire_dtype}"), mode=aggregation.mode, wire_dtype=aggregation.wire_dtype
+        )
+    try:
+        manifest.sent  # noqa: B018  (its names are all that is asked for)
+    except ValueError as error:
+        raise WireDtypeRefused(_("a tensor has the name of another one's scale")) from error
     if aggregation.mode != "plain":
         raise AggregationNotAvailable(
             _("aggregation mode `{mode}` cannot be run yet; use `plain`"), mode=aggregation.mode
@@ -169,10 +188,10 @@ def _check_sizes(manifest: Manifest, max_update_bytes: int) -> None:
 
 
 def header_bytes(manifest: Manifest) -> int:
-    """The length of the header that names every trained tensor, in its usual spelling."""
+    """The length of an update's header, in its usual spelling."""
     start, header = 0, {}
-    for tensor in manifest.trained:
-        end = start + 4 * tensor.elements
-        header[tensor.name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [start, end]}
+    for name, tensor in manifest.sent.items():
+        end = start + tensor.size_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end]}
         start = end
     return len(json.dumps(header, separators=(",", ":"))) + 8

@@ -31,7 +31,7 @@ from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
 from app.updates import buffered, declared
 from app.updates.models import Update, UpdateState
-from app.updates.wire import Shapes, expected_tensors, size_bounds
+from app.updates.wire import Expected, expected_tensors, size_bounds
 
 
 class UpdateConflict(Conflict):
@@ -76,7 +76,7 @@ class Sent:
 class Admission:
     """What the stream may bring; or the receipt, when the update is here already."""
 
-    expected: Shapes
+    expected: Expected
     received: Update | None = None
 
 
@@ -160,7 +160,7 @@ def _own_update(session: Session, principal: Principal, sent: Sent, *, base: Rou
     return row
 
 
-def _check_size(expected: Shapes, size_bytes: int) -> None:
+def _check_size(expected: Expected, size_bytes: int) -> None:
     fewest, most = size_bounds(expected)
     if size_bytes > most:
         raise UpdateTooBig(_("an update of this run has at most {most_bytes} bytes"), most_bytes=most)

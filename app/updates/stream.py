@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from app.core.blobs import BlobWriter
 from app.core.errors import BadRequest, Invalid, Unavailable
 from app.core.i18n import _
-from app.updates.wire import Shapes, check_header
+from app.updates.wire import Expected, check_header
 
 IDLE_S = 30.0
 """The longest wait for the next bytes of a body."""
@@ -115,7 +115,7 @@ def announced(headers: Mapping[str, str]) -> tuple[int, str]:
 
 
 async def receive(
-    chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int, sha256: str, expected: Shapes
+    chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int, sha256: str, expected: Expected
 ) -> None:
     """Write the body and check it; on return the writer may be committed.
 
@@ -155,6 +155,6 @@ async def _write_all(chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_b
         writer.write(chunk)  # a network chunk into the page cache; only fsync waits, on a thread
 
 
-def _check(writer: BlobWriter, size_bytes: int, expected: Shapes) -> None:
+def _check(writer: BlobWriter, size_bytes: int, expected: Expected) -> None:
     with writer.path.open("rb") as file:
         check_header(file, size_bytes=size_bytes, expected=expected)

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from app.core.errors import Invalid
 from app.core.i18n import _
+from app.runs.sending import WireTensor, wire_tensors
 
 MAX_HEADER_BYTES = 64 * 1024
 _LENGTH = struct.Struct("<Q")
@@ -20,42 +21,55 @@ _MAX_METADATA = 8
 _MAX_METADATA_TEXT = 200
 _MEMBERS = {"dtype", "shape", "data_offsets"}
 
-Shapes = Mapping[str, tuple[int, ...]]
+Expected = Mapping[str, WireTensor]
+"""Every tensor of an update file, by name."""
 
 
 class UpdateMalformed(Invalid):
     """The body is no safetensors file of the manifest's trained tensors."""
 
     code, title = "update_malformed", _("Not an update of this run")
-    meaning = _("The body must be a safetensors file with exactly the manifest's trained tensors in float32.")
+    meaning = _("The body must be a safetensors file with exactly the manifest's trained tensors.")
     remedy = _("Send the file that the training client wrote for this round.")
 
 
-def expected_tensors(manifest: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a client of this run sends."""
-    return {tensor["name"]: tuple(tensor["shape"]) for tensor in manifest["tensors"] if tensor["trained"]}
+class UpdateDtype(UpdateMalformed):
+    """A tensor is of another type than the manifest's wire dtype."""
+
+    code, title = "update_dtype", _("Not the wire dtype of this run")
+    meaning = _(
+        "The manifest names the type in which clients send, and nothing else is taken: other rounding is not "
+        "what everybody agreed to, and whole numbers without a scale are no change of an adapter."
+    )
+    remedy = _("Send the file that the training client wrote for this round.")
 
 
-def data_bytes(expected: Shapes) -> int:
-    """Bytes of the tensors themselves, four to a value."""
-    return sum(_size(shape) for shape in expected.values())
+def expected_tensors(manifest: Mapping[str, Any]) -> dict[str, WireTensor]:
+    """Every tensor that a client of this run sends, by name."""
+    trained = [(one["name"], tuple(one["shape"])) for one in manifest["tensors"] if one["trained"]]
+    return wire_tensors(trained, manifest["aggregation"].get("wire_dtype", "float32"))
 
 
-def size_bounds(expected: Shapes) -> tuple[int, int]:
+def data_bytes(expected: Expected) -> int:
+    """Bytes of the tensors themselves."""
+    return sum(tensor.size_bytes for tensor in expected.values())
+
+
+def size_bounds(expected: Expected) -> tuple[int, int]:
     """The fewest and the most bytes that such a file can have; between them only the header varies."""
     body = _LENGTH.size + data_bytes(expected)
     return body + len("{}"), body + MAX_HEADER_BYTES
 
 
-def check_header(file: BinaryIO, *, size_bytes: int, expected: Shapes) -> None:
+def check_header(file: BinaryIO, *, size_bytes: int, expected: Expected) -> None:
     """Read the header from the file's beginning and refuse anything but the expected tensors.
 
     Args:
         file: at its beginning; only the header is read.
         size_bytes: length of the whole file.
-        expected: every tensor's name and shape; all are float32.
+        expected: every tensor by name.
     Raises:
-        UpdateMalformed: naming the tensor where there is one.
+        UpdateMalformed: naming the tensor where there is one; UpdateDtype where its type is another.
     """
     header, data_start = _read_header(file, size_bytes=size_bytes)
     metadata = header.pop("__metadata__", None)
@@ -125,21 +139,21 @@ def _check_metadata(metadata: Any) -> None:
         raise UpdateMalformed(_("__metadata__ must be a few short texts"))
 
 
-def _check_entry(name: str, entry: Any, shape: tuple[int, ...]) -> tuple[int, int]:
+def _check_entry(name: str, entry: Any, expected: WireTensor) -> tuple[int, int]:
     """One tensor against the manifest; returns where its bytes begin and end."""
     if not isinstance(entry, dict) or set(entry) != _MEMBERS:
         raise UpdateMalformed(_("the tensor {tensor} must have dtype, shape and data_offsets"), tensor=name)
-    if entry["dtype"] != "F32":
-        raise UpdateMalformed(_("the tensor {tensor} is not float32"), tensor=name)
-    if not _are_counts(entry["shape"]) or tuple(entry["shape"]) != shape:
+    if entry["dtype"] != expected.dtype:
+        raise UpdateDtype(_("the tensor {tensor} is not of type {dtype}"), tensor=name, dtype=expected.dtype)
+    if not _are_counts(entry["shape"]) or tuple(entry["shape"]) != expected.shape:
         raise UpdateMalformed(
-            _("the tensor {tensor} does not have the shape {shape}"), tensor=name, shape=list(shape)
+            _("the tensor {tensor} does not have the shape {shape}"), tensor=name, shape=list(expected.shape)
         )
     offsets = entry["data_offsets"]
     if not _are_counts(offsets) or len(offsets) != 2:
         raise UpdateMalformed(_("the offsets of {tensor} are not two whole numbers"), tensor=name)
     begin, end = offsets
-    if end - begin != _size(shape):
+    if end - begin != expected.size_bytes:
         raise UpdateMalformed(_("the bytes of {tensor} are not as many as its shape needs"), tensor=name)
     return begin, end
 
@@ -159,13 +173,6 @@ def _check_spans(spans: list[tuple[int, int, str]], *, data_length: int) -> None
         raise UpdateMalformed(_("the file has {surplus} bytes too many"), surplus=data_length - reached)
     if reached > data_length:
         raise UpdateMalformed(_("the file has {missing} bytes too few"), missing=reached - data_length)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    count = 4
-    for length in shape:
-        count *= length
-    return count
 
 
 def _short(name: str) -> str:

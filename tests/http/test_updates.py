@@ -181,7 +181,6 @@ def with_header(body: bytes, old: bytes, new: bytes) -> bytes:
     ("old", "new"),
     [
         (b"classifier", b"classifies"),
-        (b"F32", b"F16"),
         (b"[2, 4]", b"[4, 2]"),
         (b'{"base', b'{"base_model.model.classifier.weight": 1, "base'),
         (b'{"base', b'["base'),
@@ -194,6 +193,13 @@ def test_a_file_that_is_not_the_manifests_is_refused_and_nothing_of_it_is_kept(
     broken = with_header(seat.body, old, new)
     assert broken != seat.body
     assert code(seat.put(broken)) == (422, "update_malformed")
+    assert (seat.spent, seat.blobs) == (2_500_000_000, [])
+
+
+@pytest.mark.parametrize("dtype", [b"F16", b"I32", b"I64"])
+def test_another_type_than_the_wire_dtype_is_refused_with_its_own_code(seat: Seat, dtype: bytes) -> None:
+    broken = with_header(seat.body, b"F32", dtype)
+    assert code(seat.put(broken)) == (422, "update_dtype")
     assert (seat.spent, seat.blobs) == (2_500_000_000, [])
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import struct
 from typing import Any
 
@@ -10,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from app.runs.sending import DTYPES, VALUE_BYTES, WireTensor, wire_tensors
 from app.updates.wire import (
     MAX_HEADER_BYTES,
+    UpdateDtype,
     UpdateMalformed,
     check_header,
     data_bytes,
@@ -20,7 +23,8 @@ from app.updates.wire import (
 )
 from tests.builders import tiny_manifest
 
-EXPECTED = {"a.weight": (2, 3), "b.weight": (4,)}
+SHAPES = {"a.weight": (2, 3), "b.weight": (4,)}
+EXPECTED = wire_tensors(SHAPES.items(), "float32")
 GOOD: dict[str, Any] = {
     "a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
     "b.weight": {"dtype": "F32", "shape": [4], "data_offsets": [24, 40]},
@@ -48,7 +52,7 @@ def changed(name: str, **members: object) -> dict[str, Any]:
 
 def test_a_file_of_the_safetensors_library_is_taken() -> None:
     np = pytest.importorskip("numpy")
-    body = save({name: np.zeros(shape, dtype="float32") for name, shape in EXPECTED.items()})
+    body = save({name: np.zeros(shape, dtype="float32") for name, shape in SHAPES.items()})
     check(body)
     low, high = size_bounds(EXPECTED)
     assert low <= len(body) <= high
@@ -66,7 +70,40 @@ def test_tensors_may_lie_in_any_order_and_metadata_may_be_a_few_words() -> None:
 def test_what_is_expected_is_exactly_what_the_manifest_trains() -> None:
     expected = expected_tensors(tiny_manifest())
     assert all("lora_A" not in name for name in expected)
-    assert data_bytes(expected) == 4 * sum(a * b for a, b in expected.values())
+    assert data_bytes(expected) == 4 * sum(math.prod(tensor.shape) for tensor in expected.values())
+
+
+@pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
+def test_each_wire_dtype_is_taken_where_the_manifest_names_it_and_no_other(wire_dtype: Any) -> None:
+    expected = wire_tensors(SHAPES.items(), wire_dtype)
+    header, end = {}, 0
+    for name, tensor in expected.items():
+        start, end = end, end + tensor.size_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    body = file_of(header, data=end)
+    check_header(io.BytesIO(body), size_bytes=len(body), expected=expected)
+    low, high = size_bounds(expected)
+    assert low <= len(body) <= high
+    assert data_bytes(expected) == 10 * VALUE_BYTES[DTYPES[wire_dtype]] + (8 if wire_dtype == "int8" else 0)
+    for other in sorted(set(DTYPES) - {wire_dtype}):
+        with pytest.raises(UpdateMalformed):
+            check_header(io.BytesIO(body), size_bytes=len(body), expected=wire_tensors(SHAPES.items(), other))
+
+
+def test_an_int8_tensor_without_its_scale_is_refused() -> None:
+    expected = wire_tensors({"b.weight": (4,)}.items(), "int8")
+    assert expected["b.weight.scale"] == WireTensor("F32", (1,))
+    body = file_of({"b.weight": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}, data=4)
+    with pytest.raises(UpdateMalformed) as caught:
+        check_header(io.BytesIO(body), size_bytes=len(body), expected=expected)
+    assert caught.value.members["tensor"] == "b.weight.scale"
+
+
+@pytest.mark.parametrize("dtype", ["I8", "U8", "I16", "I32", "I64", "U64", "BOOL", "F64", "F8_E4M3"])
+def test_whole_numbers_and_other_types_are_refused_with_a_code_of_their_own(dtype: str) -> None:
+    refusal = refused(file_of(changed("a.weight", dtype=dtype)))
+    assert isinstance(refusal, UpdateDtype)
+    assert (refusal.code, refusal.members["tensor"]) == ("update_dtype", "a.weight")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +224,7 @@ def test_a_flipped_byte_of_the_header_never_makes_another_exception(position: in
     header_length = struct.unpack("<Q", bytes(body[:8]))[0]
     header = json.loads(bytes(body[8 : 8 + header_length]))
     header.pop("__metadata__", None)
-    assert {name: tuple(entry["shape"]) for name, entry in header.items()} == EXPECTED
+    assert {name: tuple(entry["shape"]) for name, entry in header.items()} == SHAPES
 
 
 @given(st.integers(0, 8 + len(json.dumps(GOOD)) + 39))

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from app.core.blobs import LocalBlobs
 from app.core.errors import Unavailable
-from engines.aggregation.gate import admit
+from app.runs.sending import DTYPES, wire_tensors
+from client.update_file import update_file
+from engines.aggregation.gate import admit, row_norms
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Streamed
 from workers.sources import MOST_OPEN, BlobUpdates
 from workers.tensors import BrokenTensors, write_tensors
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 2)}
+FLOAT32 = wire_tensors(SHAPES.items(), "float32")
 SIZE = 21
 
 
@@ -48,7 +53,7 @@ def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(b
     updates = [sample(seed) for seed in range(4)]
     orders = ("abc", "cba", "bca", "abc")
     digests = [put(blobs, one, order=order) for one, order in zip(updates, orders, strict=True)]
-    with BlobUpdates(blobs, digests, SHAPES) as source:
+    with BlobUpdates(blobs, digests, FLOAT32) as source:
         assert (source.clients, source.dimension) == (4, SIZE)
         for client, start in np.ndindex(4, SIZE):
             for stop in range(start + 1, SIZE + 1):
@@ -60,7 +65,7 @@ def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(b
 def test_more_clients_than_files_may_be_open_are_read_alike(blobs: LocalBlobs) -> None:
     count = MOST_OPEN + 3
     digests = [put(blobs, sample(seed)) for seed in range(count)]
-    with BlobUpdates(blobs, digests, SHAPES) as source:
+    with BlobUpdates(blobs, digests, FLOAT32) as source:
         mean = weighted_mean(Streamed(source))
     expected = np.mean([sample(seed).astype(np.float64) for seed in range(count)], axis=0)
     assert mean == pytest.approx(expected, rel=1e-6, abs=1e-7)
@@ -71,14 +76,14 @@ def test_a_file_that_is_not_what_was_accepted_is_refused(blobs: LocalBlobs) -> N
     other, _size = write_tensors(blobs, {"a": torch.zeros(3, 4)})
     for digest in (other, blobs.put(b"something else")):
         with pytest.raises(BrokenTensors):
-            BlobUpdates(blobs, [fine, digest], SHAPES)
+            BlobUpdates(blobs, [fine, digest], FLOAT32)
     with pytest.raises(Unavailable):
-        BlobUpdates(blobs, [fine, "0" * 64], SHAPES)
+        BlobUpdates(blobs, [fine, "0" * 64], FLOAT32)
 
 
 def test_a_file_that_shrank_under_the_reader_is_refused(blobs: LocalBlobs) -> None:
     digest = put(blobs, sample(1))
-    with BlobUpdates(blobs, [digest], SHAPES) as source:
+    with BlobUpdates(blobs, [digest], FLOAT32) as source:
         path = blobs.path(digest)
         path.write_bytes(path.read_bytes()[:-40])
         with pytest.raises(BrokenTensors):
@@ -92,9 +97,95 @@ def test_memory_does_not_grow_with_the_number_of_clients(blobs: LocalBlobs) -> N
     peaks = []
     for repeated in (1, 32):
         tracemalloc.start()
-        with BlobUpdates(blobs, digests * repeated, shapes) as source:
+        with BlobUpdates(blobs, digests * repeated, wire_tensors(shapes.items(), "float32")) as source:
             rows = admit(Streamed(source), clip_norm=None).rows
             weighted_mean(rows)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] <= 1.1 * peaks[0]
+
+
+@pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
+def test_what_a_client_sends_in_any_wire_dtype_is_read_as_float32_piece_by_piece(
+    blobs: LocalBlobs, wire_dtype: Any
+) -> None:
+    """Against the safetensors library and torch, which read the same file."""
+    expected = wire_tensors(SHAPES.items(), wire_dtype)
+    updates = [sample(seed) * 10.0 ** (seed - 1) for seed in range(3)]
+    files = [update_file(tensors_of(one), wire_dtype=wire_dtype) for one in updates]
+    with BlobUpdates(blobs, [blobs.put(file) for file in files], expected) as source:
+        assert (source.dimension, source.dtype) == (SIZE, np.float32)
+        for client, file in enumerate(files):
+            wanted = read_by_torch(file)
+            for start, stop in ((0, SIZE), (0, 1), (3, 14), (11, 18), (SIZE - 1, SIZE)):
+                out = np.empty(stop - start, dtype=np.float32)
+                source.read(client, start, stop, out)
+                assert np.array_equal(out, wanted[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("wire_dtype", "step"), [("float32", 0.0), ("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("int8", 0.5)]
+)
+def test_rounding_is_at_most_half_a_step(blobs: LocalBlobs, wire_dtype: Any, step: float) -> None:
+    values = sample(5)
+    digest = blobs.put(update_file(tensors_of(values), wire_dtype=wire_dtype))
+    out = np.empty(SIZE, dtype=np.float32)
+    with BlobUpdates(blobs, [digest], wire_tensors(SHAPES.items(), wire_dtype)) as source:
+        source.read(0, 0, SIZE, out)
+    for part, sent in zip(np.split(values, [12, 17]), np.split(out, [12, 17]), strict=True):
+        most = np.abs(part).max() / 127 if wire_dtype == "int8" else np.abs(part)
+        assert (np.abs(sent - part) <= step * most * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
+def test_what_is_not_finite_on_the_wire_is_not_finite_when_read(
+    blobs: LocalBlobs, wire_dtype: Any, bad: float
+) -> None:
+    """Under int8 only a scale can be so; a finite one may still overflow float32."""
+    expected = wire_tensors(SHAPES.items(), wire_dtype)
+    sent = load(update_file(tensors_of(sample(2)), wire_dtype=wire_dtype))
+    name = "b.scale" if wire_dtype == "int8" else "b"
+    sent[name][0] = bad
+    with BlobUpdates(blobs, [blobs.put(save(sent))], expected) as source:
+        assert not np.isfinite(row_norms(Streamed(source))).any()
+
+
+def test_a_scale_that_overflows_is_not_finite(blobs: LocalBlobs) -> None:
+    sent = load(update_file(tensors_of(sample(2)), wire_dtype="int8"))
+    sent["b.scale"][0] = 3e38
+    with BlobUpdates(blobs, [blobs.put(save(sent))], wire_tensors(SHAPES.items(), "int8")) as source:
+        assert not np.isfinite(row_norms(Streamed(source))).any()
+
+
+@pytest.mark.parametrize("wire_dtype", ["float16", "bfloat16"])
+def test_a_thousand_narrow_ones_are_added_wide(blobs: LocalBlobs, wire_dtype: Any) -> None:
+    """In bfloat16 itself a sum of ones ends at 256, in float16 at 2048."""
+    digest = blobs.put(update_file(tensors_of(np.ones(SIZE, dtype=np.float32)), wire_dtype=wire_dtype))
+    with BlobUpdates(blobs, [digest] * 1000, wire_tensors(SHAPES.items(), wire_dtype)) as source:
+        assert np.array_equal(weighted_mean(Streamed(source)), np.ones(SIZE, dtype=np.float32))
+
+
+def test_large_narrow_values_do_not_overflow_in_a_mean(blobs: LocalBlobs) -> None:
+    """60000 in float16, a hundred times: their sum is over the type's range, their mean is not."""
+    values = np.full(SIZE, 60_000.0, dtype=np.float32)
+    digest = blobs.put(update_file(tensors_of(values), wire_dtype="float16"))
+    with BlobUpdates(blobs, [digest] * 100, wire_tensors(SHAPES.items(), "float16")) as source:
+        assert np.array_equal(weighted_mean(Streamed(source)), values)
+
+
+def tensors_of(values: np.ndarray) -> dict[str, torch.Tensor]:
+    parts = np.split(values.astype(np.float32), [12, 17])
+    return {
+        name: torch.from_numpy(part.copy()).reshape(SHAPES[name])
+        for name, part in zip(SHAPES, parts, strict=True)
+    }
+
+
+def read_by_torch(file: bytes) -> np.ndarray:
+    held = load(file)
+    parts = []
+    for name in SHAPES:
+        wide = held[name].to(torch.float32)
+        parts.append((wide * held[f"{name}.scale"] if f"{name}.scale" in held else wide).reshape(-1))
+    return torch.cat(parts).numpy()

@@ -1,0 +1,57 @@
+"""What clients send: the trained tensors in the run's wire dtype, as a safetensors file holds them.
+
+Under `int8` every tensor comes with one more, `<name>.scale`: a float32 by which its whole numbers are
+multiplied. Other integers are never part of an update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+WireDtype = Literal["float32", "float16", "bfloat16", "int8"]
+
+DTYPES: Mapping[str, str] = MappingProxyType(
+    {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int8": "I8"}
+)
+"""The file format's own words for them."""
+VALUE_BYTES: Mapping[str, int] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2, "I8": 1})
+SCALE = ".scale"
+"""Ends the name of an int8 tensor's scale, a float32 of shape (1,)."""
+
+
+class WireTensor(NamedTuple):
+    """One tensor of an update file."""
+
+    dtype: str
+    """In the file format's words."""
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its values."""
+        return VALUE_BYTES[self.dtype] * math.prod(self.shape)
+
+
+def wire_tensors(
+    trained: Iterable[tuple[str, tuple[int, ...]]], wire_dtype: WireDtype
+) -> dict[str, WireTensor]:
+    """Every tensor of an update file by name.
+
+    Args:
+        trained: name and shape of every tensor that clients train.
+        wire_dtype: as the manifest names it.
+    Raises:
+        ValueError: a trained tensor has the name of another one's scale.
+    """
+    found: dict[str, WireTensor] = {}
+    listed = list(trained)
+    for name, shape in listed:
+        found[name] = WireTensor(DTYPES[wire_dtype], shape)
+        if wire_dtype == "int8":
+            found[name + SCALE] = WireTensor("F32", (1,))
+    if len(found) != len(listed) * (2 if wire_dtype == "int8" else 1):
+        raise ValueError("a tensor has the name of another one's scale")
+    return found
