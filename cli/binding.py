@@ -14,10 +14,17 @@ from cli.i18n import _
 
 def bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Hold the folder's files, and the base model that is installed, against the certificate."""
+    lines = require_bound(folder, certificate)
+    base = section(section(certificate, "release"), "base_model")
+    return [*lines, _("{name}: is the certified one", name=CONFIG), _base(base)]
+
+
+def require_bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
+    """Refuse an adapter or a configuration that is not the certificate's."""
     release = section(certificate, "release")
     lines = _adapter(folder, release)
     _require_config(folder, release)
-    return [*lines, _("{name}: is the certified one", name=CONFIG), _base(section(release, "base_model"))]
+    return lines
 
 
 def _adapter(folder: Path, release: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from client.errors import ClientError
 
 ADAPTER, CONFIG, CERTIFICATE = "adapter_model.safetensors", "adapter_config.json", "certificate.json"
+MANIFEST = "manifest.json"
 
 
 def parsed(path: Path) -> Any:

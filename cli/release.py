@@ -1,4 +1,4 @@
-"""`dpfl release`: list and pull published adapters; `dpfl verify-release` checks what was pulled."""
+"""`dpfl release`: list, pull and export published adapters; `dpfl verify-release` checks what was pulled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from uuid import UUID
 import typer
 
 from cli.access import KeyFileOption, ProfileOption, ServerOption, open_session
-from cli.documents import ADAPTER, CERTIFICATE, CONFIG
+from cli.documents import ADAPTER, CERTIFICATE, CONFIG, MANIFEST
+from cli.export import export
 from cli.i18n import _
 from cli.reporting import one_line_errors
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from client.errors import ClientError
     from client.session import Session
 
-app = typer.Typer(name="release", help=_("List and pull published adapters."), no_args_is_help=True)
+app = typer.Typer(name="release", help=_("List, pull and export published adapters."), no_args_is_help=True)
+app.command("export", help=_("Write a release for PEFT, transformers or vLLM, with a model card."))(export)
 
 _HEADER_BYTES = 1 << 20
 
@@ -69,7 +71,10 @@ def pull(
 
 
 def pull_release(session: Session, release_id: UUID, to: Path) -> None:
-    """Download the three files of a release; raises ClientError when the adapter is not the listed one."""
+    """Download the files of a release; raises ClientError when the adapter is not the listed one.
+
+    The run's manifest comes along: it says what the adapter's model is.
+    """
     from client.durable import write_whole
     from client.wire import Release, parse
 
@@ -82,6 +87,8 @@ def pull_release(session: Session, release_id: UUID, to: Path) -> None:
     write_whole(to / ADAPTER, content, mode=0o644)
     for part, name in (("config", CONFIG), ("certificate", CERTIFICATE)):
         write_whole(to / name, session.get(f"{path}/{part}").content, mode=0o644)
+    manifest = session.get(f"/v1/runs/{release.run_id}/manifest").content
+    write_whole(to / MANIFEST, manifest, mode=0o644)
 
 
 def _error(code: str, message: str, **members: Any) -> ClientError:

@@ -102,7 +102,7 @@ class Federation:
         return sorted(found, key=lambda release: int(release["number"]))
 
     def pull(self, release_id: str, folder: Path) -> None:
-        """Write a release as a PEFT adapter folder with its certificate."""
+        """Write a release as a PEFT adapter folder with its certificate and its run's manifest."""
         folder.mkdir(parents=True, exist_ok=True)
         parts = {
             "adapter": "adapter_model.safetensors",
@@ -111,3 +111,5 @@ class Federation:
         }
         for part, name in parts.items():
             (folder / name).write_bytes(self._ask("GET", f"/releases/{release_id}/{part}").content)
+        run_id = self._call("GET", f"/releases/{release_id}")["run_id"]
+        (folder / "manifest.json").write_bytes(self._ask("GET", f"/runs/{run_id}/manifest").content)

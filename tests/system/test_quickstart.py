@@ -47,4 +47,7 @@ def test_the_quickstart_ends_with_a_verified_release(tmp_path: Path) -> None:
         )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert "holds" in done.stdout
-    assert (tmp_path / "out" / "quickstart" / "adapter" / "adapter_model.safetensors").exists()
+    written = tmp_path / "out" / "quickstart"
+    assert (written / "adapter" / "adapter_model.safetensors").exists()
+    assert (written / "merged" / "model.safetensors").exists()
+    assert (written / "vllm" / "README.md").exists()

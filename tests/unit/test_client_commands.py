@@ -330,6 +330,8 @@ def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingS
         asked = heard.path.partition("?")[0]
         if asked == "/v1/releases":
             return Answer(payload={"items": [one], "next_cursor": None})
+        if asked == f"/v1/runs/{one['run_id']}/manifest":
+            return Answer(content=b"{}")
         part = asked.removeprefix(path)
         if part == "":
             return Answer(payload=one)
@@ -342,6 +344,7 @@ def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingS
     dpfl("release", "pull", one["id"], "--to", str(to), "--key-file", key_file)
     assert (to / "adapter_model.safetensors").read_bytes() == b"adapter"
     assert (to / "certificate.json").read_bytes() == parts["certificate"]
+    assert (to / "manifest.json").read_bytes() == b"{}"
     parts["adapter"] = b"anothe"
     done = dpfl("release", "pull", one["id"], "--to", str(to), "--key-file", key_file, code=1)
     assert "[adapter_mismatch]" in done.stderr
