@@ -1,4 +1,4 @@
-"""`python -m app` serves; `python -m app bootstrap` makes the first administrator; `... openapi` prints."""
+"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ import base64
 import json
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from uuid import UUID
 
 import uvicorn
 from pydantic import SecretStr, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.core.crypto import Vault
+from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.main import build_app
+from app.rounds import sealed_evidence
 
 GRACE_S = 5
 MAX_CONNECTIONS = 2000
@@ -73,12 +77,36 @@ def print_openapi() -> None:
     sys.stdout.write(json.dumps(build_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n")
 
 
+def print_evidence(round_id: str) -> None:
+    """Print what a `central` round saw of single updates: for whoever holds the master key."""
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        with database.run_tx("evidence") as session:
+            found = sealed_evidence.unsealed(session, Vault(settings.master_key_bytes), UUID(round_id))
+    except (ValueError, DomainError, SealBroken, SQLAlchemyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"no evidence: {type(error).__name__}: {reason}")
+    finally:
+        database.dispose()
+    for client_id, norm in found:
+        line = {"client_id": str(client_id), "finite": norm is not None, "norm": norm}
+        sys.stdout.write(json.dumps(line) + "\n")
+
+
 def main() -> None:
     """Choose by the first argument."""
-    verbs = {(): serve, ("bootstrap",): make_first_administrator, ("openapi",): print_openapi}
-    chosen = verbs.get(tuple(sys.argv[1:]))
+    verbs: dict[tuple[str, ...], Callable[[], None]] = {
+        (): serve,
+        ("bootstrap",): make_first_administrator,
+        ("openapi",): print_openapi,
+    }
+    words = tuple(sys.argv[1:])
+    if len(words) == 2 and words[0] == "evidence":
+        verbs[words] = partial(print_evidence, words[1])
+    chosen = verbs.get(words)
     if chosen is None:
-        sys.exit("usage: python -m app [bootstrap | openapi]")
+        sys.exit("usage: python -m app [bootstrap | openapi | evidence ROUND]")
     try:
         chosen()
     except ValidationError as error:

@@ -1,7 +1,8 @@
 """The noised sum of a `central` round: from what was sealed, its secret and the manifest to an update.
 
 The same sealed round gives the same bytes, on any worker and after any death; nothing else gives its noise.
-What this module learns of single updates (their norms, whether they are finite) it tells nobody.
+What this module learns of single updates (their norms, whether they are finite) is for the operator's sealed
+evidence alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest, PoissonCohort
 from engines.privacy.adaptive_clip import AdaptiveClip
-from engines.privacy.central import CentralPlan, CentralRelease, CentralSum
+from engines.privacy.central import Admitted, CentralPlan, CentralRelease, CentralSum
 from engines.privacy.central_trimmed import CentralTrimmedSum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.round_stream import Parameter, SealedInput, round_stream
@@ -26,6 +27,8 @@ from workers.sources import BlobUpdates
 
 Sealed = tuple[tuple[UUID, str], ...]
 """(client id, blob) of every update of a sealed round, in the order of client ids."""
+Found = tuple[CentralRelease, tuple[Admitted, ...]]
+"""What a round lets out, and what it saw."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,10 @@ class Step:
     update: dict[str, torch.Tensor]
     next_clip_norm: float | None
     """What adaptive clipping gives the next round; None without it."""
+    admitted: tuple[Admitted, ...] = field(repr=False)
+    """What was found about each update, in their order. Not noised: it goes nowhere but to its seal."""
+    most_updates: int
+    """How many there could have been."""
     scores: bytes | None = None
     """How every canary of the run scores; None without canaries."""
 
@@ -93,15 +100,15 @@ def noised_step(blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, upda
     plan = plan_of(manifest, noised)
     summed = _trimmed if manifest.aggregation.rule == "trimmed_mean" else _summed
     with BlobUpdates(blobs, [digest for _id, digest in updates], manifest.sent) as source:
-        release = summed(source, manifest, noised, updates)
+        release, admitted = summed(source, manifest, noised, updates)
     following = None
     if plan.adaptive is not None and release.share_within is not None:
         following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
     scores = None if noised.canaries is None else noised.canaries.scores(release.update, plan)
-    return Step(release.update, following, scores)
+    return Step(release.update, following, admitted, plan.most_updates, scores)
 
 
-def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> CentralRelease:
+def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Found:
     """The plain sum: canaries go through it as clients do, those with nothing to add included.
 
     What the wire's rounding did to an update is in it before it is clipped.
@@ -111,18 +118,19 @@ def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, update
     row = torch.empty(source.dimension, dtype=torch.float32)
     parts = torch.split(row, [math.prod(shape) for shape in shapes.values()])
     update = {name: part.reshape(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+    admitted = []
     for client in range(source.clients):
         source.read(client, 0, source.dimension, row.numpy())
-        total.add(update)
+        admitted.append(total.add(update))
     parameters = total.parameters()
     if noised.canaries is not None:
         for made in noised.canaries.updates(shapes, clip_norm=plan.clip_norm):
             total.add(made)
         parameters |= noised.canaries.parameters()
-    return total.release(_stream(noised, parameters, updates))
+    return total.release(_stream(noised, parameters, updates)), tuple(admitted)
 
 
-def _trimmed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> CentralRelease:
+def _trimmed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Found:
     """The robust rule that central noise covers at the price of the sum."""
     aggregation = manifest.aggregation
     trimmed = aggregation.settings.trimmed
@@ -132,7 +140,7 @@ def _trimmed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updat
         updates=source,
         trimmed=aggregation.faulty if trimmed is None else trimmed,
     )
-    return total.release(_stream(noised, total.parameters(), updates))
+    return total.release(_stream(noised, total.parameters(), updates)), total.admitted
 
 
 def _stream(noised: NoisedRound, parameters: Mapping[str, Parameter], updates: Sealed) -> NoiseStream:

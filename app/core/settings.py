@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
     grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5
     """The budget mirrored for a client's data set where its enrolment names none."""
+    evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
+    """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
     @field_validator("trusts", mode="before")
     @classmethod

@@ -124,8 +124,8 @@ class RoundLog(Base):
 class Evidence(Base):
     """What one round says about one client's update beside the others. Written by the aggregate job alone.
 
-    As private as the update itself: operators read it, and a client its own finite and norm result. Under
-    `central` none is kept.
+    As private as the update itself: operators read it, and a client its own finite and norm result. Deleted
+    after its time. Under `central` there is none: see SealedEvidence.
     """
 
     __tablename__ = "update_evidence"
@@ -147,7 +147,21 @@ class Evidence(Base):
     """By how many robust standard deviations at most."""
     weight: Mapped[float]
     """What it counted in the aggregate by its client's standing: 1, one half, or 0."""
-    at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.now(), index=True)
+
+
+class SealedEvidence(Base):
+    """What a `central` round saw of single updates. Written and read by rounds.sealed_evidence alone.
+
+    One row a round, as long as for the fullest cohort. Deleted after its time.
+    """
+
+    __tablename__ = "sealed_evidence"
+
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
+    sealed: Mapped[bytes]
+    """Client ids and norms, encrypted under the master key."""
+    at: Mapped[datetime] = mapped_column(server_default=sa.func.now(), index=True)
 
 
 class Standing(Base):

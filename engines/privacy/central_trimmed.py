@@ -18,6 +18,7 @@ from engines.aggregation.kernels import Numbers
 from engines.aggregation.rows import Source, Streamed
 from engines.privacy.central import (
     BLOCK_ELEMENTS,
+    Admitted,
     CentralPlan,
     CentralRelease,
     noised,
@@ -39,7 +40,11 @@ class Gridded:
         """Look at every update once, for its norm; float32 values."""
         self.clients, self.dimension = plan.most_updates, updates.dimension
         self._updates, self._grid = updates, plan.grid
-        self._scales = [self._scale(client, plan.clip_norm) for client in range(updates.clients)]
+        self.admitted = tuple(self._admitted(client) for client in range(updates.clients))
+        self._scales = [
+            safe_scale(one.norm, size=self.dimension, max_norm=plan.clip_norm) if one.finite else None
+            for one in self.admitted
+        ]
 
     def read(self, client: int, start: int, stop: int, out: Numbers) -> None:
         """Write grid steps `start` to `stop` - 1 of a row."""
@@ -55,15 +60,14 @@ class Gridded:
         self._updates.read(client, start, stop, values)
         return torch.from_numpy(values).to(torch.float64)
 
-    def _scale(self, client: int, clip_norm: float) -> float | None:
-        """The factor that brings an update to the clip norm; None for one that is not finite."""
+    def _admitted(self, client: int) -> Admitted:
+        """Whether an update is finite, and its norm."""
         square = 0.0
         for start in range(0, self.dimension, BLOCK_ELEMENTS):
             square += sum_of_squares(self._block(client, start, min(start + BLOCK_ELEMENTS, self.dimension)))
         norm = math.sqrt(square)
-        if not math.isfinite(norm):
-            return None
-        return safe_scale(norm, size=self.dimension, max_norm=clip_norm)
+        finite = math.isfinite(norm)
+        return Admitted(finite=finite, norm=norm if finite else 0.0)
 
 
 class CentralTrimmedSum:
@@ -92,6 +96,8 @@ class CentralTrimmedSum:
             raise ValueError("the updates are not of these shapes")
         self._plan, self._updates, self._trimmed = plan, updates, trimmed
         self._released = False
+        self.admitted: tuple[Admitted, ...] = ()
+        """What was found about each update, in their order, once it is released."""
 
     def parameters(self) -> dict[str, Parameter]:
         """Return everything that the result depends on, besides the updates: what binds its stream."""
@@ -110,7 +116,9 @@ class CentralTrimmedSum:
         if self._released:
             raise RuntimeError("a sum is released once")
         self._released = True
-        steps = trimmed_sum(Streamed(Gridded(self._updates, self._plan)), trimmed=self._trimmed)
+        gridded = Gridded(self._updates, self._plan)
+        self.admitted = gridded.admitted
+        steps = trimmed_sum(Streamed(gridded), trimmed=self._trimmed)
         return CentralRelease(
             update=noised(torch.from_numpy(steps), self._plan, self._shapes, stream), share_within=None
         )

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from app.budget import violations
 from app.budget.violations import ViolationKind
+from app.core.crypto import Vault
 from app.jobs import leases
 from app.jobs.leases import Claim
-from app.rounds import canaries, lifecycle, noise_secrets
+from app.rounds import canaries, lifecycle, noise_secrets, sealed_evidence
 from app.rounds.models import Round
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
@@ -41,7 +42,7 @@ from app.updates.models import Update, UpdateState
 from engines.aggregation.device import chosen
 from workers import standings
 from workers.canaries import seated_in
-from workers.central import NoisedRound, noised_step
+from workers.central import NoisedRound, Step, noised_step
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.layout import trained_shapes
@@ -85,7 +86,8 @@ class Outcome:
     """Nothing under `central`: what is found about single updates there is told to nobody."""
     next_clip_norm: float | None = None
     optimizer_sha256: str | None = None
-    canary_scores: bytes | None = field(default=None, repr=False)
+    noised: Step | None = field(default=None, repr=False)
+    """Under `central`: what was seen, for its seal alone, and how canaries score."""
 
 
 def run(context: Context, claim: Claim) -> None:
@@ -100,7 +102,7 @@ def run(context: Context, claim: Claim) -> None:
     with context.database.run_tx("aggregate end") as session:
         leases.finish(session, claim)
         lock_run(session, sealed.run_id)  # always the run before its round
-        _record(context, session, sealed, outcome)
+        _record(session, context.vault, sealed, outcome)
     reach("aggregate.after_tx2")
 
 
@@ -161,12 +163,7 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
     )
     digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
-    return Outcome(
-        digest,
-        next_clip_norm=step.next_clip_norm,
-        optimizer_sha256=optimizer_sha256,
-        canary_scores=step.scores,
-    )
+    return Outcome(digest, next_clip_norm=step.next_clip_norm, optimizer_sha256=optimizer_sha256, noised=step)
 
 
 def _compute(context: Context, sealed: Sealed) -> Outcome:
@@ -204,7 +201,7 @@ def _by_name(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _record(context: Context, session: Session, sealed: Sealed, outcome: Outcome) -> None:
+def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) -> None:
     if get_round(session, sealed.round_id).state is not RoundState.AGGREGATING:
         return  # aborted by hand meanwhile
     if rejected := [one.client_id for one in outcome.judged if not one.finite]:
@@ -214,6 +211,8 @@ def _record(context: Context, session: Session, sealed: Sealed, outcome: Outcome
             .values(state=UpdateState.REJECTED, reject_code=NON_FINITE)
         )
     standings.keep(session, sealed.round_id, outcome.judged, trust=sealed.manifest.privacy.trust)
+    if outcome.noised is not None:
+        _seal_evidence(session, vault, sealed, outcome.noised)
     for client_id in [one.client_id for one in outcome.judged if one.clipped]:
         violations.record(
             session,
@@ -228,8 +227,8 @@ def _record(context: Context, session: Session, sealed: Sealed, outcome: Outcome
         lifecycle.abort(session, sealed.round_id, code=code, reason=reason, actor=ACTOR)
         after_abort(session, sealed.run_id, code=code, reason=reason, actor=ACTOR)
         return
-    if outcome.canary_scores is not None:
-        canaries.keep_scores(session, context.vault, sealed.round_id, outcome.canary_scores)
+    if outcome.noised is not None and outcome.noised.scores is not None:
+        canaries.keep_scores(session, vault, sealed.round_id, outcome.noised.scores)
     lifecycle.record_candidate(
         session,
         sealed.round_id,
@@ -246,3 +245,12 @@ def _device(sealed: Sealed) -> str:
     gpu = chosen() if sealed.noised is None else None
     where = f"cpu {platform.machine()}" if gpu is None else f"gpu {gpu.name}"
     return f"{where}, torch {torch.__version__}"[:100]
+
+
+def _seal_evidence(session: Session, vault: Vault, sealed: Sealed, step: Step) -> None:
+    """Keep what was seen of single updates where only the holder of the master key finds it."""
+    norms = [
+        (client_id, one.norm if one.finite else None)
+        for (client_id, _digest), one in zip(sealed.updates, step.admitted, strict=True)
+    ]
+    sealed_evidence.keep(session, vault, sealed.round_id, norms, most=step.most_updates)

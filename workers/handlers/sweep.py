@@ -17,7 +17,7 @@ from app.jobs import leases
 from app.jobs.kinds import KINDS
 from app.jobs.leases import Claim
 from app.jobs.models import Job, JobState
-from app.rounds import lifecycle
+from app.rounds import lifecycle, sealed_evidence
 from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
 from app.runs.queries import lock_run
@@ -52,6 +52,7 @@ def run(context: Context, claim: Claim) -> None:
     with context.database.run_tx("sweep jobs") as session:
         leases.fence(session, claim)
         _forget(session)
+        sealed_evidence.forget(session, older_than=timedelta(days=context.settings.evidence_days))
         dead = _dead(session)
     for kind, payload in dead:
         with context.database.run_tx("sweep dead") as session:
