@@ -19,6 +19,13 @@ _FORMS = {
     "merged": "A whole model for `transformers`: the base model with the adapter in its weights, float32.",
     "vllm": "A LoRA adapter for vLLM's `--lora-modules`: one rank, no module trained whole.",
 }
+_MEANINGS = {
+    "Unit": "unit_means",
+    "Relation": "relation_means",
+    "Adversary": "adversary",
+    "Whose word it is": "basis",
+}
+"""What the certificate says in words, by its member."""
 _POOLED = (
     "The model is a token classifier: its logits are averaged over the tokens of a text, padding left out, "
     "before the largest is taken."
@@ -133,10 +140,10 @@ def _privacy(privacy: Mapping[str, Any]) -> str:
     if by_silos:
         rows["epsilon by data sets of one person"] = ", ".join(f"{k}: {v}" for k, v in by_silos.items())
     said = [_text(privacy["statement"]), _table(rows)]
-    said += [_text(privacy[name]) for name in ("unit_means", "relation_means", "adversary", "basis")]
-    said.append(f"All runs on the same data: {_text(privacy['population']['statement'])}")
+    said += [f"**{title}.** {_text(privacy[name])}" for title, name in _MEANINGS.items()]
+    said.append(f"**All runs on the same data.** {_text(privacy['population']['statement'])}")
     if "audit" in privacy:
-        said.append(f"Audit: {_text(privacy['audit']['means'])} {_text(privacy['audit']['reach'])}")
+        said.append(f"**Audit.** {_text(privacy['audit']['means'])} {_text(privacy['audit']['reach'])}")
     not_claimed = "\n".join(f"- {_text(one)}" for one in privacy["not_claimed"])
     return "\n\n".join([*said, f"**Not claimed:**\n\n{not_claimed}"])
 

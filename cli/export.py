@@ -109,13 +109,24 @@ def _whole(to: Path) -> Iterator[Path]:
         made = beside / to.name
         made.mkdir()
         yield made
-        sync_folder(made)
+        _settle(made)
         made.rename(to)
         sync_folder(to.parent)
     except OSError as failure:
         raise unwritable(to, failure) from failure
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _settle(made: Path) -> None:
+    """Bring every file to the disk, readable like the rest of what this account writes for others."""
+    from client.durable import sync_file, sync_folder
+
+    for path in made.iterdir():
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            sync_file(file.fileno())
+    sync_folder(made)
 
 
 def _write(target: Target, folder: Path, made: Path, *, rank: int | None, base_model: str | None) -> Form:

@@ -92,7 +92,7 @@ class EvidencePage(Page[EvidenceOut]):
     )
 
     detection: Literal["each_update", "none"]
-    """What was looked at. `none` under `central`: what is seen of single updates there is shown to nobody."""
+    """What was looked at. `none` under trust `central`: of single updates nothing is shown there."""
 
 
 class StandingOut(BaseModel):

@@ -252,6 +252,7 @@ def test_a_merged_model_gives_the_logits_of_base_and_adapter(
     assert model.config.id2label == {0: "ham", 1: "spam"}
     assert AutoTokenizer.from_pretrained(to)("cheap money")["input_ids"]
     assert not (to / "adapter_config.json").exists()
+    assert {path.stat().st_mode & 0o777 for path in to.iterdir()} == {0o644}
 
 
 def test_an_adapter_whose_modules_differ_in_rank_is_brought_to_one(
