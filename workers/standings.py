@@ -27,9 +27,22 @@ def worths(session: Session, client_ids: Sequence[UUID]) -> dict[UUID, float]:
     return {client_id: WORTH[_engine(stand).step] for client_id, stand in stands.items()}
 
 
-def keep(session: Session, round_id: UUID, judged: Sequence[Judged], *, trust: Trust) -> None:
-    """Keep a round's evidence and move its clients on the ladder, in the transaction that ends the round."""
+def keep(
+    session: Session, round_id: UUID, judged: Sequence[Judged], *, trust: Trust, expects_hostile: bool
+) -> None:
+    """Keep a round's evidence and move its clients on the ladder, in the transaction that ends the round.
+
+    Args:
+        session: the transaction.
+        round_id: the round.
+        judged: what it says about each client.
+        trust: the plan's.
+        expects_hostile: the plan names hostile clients (`faulty` at least 1). A plan that trusts everybody is
+            taken at its word: there what is odd is evidence, and moves nobody.
+    """
     standing.keep(session, [_row(round_id, one) for one in judged])
+    if not expects_hostile:
+        return
     standing.hold(session)
     stands = standing.stands_of(session, [one.client_id for one in judged])
     for one in judged:

@@ -328,7 +328,7 @@ def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_round
 ) -> None:
     steps = []
     with context.database.run_tx("test") as session:
-        run = build_run(session, clients=2, manifest=tiny_manifest(rounds=20))
+        run = build_run(session, clients=4, manifest=robust())
         last = clients_of(session, run)[-1]
     for number, value in enumerate([torch.nan, torch.nan, *[1.0] * 7], start=1):
         with context.database.run_tx("test") as session:
@@ -336,7 +336,7 @@ def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_round
                 session, run=session.get_one(Run, run.id), number=number, adapter_sha256=run_start(context)
             )
             for client_id, tensors in zip(
-                clients_of(session, run), [trained(1.0), trained(value)], strict=True
+                clients_of(session, run), [*[trained(1.0)] * 3, trained(value)], strict=True
             ):
                 digest, size = write_tensors(context.blobs, tensors)
                 build_update(session, row, client_id, blob_sha256=digest, size_bytes=size)
@@ -345,6 +345,17 @@ def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_round
         with context.database.run_tx("test") as session:
             steps.append(standing.stands_of(session, [last])[last].step)
     assert steps == [Step.OBSERVE, *[Step.DISCOUNT] * 6, *[Step.OBSERVE] * 2]
+
+
+@pytest.mark.parametrize(("faulty", "moved"), [(0, 0), (1, 1)])
+def test_only_a_plan_that_names_hostile_clients_moves_anybody(
+    context: Context, faulty: int, moved: int
+) -> None:
+    manifest = robust("trimmed_mean" if faulty else "mean", faulty=faulty)
+    round_id = aggregated(context, [*honest(), trained(-100.0)], manifest)
+    assert [bool(row.odd) for row in evidence_of(context, round_id)] == [False] * (CLIENTS - 1) + [True]
+    with context.database.run_tx("test") as session:
+        assert session.scalar(sa.select(sa.func.count(Standing.id))) == moved
 
 
 def test_a_quarantined_update_counts_nothing_in_the_mean_and_a_discounted_one_half(context: Context) -> None:

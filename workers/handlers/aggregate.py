@@ -210,7 +210,13 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
             .where(Update.round_id == sealed.round_id, Update.client_id.in_(rejected))
             .values(state=UpdateState.REJECTED, reject_code=NON_FINITE)
         )
-    standings.keep(session, sealed.round_id, outcome.judged, trust=sealed.manifest.privacy.trust)
+    standings.keep(
+        session,
+        sealed.round_id,
+        outcome.judged,
+        trust=sealed.manifest.privacy.trust,
+        expects_hostile=sealed.manifest.aggregation.faulty >= 1,
+    )
     if outcome.noised is not None:
         _seal_evidence(session, vault, sealed, outcome.noised)
     for client_id in [one.client_id for one in outcome.judged if one.clipped]:
