@@ -4,6 +4,7 @@ import importlib.util
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
 from engines.aggregation import gram as gram_module
 from engines.aggregation import kernels, linear, rows
@@ -174,6 +176,15 @@ def test_narrow_updates_are_added_in_wide_numbers(dtype: torch.dtype, value: flo
     """In bfloat16 a sum of ones sticks at 256, in float16 at 2,048, and 60,000 twice is infinite."""
     vectors = [torch.full((5,), value, dtype=dtype)] * 1000
     assert weighted_mean(Streamed(Vectors(vectors))).tolist() == [float(vectors[0][0])] * 5
+
+
+def test_bfloat16_survives_its_file_and_is_averaged_exactly(tmp_path: Path) -> None:
+    """It has no counterpart in NumPy; averaging through one would fail or reinterpret its bytes."""
+    values = torch.tensor([1.0, -2.5, 3.0e38, 2.0**-126], dtype=torch.bfloat16)
+    save_file({"update": values}, tmp_path / "update.safetensors")
+    read = load_file(tmp_path / "update.safetensors")["update"]
+    assert read.dtype == torch.bfloat16
+    assert weighted_mean(Streamed(Vectors([read] * 3))).tolist() == values.float().tolist()
 
 
 def test_integer_tensors_are_refused_and_never_scaled() -> None:

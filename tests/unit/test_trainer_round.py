@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from client.errors import ClientError
 from client.trainer import require_usable, train_round
 from modelling.adapters import load_adapter
 from modelling.cache import CachedExamples
+from modelling.evaluation import logits_of
 from modelling.trained import TrainedPart
 from tests.unit.tiny_model import manifest_of, shaken, trained_part_of, write_tiny_bert
 
@@ -48,6 +50,23 @@ def test_a_round_returns_the_delta_of_exactly_the_trained_tensors(
     assert {name: tuple(tensor.shape) for name, tensor in delta.items()} == trained
     assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in delta.values())
     assert not any("_module." in name or ".default" in name for name in delta)
+
+
+@pytest.mark.parametrize("trust", ["local", "none"])
+def test_what_was_trained_answers_alike_in_a_fresh_model_after_its_file(
+    tiny: Path, tmp_path: Path, trust: str
+) -> None:
+    """Hooks for gradients by example must leave nothing behind that only the trained model knows."""
+    manifest, part, cache, adapter = ready(tiny, trust=trust)
+    delta = train_round(part, cache, adapter, manifest=manifest)
+    trained = {name: value + delta[name] for name, value in adapter.items()}
+    save_file({name: value.contiguous() for name, value in trained.items()}, tmp_path / "adapter.safetensors")
+    fresh = trained_part_of(manifest, tiny, count=2)[0]
+    load_adapter(fresh.model, load_file(tmp_path / "adapter.safetensors"))
+    mine, its = logits_of(part, cache), logits_of(fresh, cache)
+    assert (mine - its).abs().max() <= 1e-5
+    load_adapter(fresh.model, adapter)
+    assert (mine - logits_of(fresh, cache)).abs().max() > 1e-3
 
 
 def test_an_empty_batch_still_adds_noise_of_the_planned_size(tiny: Path) -> None:
