@@ -8,7 +8,7 @@ memory. A rule whose precondition fails for the updates that are left refuses; n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -107,9 +107,9 @@ def merged(
     Raises:
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
-    ids = [client_id for client_id, _digest in updates]
+    ids, digests = zip(*updates, strict=True)
     weights = np.array([worth.get(client_id, 1.0) for client_id in ids])
-    with BlobUpdates(blobs, [digest for _id, digest in updates], manifest.sent) as source:
+    with BlobUpdates(blobs, digests, manifest.sent) as source:
         try:
             admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
         except NoneFinite:
@@ -119,26 +119,36 @@ def merged(
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         products = gram(admission.rows) if len(kept) <= MOST_COMPARED else None
-        lots = [lot(client_id) for client_id, counts in zip(kept, counting, strict=True) if counts]
-        change, refusal = (
-            _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
-            if manifest.buffered is None
-            else _buffered(admission.rows, manifest, counting, [ages[one] for one in kept])
-        )
+        lots, old = map(lot, kept), [ages.get(client_id, 0) for client_id in kept]
+        change, refusal = _apply(admission.rows, manifest, counting, products=products, lots=lots, ages=old)
         found = {} if change is None else _findings(kept, admission.rows, change, products)
     return Merged(change, refusal, _judged(ids, admission, weights, found))
 
 
 def _apply(
-    rows: Rows, manifest: Manifest, *, weights: Weights, products: Weights | None, lots: list[bytes]
+    rows: Rows,
+    manifest: Manifest,
+    weights: Weights,
+    *,
+    products: Weights | None,
+    lots: Iterable[bytes],
+    ages: list[int],
 ) -> tuple[Numbers | None, Refusal | None]:
-    """Run the rule over those that count; whoever only watches is left out altogether."""
+    """Run the rule over those that count; whoever only watches is left out altogether.
+
+    A buffer is divided by its constant size: there whoever does not count is zero.
+    """
     aggregation = manifest.aggregation
+    if manifest.buffered is not None:
+        size = manifest.quorum.max_updates
+        return buffered_mean(rows, ages, buffer=size, worth=weights.tolist()), None
     counted = np.flatnonzero(weights).tolist()
     if len(counted) < rows.clients:
         rows, weights = Scaled(rows, counted, np.ones(len(counted))), weights[counted]
         products = None if products is None else products[np.ix_(counted, counted)]
-    order = np.array(sorted(range(len(lots)), key=lots.__getitem__), dtype=np.intp)
+    every = list(lots)
+    drawn = [every[row] for row in counted]
+    order = np.array(sorted(range(len(drawn)), key=drawn.__getitem__), dtype=np.intp)
     given = {name: value for name, value in aggregation.settings.model_dump().items() if value is not None}
     setting = Setting(faulty=aggregation.faulty, order=order, **given)
     try:
@@ -152,13 +162,6 @@ def _apply(
     if aggregation.rule == "mean" and aggregation.mixing == "none" and (weights != 1.0).any():
         return weighted_mean(rows, weights), None
     return outcome.values, None
-
-
-def _buffered(
-    rows: Rows, manifest: Manifest, weights: Weights, ages: Sequence[int]
-) -> tuple[Numbers | None, Refusal | None]:
-    """The sum of a buffer by age over its constant size; whoever was turned away counts as zero."""
-    return buffered_mean(rows, ages, buffer=manifest.quorum.max_updates, worth=weights.tolist()), None
 
 
 def _findings(

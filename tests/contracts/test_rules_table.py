@@ -11,6 +11,7 @@ from engines.aggregation import optimizers, selection
 from engines.aggregation.permission import OnlyTheSum, Trust, require_allowed
 from engines.aggregation.rules import DEFAULT_MIXING, DEFAULT_RULE, RULES, Mixing, Setting
 from engines.privacy.sensitivity import NoUsefulBound
+from workers.optimizing import EXTRAPOLATED
 
 TRUSTS: tuple[Trust, ...] = ("local", "central", "distributed", "none")
 
@@ -53,7 +54,7 @@ def test_mixings_optimizers_and_their_constants_are_the_engines() -> None:
     mixing = Aggregation.model_json_schema()["properties"]["mixing"]
     assert set(mixing["enum"]) == set(map(str, Mixing))
     schema = ServerOptimizer.model_json_schema()["properties"]
-    assert set(schema["kind"]["enum"]) == set(map(str, optimizers.Optimizer)) - {"fedavg"}
+    assert set(schema["kind"]["enum"]) == set(map(str, optimizers.Optimizer)) - {"fedavg"} | {EXTRAPOLATED}
     usual = optimizers.Server(kind=optimizers.Optimizer.ADAM)
     for name in ("rate", "momentum", "decay", "adaptivity"):
         assert schema[name]["default"] == getattr(usual, name)
