@@ -164,6 +164,8 @@ def judge(manifest: Manifest, policy: Policy) -> None:
         )
     if manifest.aggregation.mode != "plain":
         raise _unsupported()
+    if manifest.buffered is not None and (privacy.trust == "central" or privacy.relation != "zero_out"):
+        raise _unsupported()  # who sends, and when, is seen there, and only a client's own noise has a price
     if privacy.trust != "none":
         _judge_unit(privacy, policy)
         _judge_priced(manifest)

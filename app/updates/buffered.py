@@ -74,7 +74,7 @@ def require_fresh(session: Session, run: Run, round_: Round, base: Round | None)
     buffered = Manifest.model_validate(run.manifest).buffered
     if base is None or buffered is None:
         return
-    age = _age(session, run.id, base=base.number, taken=round_.number)
+    age = sum(number >= base.number for number in _published_before(session, round_))
     if age > buffered.staleness:
         raise UpdateTooStale(
             _("{age} releases were published since its adapter; at most {most} may be"),
@@ -86,8 +86,10 @@ def require_fresh(session: Session, run: Run, round_: Round, base: Round | None)
 def require_participation(session: Session, run: Run, client_id: UUID) -> None:
     """Raise ParticipationsUsed where the database would refuse one more update of this client."""
     buffered = Manifest.model_validate(run.manifest).buffered
+    if buffered is None:
+        return
     seat = session.get_one(RunClient, (run.id, client_id), populate_existing=True)
-    if buffered is not None and seat.participations >= buffered.participations:
+    if seat.participations >= buffered.participations:
         raise ParticipationsUsed(
             _("{most} update(s) of this client were begun"), most=buffered.participations
         )
@@ -101,13 +103,14 @@ def ages_of(session: Session, round_: Round) -> dict[UUID, int]:
         .join(base, base.id == Update.base_round_id)
         .where(Update.round_id == round_.id)
     )
-    return {
-        client_id: _age(session, round_.run_id, base=number, taken=round_.number)
-        for client_id, number in rows.all()
-    }
+    published = _published_before(session, round_)
+    return {client_id: sum(newer >= number for newer in published) for client_id, number in rows.all()}
 
 
-def _age(session: Session, run_id: UUID, *, base: int, taken: int) -> int:
-    """Published rounds from the base's on and before the buffer: each made a release that is newer."""
-    published = RoundState.PUBLISHED
-    return sum(row.state is published and base <= row.number < taken for row in rounds_of(session, run_id))
+def _published_before(session: Session, round_: Round) -> list[int]:
+    """Numbers of the run's published rounds before this one: each made a release."""
+    return [
+        row.number
+        for row in rounds_of(session, round_.run_id)
+        if row.state is RoundState.PUBLISHED and row.number < round_.number
+    ]

@@ -53,6 +53,8 @@ class UpdateView(BaseModel):
     id: UUID
     round_id: UUID
     client_id: UUID
+    base_round_id: UUID | None
+    """In a buffered run, the round from whose adapter it was trained; null: from its own round's."""
     state: UpdateState
     """`receiving`: its PUT began and the budget is spent, but the bytes are not whole; send them again."""
     declared_sha256: str

@@ -10,14 +10,16 @@ import pytest
 from client.asking import list_assignments
 from client.book import Contribution, Stage
 from client.errors import ClientError, RoundMissed
+from client.policy import Policy, judge
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import fetch, submit, train
 from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.watching import LineWatcher
-from tests.client_folders import RandomTrainer, adapter, manifest, profile_in
-from tests.recording import Answer, Heard, PlayedRun, RecordingServer, problem
+from client.wire import FrozenManifest
+from tests.client_folders import TERMS, RandomTrainer, adapter, manifest, profile_in
+from tests.recording import Answer, Heard, PlayedRun, RecordingServer, canonical, problem
 
 ROUNDS, PARTICIPATIONS = 6, 2
 BUFFERED = {"participations": PARTICIPATIONS, "staleness": 1}
@@ -131,6 +133,19 @@ def test_a_run_costs_its_participations_and_no_update_more_is_trained(
         trained(profile, session)
     assert refused.value.code == "round_not_priced"
     assert len(puts(server)) == PARTICIPATIONS
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"relation": "replace_one"}, {"trust": "central", "unit": "client", "examples": {"kind": "all"}}],
+)
+def test_buffers_that_have_no_price_are_refused_by_a_willing_client(changed: dict[str, Any]) -> None:
+    allowed = Policy.of(**(TERMS | {"trusts": ["local", "central"]}))
+    plan = manifest(buffered=BUFFERED, rounds=ROUNDS, privacy=changed)
+    with pytest.raises(ClientError) as refused:
+        judge(FrozenManifest(canonical(plan)).manifest, allowed)
+    assert refused.value.code == "plan_unsupported"
+    judge(FrozenManifest(canonical(plan | {"buffered": None})).manifest, allowed)
 
 
 def test_a_round_that_the_manifest_does_not_have_is_refused(
