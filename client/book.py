@@ -78,6 +78,11 @@ class Commitment:
         gone = [number for number, one in self.contributions.items() if one.stage is not Stage.PREPARED]
         return len(gone) if self.is_buffered else max(gone, default=0)
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether a buffered run has had all the updates that it was priced for."""
+        return self.is_buffered and self.rounds_sent >= len(self.epsilon_by_round)
+
     def epsilon_with(self, number: int) -> int:
         """Nano-epsilon of the schedule up to and with the update of one round."""
         part = number

@@ -60,7 +60,7 @@ class Seat:
     warned_of: str | None = None
     """The run of which its person was told that the server sees the updates."""
     sent_last: bool = False
-    """Its last round is sent: only the end of the run is still waited for."""
+    """Its last update is sent: only the end of the run is still waited for."""
     done: bool = False
     error: ClientError | None = None
 
@@ -139,7 +139,7 @@ class Service:
                 work.append((one.seat, assignment, self._fetched(one.seat, assignment)))
         for seat, assignment, files in work:
             with self._guarded(seat, assignment):
-                self._train_and_send(seat, files)
+                self._train_and_send(seat, files, asked=assignment)
         for one in news:
             if not one.seat.done:
                 self._ask(one.seat)
@@ -175,7 +175,8 @@ class Service:
             self._trainer.make_ready(seat.profile, files.manifest())
         return files
 
-    def _train_and_send(self, seat: Seat, files: RoundFiles) -> None:
+    def _train_and_send(self, seat: Seat, files: RoundFiles, *, asked: Assignment) -> None:
+        """Train and send what is in a folder: the round that asks, or in a buffered run an earlier one."""
         assignment = files.assignment()
         commitment = seat.profile.ledger.book().commitments[str(assignment.run_id)]
         standing = Standing(seat.profile.name, assignment.number, assignment.rounds, commitment)
@@ -194,7 +195,8 @@ class Service:
         if self._save_updates is not None:
             _save(files, self._save_updates / seat.profile.name / f"round-{assignment.number}.safetensors")
         self._watcher.sent(standing)
-        seat.sent_last = assignment.number == assignment.rounds
+        run = seat.profile.ledger.book().commitments[str(assignment.run_id)]
+        seat.sent_last = asked.number == asked.rounds or run.is_used_up
         if self._once:
             self._end(seat, None)
 

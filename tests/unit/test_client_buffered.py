@@ -127,6 +127,7 @@ def test_a_run_costs_its_participations_and_no_update_more_is_trained(
     run = profile.ledger.book().commitments[server.run.run_id]
     assert len(run.epsilon_by_round) == PARTICIPATIONS
     assert (run.rounds_sent, run.epsilon_spent) == (PARTICIPATIONS, run.epsilon)
+    assert run.is_used_up
     assert [run.epsilon_with(number) for number in (2, 5)] == list(run.epsilon_by_round)
     open_buffer(server, 6)
     with pytest.raises(ClientError) as refused:
