@@ -263,10 +263,10 @@ def test_the_purge_deletes_the_updates_of_a_finished_round(context: Context) -> 
 
 def test_the_purge_deletes_bytes_that_arrived_whole_and_too_late_for_the_round(context: Context) -> None:
     round_id = build_sealed(context, [trained(1.0), trained(2.0)])
-    late, _size = write_tensors(context.blobs, trained(7.0))
     with context.database.run_tx("test") as session:
         update = session.scalars(sa.select(Update).where(Update.round_id == round_id).limit(1)).one()
-        update.state, update.blob_sha256, update.declared_sha256 = UpdateState.RECEIVING, None, late
+        update.state, update.blob_sha256, late = UpdateState.RECEIVING, None, update.declared_sha256
+    assert context.blobs.has(late)
     _finish(context, round_id)
     _age(context)
     work(context, purge.run, "purge", round_id)
