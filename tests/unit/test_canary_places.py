@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 
+from app.budget import audits
 from app.core.canonical import canonical_bytes
 from app.runs.charges import event_of
 from app.runs.manifest import Manifest
@@ -14,6 +15,7 @@ from app.runs.models import Run
 from client import pricing
 from client.wire import FrozenManifest
 from engines.privacy.accounting import CappedPoisson
+from engines.privacy.audit_one_shot import Statistic
 from engines.privacy.schedule import schedule_of
 from tests.builders import tiny_manifest
 from tests.central import CANARIES, CAP, CLIENTS, SEATED, central_manifest
@@ -70,3 +72,7 @@ def test_a_run_that_claims_more_than_its_canaries_can_refute_is_refused(epsilon:
         )
     assert refused.value.code == "audit_cannot_refute"
     assert ("No audit" in refused.value.reason) is (epsilon > 5.4)
+
+
+def test_the_gateway_names_the_kinds_of_audit_as_reports_do() -> None:
+    assert (audits.SUM, audits.RUN) == (Statistic.FINAL_ITERATE, Statistic.SUM_OF_ROUNDS)

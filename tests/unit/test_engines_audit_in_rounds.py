@@ -16,55 +16,53 @@ from engines.privacy.audit_in_rounds import OVER, contributions, round_scores, r
 from engines.privacy.audit_one_shot import estimate_from_sum_of_rounds
 from engines.privacy.audit_report import AuditReport, first_contradiction
 from engines.privacy.central import CentralPlan, CentralSum
+from engines.privacy.gaussian_curve import gaussian_mean
 from engines.privacy.noise import NoiseStream, integer_gaussian
 
 DELTA, CLIP_NORM, DIVISOR = 1e-5, 0.5, 5.0
 CLIENTS, CANARIES, DIMENSION, ROUNDS, RATE = 10, 200, 8192, 3, 0.5
 PLACES = CLIENTS + CANARIES
-CAP = smallest_cap(PLACES, rate=RATE)
 
 
 def canaries_of(seed: int) -> Canaries:
     return Canaries(bytes([seed]) * 32, count=CANARIES, dimension=DIMENSION)
 
 
-def claim(multiplier: float) -> float:
-    run = GaussianRun(
-        noise_multiplier=multiplier,
-        sampling_rate=RATE,
-        steps=ROUNDS,
-        relation=Relation.ZERO_OUT,
-        capped=CappedPoisson(population=PLACES, cap=CAP),
-    )
-    return epsilon_pld([run], delta=DELTA)
+CLAIMS = {1.5: 3.273, 4.0: 0.905}
+"""Epsilon of the rounds below by noise multiplier, from `engines.privacy.accounting.epsilon_pld`."""
 
 
-def one_round(seed: int, number: int, *, multiplier: float, canaries: Canaries) -> NDArray[np.float64]:
+def one_round(
+    seed: int, number: int, *, multiplier: float, rate: float, canaries: Canaries
+) -> NDArray[np.float64]:
     """A round of clients that all pull one way, and of canaries, drawn alike."""
     chance = random.Random(f"{seed}/{number}")
-    drawn = [place for place in range(PLACES) if chance.random() < RATE]
-    kept = drawn if len(drawn) <= CAP else chance.sample(drawn, CAP)
-    plan = CentralPlan(clip_norm=CLIP_NORM, noise_multiplier=multiplier, divisor=DIVISOR, most_updates=CAP)
+    cap = smallest_cap(PLACES, rate=rate)
+    drawn = [place for place in range(PLACES) if chance.random() < rate]
+    kept = drawn if len(drawn) <= cap else chance.sample(drawn, cap)
+    plan = CentralPlan(clip_norm=CLIP_NORM, noise_multiplier=multiplier, divisor=DIVISOR, most_updates=cap)
     total = CentralSum({"update": (DIMENSION,)}, plan)
     for _client in [place for place in kept if place < CLIENTS]:
         total.add({"update": torch.ones(DIMENSION)})
-    for row in contributions(
-        canaries, [place - CLIENTS for place in kept if place >= CLIENTS], clip_norm=CLIP_NORM
-    ):
+    seated = [place - CLIENTS for place in kept if place >= CLIENTS]
+    for row in contributions(canaries, seated, clip_norm=CLIP_NORM):
         total.add({"update": torch.from_numpy(row)})
     released = total.release(NoiseStream.from_key(bytes([seed, number]) * 16)).update
     return round_scores(canaries, released, divisor=DIVISOR, noise_std=plan.noise_std)
 
 
-def audited(seed: int, *, multiplier: float, claimed: float) -> AuditReport:
+def audited(seed: int, *, multiplier: float, claimed: float, rate: float = RATE) -> AuditReport:
     canaries = canaries_of(seed)
-    scores = [one_round(seed, number, multiplier=multiplier, canaries=canaries) for number in range(ROUNDS)]
+    scores = [
+        one_round(seed, number, multiplier=multiplier, rate=rate, canaries=canaries)
+        for number in range(ROUNDS)
+    ]
     return run_report(canaries, scores, claimed_epsilon=claimed, claimed_delta=DELTA)
 
 
 @pytest.mark.parametrize(("multiplier", "seed"), [(1.5, 1), (4.0, 2), (4.0, 3)])
 def test_a_right_run_is_not_refuted_and_its_report_holds(multiplier: float, seed: int) -> None:
-    claimed = claim(multiplier)
+    claimed = CLAIMS[multiplier]
     report = audited(seed, multiplier=multiplier, claimed=claimed)
     assert report.lower_bound <= claimed
     assert not report.refuted
@@ -73,12 +71,34 @@ def test_a_right_run_is_not_refuted_and_its_report_holds(multiplier: float, seed
     assert first_contradiction(report) is None
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("claimed", [1.0, 3.0])
+def test_with_everyone_in_every_round_the_estimate_is_within_three_standard_errors_of_the_claim(
+    claimed: float, seed: int
+) -> None:
+    multiplier = math.sqrt(ROUNDS) / gaussian_mean(epsilon=claimed, delta=DELTA)
+    report = audited(seed, multiplier=multiplier, claimed=claimed, rate=1.0)
+    assert not report.refuted
+    assert report.estimate == pytest.approx(claimed, abs=3 * report.estimate_standard_error)
+
+
+def test_the_claims_of_these_tests_are_the_accountants() -> None:
+    run = GaussianRun(
+        noise_multiplier=4.0,
+        sampling_rate=RATE,
+        steps=ROUNDS,
+        relation=Relation.ZERO_OUT,
+        capped=CappedPoisson(population=PLACES, cap=smallest_cap(PLACES, rate=RATE)),
+    )
+    assert epsilon_pld([run], delta=DELTA) == pytest.approx(CLAIMS[4.0], abs=1e-3)
+
+
 def test_a_tenth_of_the_noise_is_refuted(monkeypatch: pytest.MonkeyPatch) -> None:
     def too_little(stream: NoiseStream, size: int, *, std_over_grid: float) -> Tensor:
         return integer_gaussian(stream, size, std_over_grid=std_over_grid) // 10
 
     monkeypatch.setattr(central, "integer_gaussian", too_little)
-    claimed = claim(4.0)
+    claimed = CLAIMS[4.0]
     report = audited(4, multiplier=4.0, claimed=claimed)
     assert report.refuted
     assert report.estimate > claimed + 3 * report.estimate_standard_error
@@ -88,7 +108,7 @@ def test_clipping_that_is_off_is_refuted_by_canaries_of_a_hundred_clip_norms(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(central, "safe_scale", lambda norm, *, size, max_norm: 1.0)
-    assert audited(5, multiplier=4.0, claimed=claim(4.0)).refuted
+    assert audited(5, multiplier=4.0, claimed=CLAIMS[4.0]).refuted
 
 
 def test_a_canary_that_is_out_sends_zero_and_takes_a_place_like_one_that_is_in() -> None:

@@ -19,7 +19,7 @@ from app.runs.manifest import EXAMPLE, Manifest
 from app.runs.models import Run
 from app.runs.plans_router import prefers_page
 from engines.privacy.gaussian_curve import gaussian_epsilon
-from tests.central import CLIENTS, central_manifest
+from tests.central import CANARIES, CLIENTS, SEATED, central_manifest
 
 PRICE: dict[str, Any] = {
     "noise_multiplier": 0.9345,
@@ -100,6 +100,14 @@ def test_noise_to_signal_of_a_step_and_of_the_whole_run() -> None:
     assert found.noise.parameters == parameters
     assert found.noise.single == pytest.approx(0.9345 * math.sqrt(parameters) / 64)
     assert found.noise.whole == pytest.approx(found.noise.single / math.sqrt(64 * 8))
+
+
+def test_canaries_with_places_in_the_rounds_are_declared_where_sampling_and_composition_are() -> None:
+    seated, _shown = explained(central_manifest(**SEATED), clients=CLIENTS)
+    for told in (seated.paragraphs["composition"], seated.nist["sampling"]):
+        assert [text.members for text in told if text.text == texts.CANARIES] == [{"canaries": CANARIES}]
+    for other in (central_manifest(), local(audit={"canaries": 200})):
+        assert not any(text.text == texts.CANARIES for text in explained(other)[0].paragraphs["composition"])
 
 
 def test_under_central_the_signal_is_that_of_the_clients_that_are_drawn() -> None:
