@@ -11,10 +11,12 @@ import hashlib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Self
+from uuid import uuid4
 
 from app.core.errors import StorageFull, Unavailable
 from app.core.i18n import _
@@ -144,9 +146,19 @@ class LocalBlobs:
             while chunk := file.read(size_bytes):
                 yield chunk
 
-    def delete(self, digest: str) -> None:
-        """Remove a blob; removing what is not there is no error."""
-        self.path(digest).unlink(missing_ok=True)
+    def delete_old(self, digest: str, *, min_age_s: float) -> None:
+        """Remove a blob unless it was put, or put again, within the last `min_age_s` seconds.
+
+        It is moved aside before its age is read: the same bytes that come again between the look and the
+        removal are another file by then, and stay. Removing what is not there is no error.
+        """
+        path, aside = self.path(digest), self.incoming / f"{digest}.{uuid4().hex}"
+        with suppress(FileNotFoundError):
+            os.replace(path, aside)
+            if time.time() - aside.stat().st_mtime < min_age_s:
+                with suppress(FileExistsError):
+                    os.link(aside, path)
+            aside.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

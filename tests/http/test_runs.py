@@ -267,7 +267,7 @@ def test_the_rounds_adapter_is_streamed_with_its_digest_as_etag(
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (200, content, f'"{digest}"')
     assert answer.headers["content-type"] == "application/octet-stream"
     assert api.get(path, headers=own | {"If-None-Match": f'W/"{digest}"'}).status_code == 304
-    api.app.state.blobs.delete(digest)
+    api.app.state.blobs.path(digest).unlink()
     assert code(api.get(path, headers=own)) == (503, "unavailable")
     outsider = client_headers(api.app, principal_of(build_client(session)))
     assert code(api.get(path, headers=outsider)) == (404, "not_found")

@@ -38,7 +38,7 @@ def masked_sum(values: NDArray[np.float64], *, fraction_bits: int, bits: int, se
 def test_a_fixed_point_sum_is_off_by_half_a_step_a_client_at_most(
     clients: int, clip: float, fraction_bits: int, seed: int
 ) -> None:
-    """|error| <= n * 2**-(b + 1) in each coordinate, and nothing wraps while n * clip * 2**b < 2**(m - 1)."""
+    """|error| <= n * 2**-(b + 1) in every coordinate, and nothing wraps: n * clip * 2**b < 2**(m - 1)."""
     values = np.random.default_rng(seed).uniform(-clip, clip, size=(clients, 5))
     values[:, 0] = clip  # everybody at the bound
     bits = fewest_bits(clients, clip, fraction_bits)

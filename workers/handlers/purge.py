@@ -42,7 +42,7 @@ def run(context: Context, claim: Claim) -> None:
     # A secret cohort's job is never seen to wait for a member; its second job, a day later, takes the rest.
     for digest in digests:
         if digest not in young:
-            context.blobs.delete(digest)
+            context.blobs.delete_old(digest, min_age_s=YOUNG_S)
 
 
 def _is_young(path: Path) -> bool:
