@@ -23,6 +23,7 @@ from app.runs.rounds import seals_at_deadline
 from app.runs.service import after_abort
 from workers.context import ACTOR, Context
 
+DEADLINE = "deadline"
 QUORUM_MISSING = (
     "quorum_missing",
     _("The deadline passed before enough updates had arrived."),
@@ -36,8 +37,12 @@ def run(context: Context, claim: Claim) -> None:
         leases.finish(session, claim)
         run_row = lock_run(session, get_round(session, round_id).run_id)  # always the run before its round
         row = lock_round(session, round_id)
+        if row.state is not RoundState.OPEN:
+            return
         asks_nobody = not seals_at_deadline(run_row.manifest) and not cohort_size(session, round_id)
-        if row.state is RoundState.OPEN and (asks_nobody or _has_passed(session, row)):
+        if asks_nobody and lifecycle.seal_if_complete(session, round_id, actor=DEADLINE, vault=context.vault):
+            return  # as complete as any other whose cohort has sent, and told alike
+        if asks_nobody or _has_passed(session, row):
             _close(session, row, context.vault)
 
 
@@ -47,8 +52,8 @@ def _has_passed(session: Session, row: Round) -> bool:
 
 def _close(session: Session, row: Round, vault: Vault) -> None:
     try:
-        lifecycle.seal(session, row.id, actor="deadline", vault=vault)
+        lifecycle.seal(session, row.id, actor=DEADLINE, vault=vault)
     except lifecycle.QuorumMissing:
         code, reason = QUORUM_MISSING
-        lifecycle.abort(session, row.id, code=code, reason=reason, actor="deadline")
+        lifecycle.abort(session, row.id, code=code, reason=reason, actor=DEADLINE)
         after_abort(session, row.run_id, code=code, reason=reason, actor=ACTOR)
