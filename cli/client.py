@@ -59,7 +59,12 @@ DeltaOption = Annotated[float, typer.Option(min=0, max=1, help=_("Ceiling of del
 TrustOption = Annotated[list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))]
 UnitOption = Annotated[
     list[str] | None,
-    typer.Option(help=_("Whose data a run must protect: example, person or client; all three by default.")),
+    typer.Option(
+        help=_(
+            "Whose data a run must protect: example, person or client; all three by default. The ceiling "
+            "holds for the finest; a run for a coarser one has to have the relation replace_one."
+        )
+    ),
 ]
 YearOption = Annotated[
     float | None, typer.Option(min=0, help=_("Ceiling of epsilon for what is committed in 365 days."))

@@ -24,6 +24,10 @@ def invite(
     region: Annotated[str, typer.Option(help=_("Where the data are."))] = "eu-west-1",
     epsilon: Annotated[float, typer.Option(help=_("What the data may spend in all runs together."))] = 8.0,
     delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
+    unit: Annotated[
+        str,
+        typer.Option(help=_("Whom that is for, at least: one example, all of one person, or one client.")),
+    ] = "example",
     server: ServerOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
@@ -35,7 +39,7 @@ def invite(
         body = {
             "organisation_id": _organisation(session, organisation, region),
             "region": region,
-            "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta},
+            "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta, "unit": unit},
         }
         made = session.post("/v1/enrolments", body).json("enrolment")
         write_whole(to, f"{made['token']}\n".encode(), mode=0o600)

@@ -24,6 +24,7 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 SUPPORTED_TRUSTS = ("local", "central", "none")
 _RUN_UNITS = {("local", "example"), ("local", "person"), ("central", "client")}
 """What is noised by whom, and whose contribution is bounded. A run without noise protects no unit."""
+_FINENESS = ("example", "person", "client")
 _RELATIONS = ("zero_out", "replace_one")
 """Not add/remove: who takes part, and how many, is visible in this federation."""
 
@@ -40,7 +41,8 @@ delta = {delta}
 trusts = {trusts}
 
 # Whose data a run must protect: one "example", all records of one "person", or all of this "client".
-# Allow "person" and "client" alone, and the ceiling above holds for every person in this data set.
+# The ceiling above holds for the finest that is named, so a run for a coarser one needs the relation
+# "replace_one": under "zero_out" the coarser one is protected as a whole, and no part of it by itself.
 units = {units}
 
 # A run is refused when its rounds may close with fewer clients than this. Where the server draws the clients
@@ -178,6 +180,7 @@ def judge(manifest: Manifest, policy: Policy) -> None:
             wanted=policy.smallest_cohort,
         )
     _judge_data(manifest, policy)
+    _judge_relation(privacy, policy)
     base = manifest.base_model
     if policy.base_models and base.weights_sha256 not in policy.base_models:
         raise ClientError(
@@ -215,6 +218,18 @@ def _judge_unit(privacy: Privacy, policy: Policy) -> None:
             _("the run protects one {unit}; the policy of this data set allows {allowed}"),
             unit=privacy.unit,
             allowed=", ".join(policy.units),
+        )
+
+
+def _judge_relation(privacy: Privacy, policy: Policy) -> None:
+    """Refuse a guarantee that is none for the finest unit that the holder names: its ceiling is for that."""
+    finest = min(policy.units, key=_FINENESS.index)
+    if privacy.trust != "none" and privacy.relation == "zero_out" and privacy.unit != finest:
+        raise ClientError(
+            "relation_refused",
+            _("under zero_out the run covers one {unit}, and no {finest}, which the policy's units name"),
+            unit=privacy.unit,
+            finest=finest,
         )
 
 

@@ -49,7 +49,13 @@ class Federation:
     """An organisation with two enrolled clients and a coordinator."""
 
     def __init__(
-        self, session: Session, settings: Settings, *, epsilon: float = 8.0, delta: float = 1e-5
+        self,
+        session: Session,
+        settings: Settings,
+        *,
+        epsilon: float = 8.0,
+        delta: float = 1e-5,
+        unit: str = "example",
     ) -> None:
         self.session, self.settings = session, settings
         self.organisation: Organisation = build_organisation(session)
@@ -59,7 +65,7 @@ class Federation:
             for key in self.keys
         ]
         for client in self.clients:
-            build_account(session, client, epsilon=epsilon, delta=delta)
+            build_account(session, client, epsilon=epsilon, delta=delta, unit=unit)
         self.coordinator = Principal(id=new_id(), organisation_id=self.organisation.id, role=Role.COORDINATOR)
 
     def draft(self, *, client_ids: list[UUID] | None = None, **changes: Any) -> Run:

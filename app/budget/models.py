@@ -27,7 +27,7 @@ class AccountKind(StrEnum):
 
 
 class AccountUnit(StrEnum):
-    """What an account protects: the coarser a charge's unit, the more it covers."""
+    """What an account's sum protects, under zero-out at least."""
 
     EXAMPLE = "example"  # one record
     PERSON = "person"  # all records of one person in the data set
@@ -76,7 +76,7 @@ class Account(Base):
     client_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("clients.id"), index=True)
     kind: Mapped[AccountKind] = mapped_column(enum_type(AccountKind))
     unit: Mapped[AccountUnit] = mapped_column(enum_type(AccountUnit), server_default="example")
-    """A run whose unit is finer is refused: it would promise less than this account stands for."""
+    """A run that promises nothing for this unit is refused (app.budget.joint)."""
     order: Mapped[float | None]
     epsilon: Mapped[float]
     """The (epsilon, delta) that the ceiling stands for, as granted; shown, never summed."""

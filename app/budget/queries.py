@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget import arithmetic
-from app.budget.joint import FINENESS, Paid
+from app.budget.joint import ZERO_OUT, Paid, Terms
 from app.budget.models import Account, Entry, EntryKind
 from app.core.errors import NotFound
 from app.core.i18n import _
@@ -67,12 +67,12 @@ class AccountView:
         return arithmetic.renyi_epsilon(amount, self.delta, order=self.order)
 
 
-def covers(unit: str, account_unit: str) -> bool:
-    """Say whether an account takes charges for `unit`: for its own unit and for coarser ones.
+def covers(terms: Terms, account_unit: str) -> bool:
+    """Say whether an account takes charges for a run of these terms: they have to hold for its own unit too.
 
-    That says who may pay, not what all charges together are a guarantee for: that is app.budget.joint.
+    So the sum over an account is a guarantee at least for its unit under zero-out.
     """
-    return FINENESS.index(unit) >= FINENESS.index(account_unit)
+    return terms.implies(Terms(account_unit, ZERO_OUT))
 
 
 def view_of(account: Account) -> AccountView:

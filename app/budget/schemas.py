@@ -55,7 +55,8 @@ class AccountOut(Out):
     adds_up: str
     """How costs of several runs become one."""
     unit: str
-    """The finest unit that the account pays for; each run's own is in its entry's event."""
+    """What every run that the account pays for protects, under zero-out at least; each run's own unit and
+    relation are in its entry's event."""
     relation: str
     basis: str
     entries: int
@@ -85,7 +86,7 @@ class AccountOut(Out):
             epsilon_claimed=shown_spent(Decimal(claimed_epsilon(view))),
             adds_up="sum of each run's PLD epsilon and delta" if basic else "sum of divergences at one order",
             unit=view.unit,
-            relation="that of each entry's event; runs of different ones have no guarantee that is their sum",
+            relation="zero_out; that of each entry's event is this or stronger",
             basis="declared by the client, mirrored here; the client's own ledger is the authority",
             entries=view.entries,
             created_at=view.created_at,

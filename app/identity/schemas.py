@@ -127,7 +127,7 @@ class BudgetTerms(StrictModel):
     order: RenyiOrder | None = None
     """The one order of a `renyi` account."""
     unit: Literal["example", "person", "client"] = "example"
-    """What the account protects; a run that protects less is refused on it."""
+    """What the account protects; a run whose promise does not cover that is refused on it."""
 
     @model_validator(mode="after")
     def _order_belongs_to_renyi(self) -> Self:

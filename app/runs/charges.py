@@ -11,8 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from app.budget import arithmetic
-from app.budget.queries import AccountView
-from app.core.errors import Conflict
+from app.budget.joint import REPLACE_ONE, Terms
+from app.budget.queries import AccountView, covers
+from app.core.errors import Conflict, Invalid
 from app.core.i18n import _
 from app.runs.canaries import seated
 from app.runs.manifest import Manifest
@@ -25,6 +26,28 @@ class PriceMissing(Conflict):
     code, title = "price_missing", _("No price for this account")
     meaning = _("The run's price does not cover the kind of account that one of its clients has.")
     remedy = _("Clone the run and have it priced again.")
+
+
+class UnitTooFine(Invalid):
+    """A run that protects less than an account stands for."""
+
+    code, title = "unit_too_fine", _("The plan protects less than an account stands for")
+    meaning = _("An account by client or person cannot pay for a plan that protects only a finer unit.")
+    remedy = _("Plan with the unit that the answer names, or replace a coarser one, or leave the client out.")
+
+
+class RelationTooWeak(Invalid):
+    """A run whose guarantee for a coarser unit says nothing of an account's own."""
+
+    code, title = "relation_too_weak", _("The plan's relation promises nothing for an account's unit")
+    meaning = _(
+        "Under zero-out a coarser unit is protected against being left out as a whole, not against a change "
+        "of one part of it, which can move a sum by twice the clip norm. The account stands for the part."
+    )
+    remedy = _(
+        "Plan with relation `replace_one`, which covers every finer unit, or with the unit that the answer "
+        "names, or leave the client out."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +76,25 @@ def order_key(order: float) -> str:
 def is_charged(manifest: dict[str, Any]) -> bool:
     """Say whether the run uses privacy budget at all: with trust `none` it claims nothing."""
     return bool(manifest["privacy"]["trust"] != "none")
+
+
+def require_covered(manifest: dict[str, Any], account: AccountView, **members: str) -> None:
+    """Let an account pay only for what holds for its own unit; raises UnitTooFine and RelationTooWeak.
+
+    `members` are added to the answer, to say whose account it is.
+    """
+    terms = Terms(manifest["privacy"]["unit"], manifest["privacy"]["relation"])
+    if covers(terms, account.unit):
+        return
+    if covers(Terms(terms.unit, REPLACE_ONE), account.unit):
+        raise RelationTooWeak(
+            _("under `{relation}`, unit `{planned}` covers no single `{unit}`, which an account stands for"),
+            relation=terms.relation,
+            planned=terms.unit,
+            unit=account.unit,
+            **members,
+        )
+    raise UnitTooFine(_("an account stands for unit `{unit}`"), unit=account.unit, **members)
 
 
 def reservation(run: Run, account: AccountView) -> Charge:

@@ -13,10 +13,10 @@ from app.budget.projection import Amounts, Projection
 from app.budget.queries import AccountView
 from app.core.i18n import _
 from app.identity.roles import Principal
-from app.runs.charges import PriceMissing, is_charged, reservation, run_ref, schedule
+from app.runs.charges import PriceMissing, is_charged, require_covered, reservation, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
-from app.runs.service import OVER_BUDGET, UnitTooFine
+from app.runs.service import OVER_BUDGET
 from app.runs.states import RunState
 
 GOES_ON = frozenset({RunState.RUNNING, RunState.PAUSED})
@@ -24,11 +24,11 @@ GOES_ON = frozenset({RunState.RUNNING, RunState.PAUSED})
 
 
 def project(session: Session, view: AccountView, run: Run, *, rounds: int) -> Projection:
-    """What `rounds` more rounds of a run's plan cost the account; raises PriceMissing and UnitTooFine."""
+    """What `rounds` more rounds of a run's plan cost the account; raises PriceMissing, UnitTooFine
+    and RelationTooWeak."""
     if not is_charged(run.manifest):
         raise PriceMissing(_("a run with trust `none` claims nothing and has no price"))
-    if not queries.covers(run.manifest["privacy"]["unit"], view.unit):
-        raise UnitTooFine(_("the account stands for unit `{unit}`"), unit=view.unit)
+    require_covered(run.manifest, view)
     parts = [(charge.amount, charge.delta_amount) for charge in schedule(run, view)]
     return projection.project(view, parts, held=_held(session, view, run, parts), rounds=rounds)
 

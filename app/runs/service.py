@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.budget.arithmetic import AmountInvalid
-from app.budget.queries import accounts_of_clients, covers
+from app.budget.queries import accounts_of_clients
 from app.core.canonical import canonical_sha256
 from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition, Invalid, NotFound
@@ -23,7 +23,7 @@ from app.identity.roles import Principal
 from app.jobs.queue import enqueue
 from app.releases.queries import release_for
 from app.runs import queries, rounds
-from app.runs.charges import is_charged, reservation
+from app.runs.charges import is_charged, require_covered, reservation
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.plan import check_plan
@@ -39,14 +39,6 @@ class ClientUnfit(Invalid):
     code, title = "client_unfit", _("A client cannot take part")
     meaning = _("A client of the plan is suspended, or its data set has no privacy account.")
     remedy = _("Leave it out, reinstate it, or enrol it with a budget.")
-
-
-class UnitTooFine(Invalid):
-    """A run that protects less than an account stands for."""
-
-    code, title = "unit_too_fine", _("The plan protects less than an account stands for")
-    meaning = _("An account by client or person cannot pay for a plan that protects only a finer unit.")
-    remedy = _("Plan with the unit that the answer names, or a coarser one, or leave the client out.")
 
 
 class LineageMismatch(Invalid):
@@ -102,7 +94,7 @@ def create(
         trusts=settings.trusts,
         max_update_bytes=settings.max_update_bytes,
     )
-    clients = _fit_clients(session, principal, client_ids, unit=_charged_unit(manifest))
+    clients = _fit_clients(session, principal, client_ids, manifest=manifest.as_json())
     if from_release_id is not None:
         _check_lineage(session, principal, from_release_id, manifest)
     if clone_of_id is not None:
@@ -123,13 +115,8 @@ def create(
     return run
 
 
-def _charged_unit(manifest: Manifest) -> str | None:
-    """What the run's charges protect; None where it charges nothing."""
-    return None if manifest.privacy.trust == "none" else manifest.privacy.unit
-
-
 def _fit_clients(
-    session: Session, principal: Principal, client_ids: Sequence[UUID], *, unit: str | None
+    session: Session, principal: Principal, client_ids: Sequence[UUID], *, manifest: dict[str, Any]
 ) -> list[Client]:
     if len(set(client_ids)) != len(client_ids):
         raise Invalid(_("a client is listed twice"))
@@ -141,17 +128,12 @@ def _fit_clients(
     for row in rows:
         if row.state is not ClientState.ACTIVE:
             raise ClientUnfit(_("client {client_id} is suspended"), client_id=str(row.id))
-    if unit is not None:
+    if is_charged(manifest):
         with_account = accounts_of_clients(session, list(client_ids))
         for row in rows:
             if row.id not in with_account:
                 raise ClientUnfit(_("client {client_id} has no privacy account"), client_id=str(row.id))
-            if not covers(unit, with_account[row.id].unit):
-                raise UnitTooFine(
-                    _("the account of client {client_id} stands for unit `{unit}`"),
-                    client_id=str(row.id),
-                    unit=with_account[row.id].unit,
-                )
+            require_covered(manifest, with_account[row.id], client_id=str(row.id))
     return list(rows)
 
 
@@ -179,7 +161,7 @@ def update_manifest(
         trusts=settings.trusts,
         max_update_bytes=settings.max_update_bytes,
     )
-    _fit_clients(session, principal, client_ids, unit=_charged_unit(manifest))
+    _fit_clients(session, principal, client_ids, manifest=manifest.as_json())
     if run.from_release_id is not None:
         _check_lineage(session, principal, run.from_release_id, manifest)
     run.manifest = manifest.as_json()

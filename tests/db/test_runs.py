@@ -18,7 +18,7 @@ from app.rounds import lifecycle
 from app.rounds.queries import rounds_of
 from app.rounds.states import RoundState
 from app.runs import queries, service
-from app.runs.charges import run_ref
+from app.runs.charges import RelationTooWeak, UnitTooFine, run_ref
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
@@ -371,17 +371,43 @@ def test_a_run_that_protects_less_than_an_account_stands_for_is_refused(
     if fits:
         federation.draft(client_ids=[federation.clients[0].id, client.id])
         return
-    with pytest.raises(service.UnitTooFine) as refusal:
+    with pytest.raises(UnitTooFine) as refusal:
         federation.draft(client_ids=[federation.clients[0].id, client.id])
     assert refusal.value.members["unit"] == account
 
 
-@pytest.mark.parametrize("account", ["example", "person", "client"])
-def test_a_run_by_client_may_be_charged_to_an_account_of_any_unit(
-    federation: Federation, account: str
-) -> None:
+def by_client(federation: Federation, *, account: str, relation: str) -> Run:
+    """A drafted run by client under `central`, of clients with accounts of this unit."""
     clients = [build_client(federation.session, federation.organisation) for _number in range(2)]
     for client in clients:
         build_account(federation.session, client, unit=account)
-    privacy = CENTRAL | {"cohort": {"kind": "everyone"}}
-    federation.draft(client_ids=[client.id for client in clients], privacy=privacy)
+    privacy = CENTRAL | {"cohort": {"kind": "everyone"}, "relation": relation}
+    return federation.draft(client_ids=[client.id for client in clients], privacy=privacy)
+
+
+@pytest.mark.parametrize("account", ["example", "person", "client"])
+def test_replacing_a_client_may_be_charged_to_an_account_of_any_unit(
+    federation: Federation, account: str
+) -> None:
+    assert by_client(federation, account=account, relation="replace_one").state == RunState.DRAFT
+
+
+@pytest.mark.parametrize("account", ["example", "person"])
+def test_zeroing_out_a_client_is_not_charged_to_an_account_by_record_or_person(
+    federation: Federation, account: str
+) -> None:
+    """It is no guarantee for them at its price: a record can move the clipped update by twice the norm."""
+    with pytest.raises(RelationTooWeak) as refusal:
+        by_client(federation, account=account, relation="zero_out")
+    assert refusal.value.members["unit"] == account
+    assert by_client(federation, account="client", relation="zero_out").state == RunState.DRAFT
+
+
+def test_a_draft_is_not_changed_into_one_that_an_account_could_not_pay_for(federation: Federation) -> None:
+    run = by_client(federation, account="example", relation="replace_one")
+    weaker = run.manifest | {"privacy": run.manifest["privacy"] | {"relation": "zero_out"}}
+    plan = Manifest.model_validate(weaker)
+    with pytest.raises(RelationTooWeak):
+        service.update_manifest(
+            federation.session, federation.coordinator, run.id, manifest=plan, settings=federation.settings
+        )

@@ -40,12 +40,16 @@ class Issuer:
     def __init__(self, api: TestClient, session: Session, settings: Settings) -> None:
         self.api, self.session, self.settings = api, session, settings
         self._federation: Federation | None = None
+        self.unit = "example"
+        """Of the accounts of the federation's clients."""
         ensure_signing_keys(session, VAULT)
 
     @property
     def federation(self) -> Federation:
         if self._federation is None:
-            self._federation = Federation(self.session, self.settings, epsilon=20.0, delta=1e-4)
+            self._federation = Federation(
+                self.session, self.settings, epsilon=20.0, delta=1e-4, unit=self.unit
+            )
         return self._federation
 
     def issue(self, run: Run, number: int = 1) -> Release:
@@ -131,12 +135,13 @@ def test_without_a_secret_cohort_none_is_claimed(issuer: Issuer) -> None:
     assert "were drawn" not in claim["adversary"]
 
 
-def of_mixed(issuer: Issuer, relation: str, *, unit: str = "example") -> dict[str, Any]:
+def of_mixed(issuer: Issuer) -> dict[str, Any]:
     """The claim of a run by client, on accounts that paid for a run by record under zero-out before."""
     federation = issuer.federation
-    federation.running(privacy=PERSON if unit == "person" else {})
+    federation.running()
     ids = [client.id for client in federation.clients]
-    plan = central_manifest(cohort={"kind": "poisson", "rate": 0.5, "cap": 2, "n_max": 2}, relation=relation)
+    cohort = {"kind": "poisson", "rate": 0.5, "cap": 2, "n_max": 2}
+    plan = central_manifest(cohort=cohort, relation="replace_one")
     plan["quorum"] |= {"max_updates": 2}
     run = service.create(
         issuer.session,
@@ -164,7 +169,7 @@ def of_mixed(issuer: Issuer, relation: str, *, unit: str = "example") -> dict[st
 def test_a_data_sets_replacement_covers_a_record_and_their_sum_is_a_records_against_both_adversaries(
     issuer: Issuer,
 ) -> None:
-    claim = of_mixed(issuer, "replace_one")
+    claim = of_mixed(issuer)
     population = claim["population"]
     assert (claim["unit"], claim["relation"]) == ("client", "replace_one")
     assert (population["epsilon"], population["delta"]) == (7.8, 2e-5)
@@ -176,11 +181,17 @@ def test_a_data_sets_replacement_covers_a_record_and_their_sum_is_a_records_agai
     assert "were drawn" in population["adversary"]
 
 
-@pytest.mark.parametrize("unit", ["example", "person"])
-def test_a_data_sets_zero_out_covers_no_record_and_no_sum_of_both_is_claimed(
-    issuer: Issuer, unit: str
+@pytest.mark.parametrize(("unit", "plan"), [("example", {}), ("person", PERSON)])
+def test_where_an_account_once_paid_for_a_data_sets_zero_out_no_sum_is_claimed(
+    issuer: Issuer, unit: str, plan: dict[str, Any]
 ) -> None:
-    claim = of_mixed(issuer, "zero_out", unit=unit)
+    """As accounts did that are older than the refusal of such a charge."""
+    issuer.unit = unit
+    run = issuer.federation.running(price=PRICE | {"epsilon_by_silos": {"1": 3.9}}, privacy=plan)
+    paying = account_of_client(issuer.session, issuer.federation.clients[0].id).id
+    event = {"unit": "client", "relation": "zero_out", "trust": "central"}
+    ledger.reserve(issuer.session, paying, ref="run:old", amount=1, delta_amount=0, event=event, actor="t")
+    claim = issuer.issue(run).certificate["privacy"]
     assert claim["claimed"] is True
     assert set(claim["population"]) == {"claimed", "statement"}
     assert claim["population"]["claimed"] is False
@@ -189,6 +200,7 @@ def test_a_data_sets_zero_out_covers_no_record_and_no_sum_of_both_is_claimed(
 
 def test_a_person_in_several_data_sets_has_its_own_epsilon(issuer: Issuer) -> None:
     price = PRICE | {"epsilon_by_silos": {"1": 3.9, "2": 6.0}}
+    issuer.unit = "person"
     claim = issuer.issue(issuer.federation.running(price=price, privacy=PERSON)).certificate["privacy"]
     assert (claim["person"], claim["epsilon_by_silos"]) == (PERSON["person"], {"1": 3.9, "2": 6.0})
     assert "person" in claim["unit_means"]

@@ -27,6 +27,7 @@ from app.identity.roles import Role
 from app.jobs.models import Job, JobState
 from app.rounds.models import Round
 from app.rounds.queries import rounds_of
+from app.rounds.selection import Cohort
 from app.runs import publication, rounds
 from app.updates.models import Update
 from tests.cohort_walk import Walk, walking
@@ -80,7 +81,7 @@ class Lives:
     def lived(self, monkeypatch: pytest.MonkeyPatch, *cohort: int) -> Life:
         """Both rounds with this cohort, from open to released; afterwards it is as if it had never been."""
         life, first = Life(), self.walk.round
-        drawn = [self.walk.client_ids[number] for number in cohort]
+        drawn = Cohort(clients=[self.walk.client_ids[number] for number in cohort], canaries=[])
         with monkeypatch.context() as patch, self._undone():
             patch.setattr(validate, "reach", lambda point: self._reached(life, point))
             patch.setattr(rounds, "draw_cohort", lambda *_pool, **_plan: drawn)

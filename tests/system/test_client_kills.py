@@ -98,7 +98,8 @@ def test_a_client_of_a_central_run_that_is_killed_sends_one_update(
 ) -> None:
     privacy = {"trust": "central", "unit": "client"}
     server.run = PlayedRun(manifest(privacy=privacy), adapter())
-    made = profile_in(tmp_path / "central", server=server.url, client_id=server.client_id, trusts=["central"])
+    terms = {"trusts": ["central"], "units": ["client"]}
+    made = profile_in(tmp_path / "central", server=server.url, client_id=server.client_id, **terms)
     run = server.run
     accept(made, Assignment.model_validate(run.assignment()), FrozenManifest(run.manifest_bytes))
     whole = made.ledger.book().epsilon_spent

@@ -100,14 +100,15 @@ def require_nothing_of(records: list[dict[str, str]], *, where: str, text: str) 
     assert [label for label in LABELS.values() if label in flat] == [], where
 
 
-def invite(admin: Path, url: str) -> str:
-    """Make an organisation and an enrolment token in it."""
+def invite(admin: Path, url: str, *, unit: str = "example") -> str:
+    """Make an organisation and an enrolment token in it, with a budget for this unit."""
     session = Session(url, bearer=json.loads(admin.read_text())["api_key"], patience_s=10.0)
     name = f"silo-{os.urandom(4).hex()}"
     organisation = session.post("/v1/organisations", {"name": name, "region": "eu-west-1"}).json(
         "organisation"
     )
-    wish = {"organisation_id": organisation["id"], "region": "eu-west-1"}
+    budget = {"kind": "basic", "epsilon": 8.0, "delta": 1e-5, "unit": unit}
+    wish = {"organisation_id": organisation["id"], "region": "eu-west-1", "budget": budget}
     token: str = session.post("/v1/enrolments", wish).json("enrolment")["token"]
     session.close()
     return token

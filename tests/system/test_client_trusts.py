@@ -49,10 +49,11 @@ def mails_of(silo: int) -> list[dict[str, str]]:
 def mailbox(outside: Outside, folder: Path, *, stack: Stack, silo: int, base: Path) -> str:
     data = folder.with_suffix(".jsonl")
     data.write_text("".join(json.dumps(one) + "\n" for one in mails_of(silo)))
-    token = invite(stack.admin_file, stack.url)
+    token = invite(stack.admin_file, stack.url, unit="person")
     client_id = enrolled(outside, folder, url=stack.url, token=token, data=data, base=base)
     policy = next((folder / "ledgers").glob("*/policy.toml"))
     text = policy.read_text().replace('trusts = ["local"]', 'trusts = ["local", "central"]')
+    text = text.replace('["example", "person", "client"]', '["person", "client"]')
     declared = text.replace('# person_field = "author"', 'person_field = "client"')
     declared = declared.replace("# person_records = 100", f"person_records = {RECORDS_CAP}")
     policy.write_text(declared.replace("smallest_cohort = 2", "smallest_cohort = 1"))
@@ -110,6 +111,7 @@ def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
     by_client["privacy"] |= {
         "trust": "central",
         "unit": "client",
+        "relation": "replace_one",
         "epsilon": 4.0,
         "delta": 4e-6,
         "divisor": 2.0,
@@ -120,13 +122,15 @@ def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
         "buffered": {"participations": 2, "staleness": 2},
         "quorum": {"min_updates": 1, "max_updates": 1},
     }
-    buffered["privacy"] |= {"epsilon": 0.9, "delta": 1e-6}
+    buffered["privacy"] |= by_person["privacy"] | {"epsilon": 0.9, "delta": 1e-6}
     first = served(outside, by_person, clients, stack)
     second = served(outside, by_client, clients, stack)
     third = served(outside, buffered, clients, stack)
     for run_id, unit, trust in ((first, "person", "local"), (second, "client", "central")):
         privacy = certificate(outside, run_id, stack)["privacy"]
         assert (privacy["unit"], privacy["trust"]) == (unit, trust)
+    together = privacy["population"]
+    assert (together["claimed"], together["unit"], together["relation"]) == (True, "person", "zero_out")
     privacy = certificate(outside, third, stack)["privacy"]
     assert (privacy["steps"], privacy["participations"]) == (4, 2)
     assert "the server sees this client's updates" in outside.printed

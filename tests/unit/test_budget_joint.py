@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
 
 from app.budget.joint import FINENESS, Paid, Terms, common_of
 from app.budget.models import AccountUnit
+from app.budget.queries import covers
 from engines.privacy.clipping import clip_to_norm
 
 ALL = [Terms(unit, relation) for unit, relation in product(FINENESS, ("zero_out", "replace_one"))]
@@ -31,6 +32,22 @@ def test_zero_out_implies_itself_alone_and_replace_one_every_unit_that_is_no_coa
     assert not Terms("client", "add_remove").implies(Terms("client", "zero_out"))
     assert not Terms("client", "replace_one").implies(Terms("client", "add_remove"))
     assert not Terms("client", "replace_one").implies(Terms("device", "zero_out"))
+
+
+@pytest.mark.parametrize("account", FINENESS)
+def test_whatever_an_account_takes_has_a_claim_together_for_its_own_unit_at_least(account: str) -> None:
+    taken = [one for one in ALL if covers(one, account)]
+    assert Terms(account, "zero_out") in taken
+    assert Terms("client", "replace_one") in taken
+    for number in range(1, len(taken) + 1):
+        for some in combinations(taken, number):
+            found = common_of([paid(one.unit, one.relation) for one in some])
+            assert found is not None
+            assert found.terms.implies(Terms(account, "zero_out"))
+    for refused in set(ALL) - set(taken):
+        beside = [paid(refused.unit, refused.relation), paid(account, "zero_out")]
+        shared = common_of(beside)
+        assert shared is None or not shared.terms.implies(Terms(account, "zero_out"))
 
 
 def test_a_record_can_move_a_clients_clipped_update_by_twice_what_zeroing_it_does() -> None:

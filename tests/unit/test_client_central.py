@@ -63,7 +63,7 @@ def terms(values: dict[str, Any]) -> Any:
 
 
 def policy(**changed: Any) -> Policy:
-    return Policy.of(**(TERMS | {"trusts": ["central"]} | changed))
+    return Policy.of(**(TERMS | {"trusts": ["central"], "units": ["client"]} | changed))
 
 
 @pytest.fixture
@@ -75,7 +75,9 @@ def server() -> Iterator[RecordingServer]:
 @pytest.fixture
 def profile(server: RecordingServer, tmp_path: Path) -> Profile:
     folder = tmp_path / "profile"
-    return profile_in(folder, server=server.url, client_id=server.client_id, trusts=["central"])
+    return profile_in(
+        folder, server=server.url, client_id=server.client_id, trusts=["central"], units=["client"]
+    )
 
 
 @pytest.fixture
@@ -139,6 +141,14 @@ def test_a_central_plan_that_does_not_hold_is_refused(changed: dict[str, Any], c
     assert refused.value.code == code
 
 
+@pytest.mark.parametrize("units", [["example", "person", "client"], ["person", "client"]])
+def test_zeroing_out_a_client_is_refused_where_the_ceiling_is_for_a_finer_unit(units: list[str]) -> None:
+    with pytest.raises(ClientError) as refused:
+        judge(read(central()), policy(units=units))
+    assert refused.value.code == "relation_refused"
+    judge(read(central(relation="replace_one")), policy(units=units))
+
+
 def test_adaptive_clipping_costs_nothing_beyond_the_plans_noise() -> None:
     judge(read(central(adaptive_clip=ADAPTIVE)), policy())
     assert terms(central(adaptive_clip=ADAPTIVE)).epsilon == terms(central()).epsilon
@@ -146,7 +156,9 @@ def test_adaptive_clipping_costs_nothing_beyond_the_plans_noise() -> None:
 
 def test_a_local_plan_whose_clip_would_move_is_refused() -> None:
     with pytest.raises(ClientError) as refused:
-        judge(read(manifest(privacy={"adaptive_clip": ADAPTIVE})), policy(trusts=["local"]))
+        judge(
+            read(manifest(privacy={"adaptive_clip": ADAPTIVE})), policy(trusts=["local"], units=["example"])
+        )
     assert refused.value.code == "plan_unsupported"
 
 

@@ -348,6 +348,7 @@ def test_no_id_and_no_hash_of_one_leaves_or_is_written(
             server=server.url,
             client_id=server.client_id,
             base_model_folders={"tiny": str(tiny)},
+            units=["person"],
             person_field=PERSON["id_field"],
             person_records=PERSON["records_cap"],
         )

@@ -111,6 +111,11 @@ def test_a_round_is_fetched_trained_and_sent_once(
             {"person_field": "author", "person_records": 9},
             "persons_refused",
         ),
+        (
+            {"privacy": {"unit": "person", "person": PERSON}},
+            {"person_field": "author", "person_records": 8},
+            "relation_refused",
+        ),
         ({"training": {"learning_rate": 1e-300}}, {}, "unsupported_plan"),
         ({"training": {"learning_rate": 1e5}}, {}, "unsupported_plan"),
         ({"privacy": {"divisor": 1e-300}}, {}, "unsupported_plan"),
