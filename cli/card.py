@@ -91,8 +91,8 @@ def _front(base: Mapping[str, Any], form: Form) -> str:
 def _adapter(release: Mapping[str, Any], config: Mapping[str, Any], form: Form) -> str:
     rows = {
         "method": release["lora_method"],
-        "rank": config["r"],
-        "alpha": config["lora_alpha"],
+        "rank": _by_module(config["r"], config.get("rank_pattern")),
+        "alpha": _by_module(config["lora_alpha"], config.get("alpha_pattern")),
         "modules": ", ".join(config["target_modules"]),
         "trained whole": ", ".join(config.get("modules_to_save") or ()) or "none",
         "rounds aggregated": len(release["rounds_aggregated"]),
@@ -111,12 +111,19 @@ def _adapter(release: Mapping[str, Any], config: Mapping[str, Any], form: Form) 
     return "\n\n".join(said)
 
 
+def _by_module(usual: Any, pattern: Mapping[str, Any] | None) -> str:
+    """A number of an adapter, and from where to where those go that modules have of their own."""
+    if not pattern:
+        return str(usual)
+    return f"{usual}; of modules with their own {min(pattern.values())} to {max(pattern.values())}"
+
+
 def _form(form: Form) -> str:
     error = f"{form.relative_error:.3g}"
     if form.name == "merged":
         return f"merged; rounding to float32 took {error} of the change (relative Frobenius norm)."
     if form.is_certified:
-        return f"rank {form.rank}, alpha {form.alpha:g}; byte for byte the release."
+        return "byte for byte the release."
     return (
         f"rank {form.rank} in every module, alpha {form.alpha:g}; projecting to this rank took {error} of "
         "the change (relative Frobenius norm over all modules; 0 is exact up to float32)."

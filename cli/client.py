@@ -89,6 +89,12 @@ CertificatesOption = Annotated[
     Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
 ]
 ProxyOption = Annotated[str | None, typer.Option(help=_("Proxy; none is taken from the environment."))]
+MemoryOption = Annotated[
+    int | None, typer.Option(min=1, help=_("Memory that training may use; all of this machine's without it."))
+]
+UploadOption = Annotated[
+    float | None, typer.Option(help=_("How fast this machine sends; runs of mixed ranks go by it."))
+]
 HttpOption = Annotated[bool, typer.Option("--allow-http", help=_("Allow a server without TLS."))]
 
 
@@ -116,6 +122,8 @@ def enrol(
     ca_file: CertificatesOption = None,
     proxy: ProxyOption = None,
     allow_http: HttpOption = False,
+    memory_bytes: MemoryOption = None,
+    upload_bytes_per_s: UploadOption = None,
 ) -> None:
     """Become a client of a federation, under the terms given here."""
     with one_line_errors():
@@ -127,6 +135,7 @@ def enrol(
         terms |= _declared(labels, text_fields, label_field, persons)
         policy, secret = _policy(terms, base_models=base_model or []), _secret(token)
         who = Wish(folder=folder, server=server, token=secret, name=name, data=data, policy=policy)
+        who = replace(who, memory_bytes=memory_bytes, upload_bytes_per_s=upload_bytes_per_s)
         wish = replace(who, home=ledgers, ca_file=ca_file, proxy=proxy, allow_http=allow_http)
         _say_enrolled(enrol_client(wish), name=name)
 

@@ -33,13 +33,14 @@ def template(
         str, typer.Option(help=_("Fields of a record that hold its text."))
     ] = "subject,body",
     rank: Annotated[int, typer.Option(min=1, help=_("Rank of the adapter."))] = 8,
+    ranks: Annotated[str | None, typer.Option(help=_("Ranks of clients, up to that, e.g. 4,8."))] = None,
     rounds: Annotated[int, typer.Option(min=1, help=_("Rounds."))] = 8,
     local_steps: Annotated[int, typer.Option(min=1, help=_("Steps of each client a round."))] = 8,
     epsilon: Annotated[float, typer.Option(help=_("Privacy of one record for the whole run."))] = 2.0,
     delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-6,
     rate: Annotated[float, typer.Option(help=_("Probability of a record to be in a step."))] = 0.1,
     divisor: Annotated[float, typer.Option(help=_("Constant by which a step's sum is divided."))] = 64.0,
-    method: Annotated[str, typer.Option(help=_("ffa or fedit."))] = "ffa",
+    method: Annotated[str, typer.Option(help=_("How LoRA updates are averaged, e.g. flexlora."))] = "ffa",
     seed: Annotated[int, typer.Option(min=0, help=_("Public seed of the adapter's start."))] = 1,
 ) -> None:
     """Print a manifest whose model part is complete."""
@@ -52,6 +53,7 @@ def template(
             text_fields=text_fields.split(","),
             layers=_numbers(layers),
             rank=rank,
+            ranks=_numbers(ranks) if ranks else None,
             method=method,
             seed=seed,
         )

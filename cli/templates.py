@@ -19,6 +19,7 @@ class Shape:
     text_fields: list[str]
     layers: list[int]
     rank: int
+    ranks: list[int] | None
     method: str
     seed: int
 
@@ -42,7 +43,12 @@ def manifest_for(locator: str, shape: Shape, *, clients: int) -> dict[str, Any]:
         folder = locate_base_model(locator)
         plan = _proposal() | _model_part(locator, shape)
         plan["quorum"] = {"min_updates": clients, "max_updates": clients}
-        rule = default_aggregation(trust=plan["privacy"]["trust"], min_updates=clients)
+        rule = default_aggregation(
+            trust=plan["privacy"]["trust"],
+            min_updates=clients,
+            method=shape.method,
+            mixed_ranks=len(shape.ranks or ()) > 1,
+        )
         plan["aggregation"] = rule.model_dump(mode="json")
         plan["tensors"] = adapter_tensors(ModelSpec.from_manifest(plan), folder)
     except ModelRefused as error:
@@ -75,6 +81,8 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
         "lora": {
             "method": shape.method,
             "rank": shape.rank,
+            "ranks": shape.ranks,
+            "energy": None,
             "alpha": float(shape.rank),
             "target_modules": list(architecture.usual_targets),
             "layers": shape.layers,

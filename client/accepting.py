@@ -15,6 +15,7 @@ from client.policy import judge
 from client.pricing import terms_of
 from client.profile import Profile
 from client.session import ServerRefused, Session
+from client.turns import require_planned
 from client.wire import Assignment, FrozenManifest
 
 
@@ -22,6 +23,7 @@ def accept(profile: Profile, assignment: Assignment, frozen: FrozenManifest) -> 
     """Judge a run by the data holder's policy and commit its whole schedule; once per run, then free."""
     if assignment.rounds != frozen.manifest.rounds or assignment.number > frozen.manifest.rounds:
         raise ClientError("round_not_priced", _("the round is not part of the schedule that was priced"))
+    require_planned(assignment, frozen.manifest)
     return _committed(profile, str(assignment.run_id), frozen)
 
 

@@ -52,6 +52,10 @@ class Wish:
     ca_file: Path | None = None
     proxy: str | None = None
     allow_http: bool = False
+    memory_bytes: int | None = None
+    """What training may use; all that the machine has without it."""
+    upload_bytes_per_s: float | None = None
+    """How fast it sends; None is not said, and limits nothing."""
 
 
 def enrol(wish: Wish) -> Profile:
@@ -117,8 +121,8 @@ def keep_policy(home: Path, policy: Policy) -> None:
         )
 
 
-def capability() -> dict[str, Any]:
-    """What this machine is: nothing about the data set."""
+def capability(*, memory_bytes: int | None = None, upload_bytes_per_s: float | None = None) -> dict[str, Any]:
+    """What this machine is, or what of it may be used: nothing about the data set."""
     software: dict[str, str] = {}
     for name in _SOFTWARE:
         try:
@@ -126,7 +130,8 @@ def capability() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return {
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_bytes": memory_bytes or psutil.virtual_memory().total,
+        "upload_bytes_per_s": upload_bytes_per_s,
         "cpu_count": os.cpu_count() or 1,
         "software": software,
     }
@@ -144,7 +149,9 @@ def _ask(session: Session, wish: Wish, key: Ed25519PrivateKey) -> Enrolled:
             "public_key": _base64url(raw),
             "proof": _base64url(proof),
             "population": wish.policy.dataset,
-            "capability": capability(),
+            "capability": capability(
+                memory_bytes=wish.memory_bytes, upload_bytes_per_s=wish.upload_bytes_per_s
+            ),
         },
     )
     if reply.status // 100 != 2:

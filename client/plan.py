@@ -9,6 +9,7 @@ from typing import Any
 
 from client.errors import ClientError
 from client.i18n import _
+from modelling.spec import METHODS
 
 LEARNING_RATES = (1e-8, 1e4)
 """Between them something may be learned; outside, rounds would be spent for nothing."""
@@ -92,6 +93,8 @@ def _require_supported(
         raise _unsupported("dtype")
     if lora.get("use_dora"):
         raise _unsupported("use_dora")
+    if lora["method"] not in METHODS:
+        raise _unsupported("method")
     if privacy["trust"] not in _UNITS:
         raise _unsupported("trust")
     if privacy["unit"] not in _UNITS[privacy["trust"]]:

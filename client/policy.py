@@ -18,7 +18,8 @@ from client.durable import write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Ceiling
-from client.wire import BaseModelRef, Manifest, PoissonCohort, Privacy, Sha256
+from client.training import BaseModelRef, Sha256
+from client.wire import Manifest, PoissonCohort, Privacy
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 SUPPORTED_TRUSTS = ("local", "central", "none")

@@ -28,7 +28,8 @@ from client.durable import private_folder, write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.pauses import pause_at
-from client.wire import Answer, Assignment, Count, FrozenManifest, Sha256, parse, read_json
+from client.training import Count, Sha256
+from client.wire import Answer, Assignment, FrozenManifest, parse, read_json
 
 _BLOCK_BYTES = 1 << 20
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -29,8 +28,9 @@ from client.pauses import pause_at
 from client.profile import Profile, raw_public_key
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
+from client.turns import Turn, keep, kept_before, most_bytes, sent_and_kept, sent_shapes
 from client.update_file import update_file
-from client.wire import Assignment, FrozenManifest, Manifest, Receipt, parse
+from client.wire import Assignment, FrozenManifest, Receipt, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,9 +46,9 @@ class Trainer(Protocol):
     """Trains on a profile's data. The only thing here that sees any."""
 
     def train(
-        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: OnStep
+        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, turn: Turn, on_step: OnStep
     ) -> dict[str, Tensor]:
-        """Return the change of each trained tensor, noised as the manifest says."""
+        """Return the change of each tensor that this turn trains, noised as the manifest says."""
 
 
 def fetch(
@@ -67,7 +67,7 @@ def fetch(
         files.write_assignment(assignment, raw)
         if not is_unsent(profile, assignment) or files.holds_adapter():
             return files  # what is sent again is an update; what is here already is not brought again
-        limit = min(_HEADER_BYTES + _trained_bytes(frozen.manifest), _MAX_ADAPTER_BYTES)
+        limit = min(_HEADER_BYTES + most_bytes(frozen.manifest), _MAX_ADAPTER_BYTES)
         content = session.download(f"/v1/rounds/{assignment.round_id}/adapter", limit_bytes=limit).content
         found = hashlib.sha256(content).hexdigest()
         witness.saw(adapter_sha256=found)
@@ -116,14 +116,19 @@ def _finished(
         if known.adapter_sha256 == assignment.adapter_sha256 and own.holds_update(known.sha256):
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
+    turn = Turn(number, assignment.rank, kept_before(profile, run_id, number))
     try:
-        update = trainer.train(profile, frozen, files.adapter(), on_step=on_step)
+        change = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
     except ClientError as error:
         if error.code == "update_unusable":
             _give_up(profile, assignment)
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
-    require_wanted(update, frozen.manifest)
+    wanted = sent_shapes(frozen.values, turn)
+    update, kept = sent_and_kept(change, wanted)
+    require_wanted(update, wanted)
+    if kept:
+        keep(own, kept, before=turn.own)
     content = update_file(update, wire_dtype=frozen.manifest.aggregation.wire_dtype)
     written = own.write_update(content, update_id=uuid4())
     own.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
@@ -198,11 +203,10 @@ def require_kept_account(receipt: Receipt, earlier: list[dict[str, Any]]) -> Non
         )
 
 
-def require_wanted(update: dict[str, Tensor], manifest: Manifest) -> None:
+def require_wanted(update: dict[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse an update that is not exactly the tensors that the manifest says are sent."""
-    wanted = {tensor.name: tensor.shape for tensor in manifest.tensors if tensor.trained}
     shapes = {name: tuple(tensor.shape) for name, tensor in update.items()}
-    if shapes != wanted or any(str(tensor.dtype) != "torch.float32" for tensor in update.values()):
+    if shapes != dict(wanted) or any(str(tensor.dtype) != "torch.float32" for tensor in update.values()):
         raise ClientError("update_malformed", _("training did not make the tensors that the run wants"))
 
 
@@ -244,8 +248,3 @@ def _give_up(profile: Profile, assignment: Assignment) -> None:
     run_id, number = str(assignment.run_id), assignment.number
     profile.ledger.prepare(run_id, number, prepared_of(assignment, nothing))
     profile.ledger.spend(run_id, number, sha256=nothing.sha256)
-
-
-def _trained_bytes(manifest: Manifest) -> int:
-    """Bytes of all trained tensors, float32."""
-    return 4 * sum(math.prod(tensor.shape) for tensor in manifest.tensors if tensor.trained)

@@ -17,11 +17,14 @@ from torch import Tensor
 from client.errors import ClientError
 from client.i18n import _
 from client.plan import TrainingPlan
+from client.turns import Turn
 from engines.aggregation.client_terms import proximal_gradient
+from engines.lora.methods import MERGING_METHODS, is_sent
+from engines.lora.states import parted
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.sampling import poisson_subset
-from modelling.adapters import adapter_state, load_adapter, trained_parameters
+from modelling.adapters import adapter_state, load_adapter, only_trained, trained_parameters
 from modelling.cache import CachedExamples
 from modelling.errors import ModelRefused
 from modelling.gradients import (
@@ -33,6 +36,7 @@ from modelling.gradients import (
 from modelling.precision import bf16_in_frozen_part, keep_freed_memory
 from modelling.trained import TrainedPart
 
+_FIRST = Turn()
 _PROBE_TEXTS = 2
 _LOGIT_TOLERANCE = 1e-4
 
@@ -43,6 +47,7 @@ def train_round(
     adapter: dict[str, Tensor],
     *,
     manifest: Mapping[str, Any],
+    turn: Turn = _FIRST,
     order_seed: int | None = None,
     on_step: Callable[[int, int], None] = lambda step, steps: None,
 ) -> dict[str, Tensor]:
@@ -52,12 +57,13 @@ def train_round(
         model: the trained part; its adapter is overwritten.
         cache: the client's examples.
         adapter: the round's adapter as downloaded: the trained tensors, absolute values.
-        manifest: the run's frozen manifest.
+        manifest: the run's frozen manifest, at this client's rank.
+        turn: which round it is, and what the client kept to itself in the last.
         order_seed: with the adapter, fixes which examples are in which step; under trust `none` alone.
         on_step: called after each step with its number and the number of steps.
 
     Returns:
-        new minus downloaded, float32, by name, of exactly the trained tensors.
+        new minus downloaded, float32, by name, of exactly the tensors that this round trains.
 
     Raises:
         ClientError: the plan, the seed, the adapter or the update is refused; its code says which.
@@ -65,11 +71,26 @@ def train_round(
     plan = TrainingPlan.from_manifest(manifest)
     _require_drawable(plan, cache, order_seed=order_seed)
     _require_trainable(model)
-    start = _start_from(model, adapter)
-    keep_freed_memory()
-    sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed, start)
-    steps = _private_steps if plan.private else _plain_steps
-    steps(model, cache, plan, sampler, on_step)
+    _start_from(model, adapter, own=turn.own)
+    names = {name for name in trained_parameters(model.model) if _is_this_rounds(name, manifest, turn)}
+    with only_trained(model.model, names):
+        start = adapter_state(model.model, trained_only=True)
+        keep_freed_memory()
+        sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed, start)
+        steps = _private_steps if plan.private else _plain_steps
+        steps(model, cache, plan, sampler, on_step)
+        return _change(model, start, plan)
+
+
+def _is_this_rounds(name: str, manifest: Mapping[str, Any], turn: Turn) -> bool:
+    """Say whether a tensor is trained now: `rolora` has turns. What a client keeps is trained with the rest,
+    under the same clip and noise: otherwise what it sends would depend on un-noised values.
+    """
+    method = manifest["lora"]["method"]
+    return is_sent(method, name, number=turn.number) or not is_sent(method, name)
+
+
+def _change(model: TrainedPart, start: Mapping[str, Tensor], plan: TrainingPlan) -> dict[str, Tensor]:
     trained = adapter_state(model.model, trained_only=True)
     delta = {name: trained[name] - start[name] for name in start}
     if plan.central and not _moves(delta):
@@ -183,14 +204,20 @@ class _Descent:
                 parameter.sub_(speed, alpha=plan.learning_rate)
 
 
-def _start_from(model: TrainedPart, adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if set(adapter) != set(trained_parameters(model.model)):
-        raise _misfit()
+def _start_from(
+    model: TrainedPart, adapter: Mapping[str, Tensor], *, own: Mapping[str, Tensor] | None
+) -> None:
+    """Load the round's adapter, with what the client keeps to itself: from its last round, or zero."""
+    method, parameters = model.spec.lora.method, trained_parameters(model.model)
+    kept = {name: torch.zeros_like(one) for name, one in parameters.items() if not is_sent(method, name)}
     try:
-        load_adapter(model.model, adapter)
-    except ModelRefused as error:
+        trained, base = parted(adapter)
+        if set(trained) != set(parameters) - set(kept) or (base and method not in MERGING_METHODS):
+            raise _misfit()
+        model.base_weights.take_up(base)
+        load_adapter(model.model, {**trained, **kept, **(own or {})})
+    except (ModelRefused, ValueError) as error:
         raise _misfit() from error
-    return adapter_state(model.model, trained_only=True)
 
 
 def _require_drawable(plan: TrainingPlan, cache: CachedExamples, *, order_seed: int | None) -> None:

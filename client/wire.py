@@ -16,10 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from client.errors import ClientError
 from client.i18n import _
+from client.training import BaseModelRef, Count, Lora, Part, Positive, Sha256, Task, TensorShape, Training
 
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
 Number = Annotated[int, Field(ge=0, le=10**9)]
 
 MAX_MANIFEST_BYTES = 4 * 1024**2
@@ -30,63 +28,6 @@ class Answer(BaseModel):
     """Something the server says; fields added later are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Part(BaseModel):
-    """A part of the manifest; every field is known and of its type, or the manifest is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Task(Part):
-    """What is learned."""
-
-    kind: Literal["sequence_classification"]
-    labels: Annotated[tuple[str, ...], Field(min_length=2)]
-    text_fields: Annotated[tuple[str, ...], Field(min_length=1)]
-    label_field: str
-    max_tokens: Annotated[int, Field(ge=2, le=8192)]
-    pooling: str
-
-
-class BaseModelRef(Part):
-    """The frozen model below the adapter."""
-
-    name: str
-    locator: str
-    weights_sha256: Sha256
-    architecture: str
-
-
-class Lora(Part):
-    """The adapter's shape."""
-
-    method: str
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: Positive
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
-    layers: tuple[Annotated[int, Field(ge=0)], ...]
-    modules_to_save: tuple[str, ...]
-    seed: Annotated[int, Field(ge=0)]
-
-
-class TensorShape(Part):
-    """One tensor of the adapter file."""
-
-    name: str
-    shape: tuple[Annotated[int, Field(ge=1)], ...]
-    trained: bool
-
-
-class Training(Part):
-    """The local steps of one round."""
-
-    optimizer: str
-    learning_rate: Positive
-    momentum: Annotated[float, Field(ge=0, lt=1)]
-    local_steps: Count
-    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    control_variates: Literal["none", "scaffold"] = "none"
 
 
 class EveryoneCohort(Part):
@@ -296,6 +237,8 @@ class Assignment(Answer):
     deadline: datetime | None = None
     manifest_sha256: Sha256
     adapter_sha256: Sha256
+    rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """At which rank this client trains; None: at the manifest's."""
 
 
 class ServerAccount(Answer):

@@ -6,7 +6,7 @@ Profiles of one process train in turn on one copy of the base model, with one th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,9 @@ from client.persons import PersonRule, silo_key
 from client.policy import base_model_locator
 from client.profile import Profile
 from client.trainer import train_round
+from client.turns import Turn, at_rank, manifest_at
 from client.wire import FrozenManifest, Manifest, canonical_sha256
+from engines.lora.methods import is_sent
 from modelling.adapters import adapter_parameters, build_model
 from modelling.base import locate_base_model
 from modelling.cache import CachedExamples, build_cache
@@ -43,7 +45,7 @@ class Workbench:
         self._order_seed = order_seed
         self._key = ""
         self._whole: PeftModel | None = None
-        self._part: TrainedPart | None = None
+        self._parts: dict[int, TrainedPart] = {}
         self._examples: dict[Path, CachedExamples] = {}
 
     def make_ready(self, profile: Profile, frozen: FrozenManifest) -> None:
@@ -56,22 +58,40 @@ class Workbench:
                 self._examples[profile.folder] = self._cached(profile, frozen)
 
     def train(
-        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: Callable[[int, int], None]
+        self,
+        profile: Profile,
+        frozen: FrozenManifest,
+        adapter: bytes,
+        *,
+        turn: Turn,
+        on_step: Callable[[int, int], None],
     ) -> dict[str, torch.Tensor]:
-        """Train one round on the profile's data and return the change of each trained tensor."""
+        """Train one round on the profile's data and return the change of each tensor that it trains."""
         self.make_ready(profile, frozen)
+        values = manifest_at(frozen.values, turn.rank)
         with _refusals():
-            if self._part is None:
-                self._part = TrainedPart(self._whole_model(profile, frozen), self._spec(profile, frozen))
-            self._whole = None  # taken over by the part, or only loaded for one more data set
+            part = self._part_at(profile, frozen, values)
             return train_round(
-                self._part,
+                part,
                 self._examples[profile.folder],
-                _tensors(adapter),
-                manifest=frozen.values,
+                at_rank(_tensors(adapter), part.spec.lora.rank),
+                manifest=values,
+                turn=turn,
                 order_seed=self._order_seed if frozen.manifest.privacy.trust == "none" else None,
                 on_step=on_step,
             )
+
+    def _part_at(self, profile: Profile, frozen: FrozenManifest, values: Mapping[str, Any]) -> TrainedPart:
+        """The part that is trained at a client's rank; each rank has one, on a base model of its own."""
+        spec, run_rank = self._spec(profile, frozen, values), frozen.manifest.lora.rank
+        rank = spec.lora.rank
+        if rank not in self._parts:
+            whole = self._whole if rank == run_rank else None
+            whole = whole or build_model(spec, locate_base_model(spec.base.locator))
+            _require_listed(whole, values)
+            self._parts[rank] = TrainedPart(whole, spec)
+        self._whole = None  # taken over by the part, or only loaded for one more data set
+        return self._parts[rank]
 
     def _turn_to(self, frozen: FrozenManifest) -> None:
         """Drop what belongs to another model."""
@@ -79,7 +99,7 @@ class Workbench:
         person = values["privacy"].get("person")
         key = canonical_sha256([values["task"], values["base_model"], values["lora"], person])
         if key != self._key:
-            self._key, self._whole, self._part, self._examples = key, None, None, {}
+            self._key, self._whole, self._parts, self._examples = key, None, {}, {}
 
     def _cached(self, profile: Profile, frozen: FrozenManifest) -> CachedExamples:
         spec = self._spec(profile, frozen)
@@ -99,11 +119,13 @@ class Workbench:
         if self._whole is None:
             spec = self._spec(profile, frozen)
             self._whole = build_model(spec, locate_base_model(spec.base.locator))
-            _require_listed(self._whole, frozen.manifest)
+            _require_listed(self._whole, frozen.values)
         return self._whole
 
-    def _spec(self, profile: Profile, frozen: FrozenManifest) -> ModelSpec:
-        spec = ModelSpec.from_manifest(frozen.values)
+    def _spec(
+        self, profile: Profile, frozen: FrozenManifest, values: Mapping[str, Any] | None = None
+    ) -> ModelSpec:
+        spec = ModelSpec.from_manifest(values or frozen.values)
         locator = base_model_locator(frozen.manifest.base_model, profile.policy)
         return dataclasses.replace(spec, base=dataclasses.replace(spec.base, locator=locator))
 
@@ -117,10 +139,14 @@ def _rule(profile: Profile, manifest: Manifest) -> PersonRule | None:
     return PersonRule(id_field=person.id_field, records_cap=person.records_cap, key=key)
 
 
-def _require_listed(model: PeftModel, manifest: Manifest) -> None:
+def _require_listed(model: PeftModel, values: Mapping[str, Any]) -> None:
     """Refuse a manifest whose list of tensors is not the adapter's."""
-    listed = {tensor.name: (tensor.shape, tensor.trained) for tensor in manifest.tensors}
-    found = {name: (tuple(one.shape), one.requires_grad) for name, one in adapter_parameters(model).items()}
+    method = values["lora"]["method"]
+    listed = {one["name"]: (tuple(one["shape"]), one["trained"]) for one in values["tensors"]}
+    found = {
+        name: (tuple(one.shape), one.requires_grad and is_sent(method, name))
+        for name, one in adapter_parameters(model).items()
+    }
     if listed != found:
         raise ClientError("adapter_mismatch", _("the manifest lists other tensors than the adapter has"))
 

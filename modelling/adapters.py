@@ -4,20 +4,25 @@ Tensors are named as PEFT names them in `adapter_model.safetensors`, never with 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from engines.lora.seeding import seeded_a
+from engines.lora.adapter import starting_tensor
+from engines.lora.methods import is_sent
 from modelling.architectures import architecture_of
 from modelling.base import empty_base_model, load_base_model, quiet_libraries
 from modelling.errors import ModelRefused
 from modelling.spec import ModelSpec
 
+_FROZEN = {"ffa": (".lora_A.",), "fedsb": (".lora_A.", ".lora_B.basis.")}
+"""Tensors that no client trains, by method."""
 _INNER_NAME = re.compile(r"\.modules_to_save\.default(?=\.)|\.default(?=\.|$)")
 
 
@@ -28,12 +33,11 @@ def build_model(spec: ModelSpec, folder: Path) -> PeftModel:
         ModelRefused: the base model is not the manifest's, or the adapter does not fit it.
     """
     model = _inject(spec, load_base_model(spec, folder))
+    orthonormal = spec.lora.method == "fedsb"
     with torch.no_grad():
         for name, parameter in adapter_parameters(model).items():
-            if ".lora_A." in name:
-                parameter.copy_(seeded_a(spec.lora.seed, name, tuple(parameter.shape)))
-            else:
-                parameter.zero_()
+            shape = tuple(parameter.shape)
+            parameter.copy_(starting_tensor(name, shape, spec.lora.seed, orthonormal=orthonormal))
     return model
 
 
@@ -41,9 +45,26 @@ def adapter_tensors(spec: ModelSpec, folder: Path) -> list[dict[str, Any]]:
     """List name, shape and `trained` of every tensor of the adapter, sorted by name; no weights are read."""
     model = _inject(spec, empty_base_model(spec, folder))
     return [
-        {"name": name, "shape": list(parameter.shape), "trained": parameter.requires_grad}
+        {
+            "name": name,
+            "shape": list(parameter.shape),
+            "trained": parameter.requires_grad and is_sent(spec.lora.method, name),
+        }
         for name, parameter in adapter_parameters(model).items()
     ]
+
+
+@contextmanager
+def only_trained(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Let only these of the trained tensors be trained, and all of them again afterwards."""
+    others = [found for name, found in trained_parameters(model).items() if name not in names]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -100,12 +121,36 @@ def _inject(spec: ModelSpec, base: nn.Module) -> PeftModel:
             model = PeftModel(base, _lora_config(spec))
     except (ValueError, TypeError) as error:  # PEFT names the modules that it cannot find or take
         raise ModelRefused("adapter_mismatch", f"LoRA does not fit the model: {_one_line(error)}") from error
-    for name, parameter in adapter_parameters(model).items():
-        parameter.requires_grad_(spec.lora.method != "ffa" or ".lora_A." not in name)
     expected = len(spec.lora.layers) * len(spec.lora.target_modules)
     if sum(".lora_B." in name for name in adapter_parameters(model)) != expected:
         raise ModelRefused("adapter_mismatch", "a target module is missing from a layer or twice in it")
+    if spec.lora.method == "fedsb":
+        _put_cores(model)
+    for name, parameter in adapter_parameters(model).items():
+        parameter.requires_grad_(not any(part in name for part in _FROZEN.get(spec.lora.method, ())))
     return model
+
+
+class _CoreAndBasis(nn.Module):
+    """What stands in B's place under `fedsb`: the trained core, before a basis that is fixed."""
+
+    def __init__(self, b_factor: nn.Linear) -> None:
+        super().__init__()
+        rank, rows = b_factor.in_features, b_factor.out_features
+        device = b_factor.weight.device
+        self.core = nn.Linear(rank, rank, bias=False, device=device)
+        self.basis = nn.Linear(rank, rows, bias=False, device=device)
+
+    def forward(self, inner: Tensor) -> Tensor:
+        """Return inner @ core^T @ basis^T, shape (.., d)."""
+        outer: Tensor = self.basis(self.core(inner))
+        return outer
+
+
+def _put_cores(model: PeftModel) -> None:
+    for module in list(model.modules()):
+        if isinstance(module, LoraLayer):
+            module.lora_B["default"] = _CoreAndBasis(module.lora_B["default"])
 
 
 def _lora_config(spec: ModelSpec) -> LoraConfig:

@@ -9,7 +9,8 @@ from typing import Any
 
 from modelling.errors import ModelRefused
 
-METHODS = ("ffa", "fedit")
+METHODS = ("ffa", "fedsb", "rolora", "flexlora", "flora", "fedex", "fedsa", "fedit")
+"""What can be trained here. `fedask` sends sketches in two turns, and no round has two."""
 POOLINGS = ("mean", "model")
 
 
@@ -110,7 +111,7 @@ def _base(section: Mapping[str, Any]) -> BaseModelSpec:
 def _lora(section: Mapping[str, Any]) -> LoraSpec:
     method = _text(section, "lora", "method")
     if method not in METHODS:
-        raise _refused("lora.method", "must be ffa or fedit")
+        raise _refused("lora.method", f"must be one of {', '.join(METHODS)}")
     if section.get("use_dora"):
         raise _refused("lora.use_dora", "DoRA has no per-example gradients")
     targets = _texts(section, "lora", "target_modules", least=1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from modelling.adapters import layers_of
 from modelling.architectures import PassedHidden, PassedLayer, PassedPositions, architecture_of
+from modelling.merging import BaseWeights
 from modelling.spec import ModelSpec
 
 
@@ -28,6 +29,7 @@ class TrainedPart(nn.Module):
         for number in range(spec.first_trained_layer):
             layers[number] = PassedLayer()
         self._architecture = architecture_of(spec.base.architecture)
+        self.base_weights = BaseWeights(model, is_transposed=self._architecture.fan_in_fan_out)
         base.set_submodule(self._architecture.embeddings, PassedHidden())
         if self._architecture.positions is not None:
             base.set_submodule(self._architecture.positions, PassedPositions())

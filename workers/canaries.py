@@ -26,7 +26,7 @@ from engines.privacy.audit_in_rounds import contributions, round_scores, run_rep
 from engines.privacy.audit_report import AuditReport
 from engines.privacy.central import CentralPlan
 from engines.privacy.round_stream import Parameter
-from workers.layout import trained_shapes
+from workers.layout import update_shapes
 
 
 class CanariesDiffer(Exception):
@@ -34,8 +34,8 @@ class CanariesDiffer(Exception):
 
 
 def canaries_of(manifest: Manifest, vault: Vault, run_id: UUID) -> Canaries:
-    """Draw the canaries of a plan that asks for some."""
-    dimension = sum(math.prod(shape) for shape in trained_shapes(manifest).values())
+    """Draw the canaries of a plan that asks for some; every round of such a run moves the same numbers."""
+    dimension = sum(math.prod(shape) for shape in update_shapes(manifest, number=1).values())
     return Canaries(secret_of(vault, run_id), count=manifest.privacy.canaries, dimension=dimension)
 
 

@@ -22,8 +22,10 @@ from engines.privacy.central_trimmed import CentralTrimmedSum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.round_stream import Parameter, SealedInput, round_stream
 from workers.canaries import SeatedCanaries
-from workers.layout import trained_shapes
+from workers.layout import update_shapes
+from workers.merging import Began, opened
 from workers.sources import BlobUpdates
+from workers.tensors import Shapes
 
 Sealed = tuple[tuple[UUID, str], ...]
 """(client id, blob) of every update of a sealed round, in the order of client ids."""
@@ -85,7 +87,9 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
     )
 
 
-def noised_step(blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Step:
+def noised_step(
+    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: Sealed, *, began: Began
+) -> Step:
     """Clip, sum (or trim and sum) and noise what a round's clients and canaries sent, one at a time.
 
     Args:
@@ -93,14 +97,16 @@ def noised_step(blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, upda
         manifest: the run's, with the noise multiplier that it was priced with.
         noised: the round's secret and constants.
         updates: every update that was received.
+        began: what they are changes of. One of a smaller rank is as long as it was: what it lacks is zero.
     Raises:
         ValueError: more updates and canaries than the cohort's cap, or constants out of range.
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
     plan = plan_of(manifest, noised)
     summed = _trimmed if manifest.aggregation.rule == "trimmed_mean" else _summed
-    with BlobUpdates(blobs, [digest for _id, digest in updates], manifest.sent) as source:
-        release, admitted = summed(source, manifest, noised, updates)
+    shapes = update_shapes(manifest, number=began.number)
+    with opened(blobs, manifest, updates, began=began) as source:
+        release, admitted = summed(source, manifest, noised, updates, shapes=shapes)
     following = None
     if plan.adaptive is not None and release.share_within is not None:
         following = plan.adaptive.next_clip_norm(plan.clip_norm, share_within=release.share_within)
@@ -108,12 +114,14 @@ def noised_step(blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, upda
     return Step(release.update, following, admitted, plan.most_updates, scores)
 
 
-def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Found:
+def _summed(
+    source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed, *, shapes: Shapes
+) -> Found:
     """The plain sum: canaries go through it as clients do, those with nothing to add included.
 
     What the wire's rounding did to an update is in it before it is clipped.
     """
-    shapes, plan = trained_shapes(manifest), plan_of(manifest, noised)
+    plan = plan_of(manifest, noised)
     total = CentralSum(shapes, plan)
     row = torch.empty(source.dimension, dtype=torch.float32)
     parts = torch.split(row, [math.prod(shape) for shape in shapes.values()])
@@ -130,12 +138,14 @@ def _summed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, update
     return total.release(_stream(noised, parameters, updates)), tuple(admitted)
 
 
-def _trimmed(source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed) -> Found:
+def _trimmed(
+    source: BlobUpdates, manifest: Manifest, noised: NoisedRound, updates: Sealed, *, shapes: Shapes
+) -> Found:
     """The robust rule that central noise covers at the price of the sum."""
     aggregation = manifest.aggregation
     trimmed = aggregation.settings.trimmed
     total = CentralTrimmedSum(
-        trained_shapes(manifest),
+        shapes,
         plan_of(manifest, noised),
         updates=source,
         trimmed=aggregation.faulty if trimmed is None else trimmed,

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
+from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest
+from app.runs.methods import sent_shapes, update_tensors
+from app.updates.wire import Expected
+from engines.lora.methods import MERGING_METHODS
+from engines.lora.states import require_whole
+from workers.tensors import BrokenTensors, open_tensors
 
 
-def trained_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    """What clients train and a round's adapter holds: name and shape, in the order of names."""
-    return {tensor.name: tensor.shape for tensor in manifest.trained}
+def update_shapes(manifest: Manifest, *, number: int, rank: int | None = None) -> dict[str, tuple[int, ...]]:
+    """What clients of a rank (by default the run's) send in a round, in the order of names."""
+    return sent_shapes(manifest.as_json(), number=number, rank=rank)
+
+
+def update_file_of(manifest: Manifest, *, number: int, rank: int | None = None) -> Expected:
+    """The same as an update file holds it, in the run's wire dtype, scales included."""
+    return update_tensors(manifest.as_json(), number=number, rank=rank)
 
 
 def tensor_list(manifest: Manifest) -> list[dict[str, Any]]:
     """Every tensor of the adapter file as plain values, for the engines."""
     return [tensor.model_dump(mode="json") for tensor in manifest.tensors]
+
+
+def read_state(blobs: LocalBlobs, digest: str, manifest: Manifest) -> dict[str, Tensor]:
+    """A round's state from its blob; raises BrokenTensors unless it is one of the manifest's."""
+    merges = manifest.lora.method in MERGING_METHODS
+    with open_tensors(blobs, digest) as file:
+        try:
+            require_whole(file.shapes, tensors=tensor_list(manifest), merges=merges)
+        except ValueError as error:
+            raise BrokenTensors(str(error)) from error
+        return {name: file.tensor(name) for name in file.shapes}

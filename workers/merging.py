@@ -8,11 +8,12 @@ memory. A rule whose precondition fails for the updates that are left refuses; n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import numpy as np
+from torch import Tensor
 
 from app.core.blobs import LocalBlobs
 from app.core.i18n import _
@@ -23,9 +24,13 @@ from engines.aggregation.gate import Admission, NoneFinite, admit
 from engines.aggregation.gram import gram, squared_distances
 from engines.aggregation.kernels import Numbers
 from engines.aggregation.linear import weighted_mean
-from engines.aggregation.rows import Rows, Scaled, Streamed, Weights
+from engines.aggregation.rows import Mixed, Rows, Scaled, Streamed, Weights
 from engines.aggregation.rules import Mixing, Setting, SettingMissing, TooFewClients, merge
 from engines.aggregation.steps import buffered_mean
+from engines.lora.methods import PRODUCT_METHODS
+from engines.lora.spectrum import Projection
+from workers.layout import read_state, update_file_of, update_shapes
+from workers.products import Products, needs_products
 from workers.sources import BlobUpdates
 
 MOST_COMPARED = 1024
@@ -79,9 +84,26 @@ class Merged:
     """A change of the model, or why there is none; and what was found about every client."""
 
     change: Numbers | None
-    """Shape (d,), float32."""
+    """Shape (d,), float32: of the tensors that this round trains."""
     refusal: Refusal | None
     judged: tuple[Judged, ...]
+    state: dict[str, Tensor] | None = None
+    """What the next round starts from, where it is not the start plus the change."""
+    missed: Projection | None = None
+    """What of the clients' mean weight change it does not hold, where that is formed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Began:
+    """What a round's clients started from."""
+
+    number: int
+    adapter_sha256: str
+    """Blob of the state."""
+    ranks: Mapping[UUID, int]
+    """LoRA ranks of clients that do not train at the run's."""
+    ages: Mapping[UUID, int] = field(default_factory=dict)
+    """In a buffered run, how many releases each update's adapter is behind."""
 
 
 def merged(
@@ -89,9 +111,9 @@ def merged(
     manifest: Manifest,
     updates: Sequence[tuple[UUID, str]],
     *,
+    began: Began,
     min_updates: int,
     worth: Mapping[UUID, float],
-    ages: Mapping[UUID, int],
     lot: Callable[[UUID], bytes],
 ) -> Merged:
     """Check, clip, judge and merge a round's updates.
@@ -100,68 +122,146 @@ def merged(
         blobs: where the updates lie.
         manifest: the run's.
         updates: (client id, blob), at least one, in the order of client ids.
+        began: what they are changes of.
         min_updates: fewer that count, and the round has lost its quorum.
         worth: what a client's update counts by its standing; 1 where it is missing.
-        ages: in a buffered run, how many releases each update's adapter is behind.
         lot: a secret of the server about each client, by which buckets are filled.
     Raises:
         BrokenTensors, Unavailable: a blob is not what was accepted, or not there.
     """
-    ids, digests = zip(*updates, strict=True)
-    weights = np.array([worth.get(client_id, 1.0) for client_id in ids])
-    with BlobUpdates(blobs, digests, manifest.sent) as source:
+    ids, weights = _weighed(updates, worth)
+    with opened(blobs, manifest, updates, began=began) as source:
         try:
             admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
         except NoneFinite:
-            return Merged(None, QUORUM_LOST, tuple(_turned_away(one) for one in ids))
-        kept = [ids[row] for row in admission.kept]
-        counting = weights[list(admission.kept)]
+            return Merged(None, QUORUM_LOST, tuple(map(_turned_away, ids)))
+        kept, counting = [ids[row] for row in admission.kept], weights[list(admission.kept)]
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
-        products = gram(admission.rows) if len(kept) <= MOST_COMPARED else None
-        lots, old = map(lot, kept), [ages.get(client_id, 0) for client_id in kept]
-        change, refusal = _apply(admission.rows, manifest, counting, products=products, lots=lots, ages=old)
-        found = {} if change is None else _findings(kept, admission.rows, change, products)
-    return Merged(change, refusal, _judged(ids, admission, weights, found))
+        pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
+        products = _compared(admission.rows, manifest, pairs)
+        lots = [*map(lot, kept)]
+        if manifest.buffered is None:
+            made = _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
+        else:
+            made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
+        return _told(admission, made, pairs, ids=ids, weights=weights, products=products)
+
+
+def _told(
+    admission: Admission,
+    made: _Made,
+    pairs: Products | None,
+    *,
+    ids: Sequence[UUID],
+    weights: Weights,
+    products: Weights | None,
+) -> Merged:
+    """What was made of the updates, what is odd about whom, and the next state where products make it."""
+    if made.change is None:
+        return Merged(None, made.refusal, _judged(ids, admission, weights, {}))
+    found = _findings([ids[row] for row in admission.kept], admission.rows, made.change, products)
+    judged = _judged(ids, admission, weights, found)
+    if pairs is None or made.shares is None:
+        return Merged(made.change, None, judged)
+    state, missed = pairs.next_state(made.shares, made.change)
+    return Merged(made.change, None, judged, state if pairs.make_the_state else None, missed)
+
+
+def _weighed(updates: Sequence[tuple[UUID, str]], worth: Mapping[UUID, float]) -> tuple[list[UUID], Weights]:
+    ids = [client_id for client_id, _digest in updates]
+    return ids, np.array([worth.get(client_id, 1.0) for client_id in ids])
+
+
+def opened(
+    blobs: LocalBlobs, manifest: Manifest, updates: Sequence[tuple[UUID, str]], *, began: Began
+) -> BlobUpdates:
+    """A round's updates as rows of the run's rank, whatever rank each client's file is of."""
+    usual = manifest.lora.rank
+    by_rank = {
+        rank: update_file_of(manifest, number=began.number, rank=rank)
+        for rank in {*began.ranks.values(), usual}
+    }
+    sent = [by_rank[began.ranks.get(client_id, usual)] for client_id, _digest in updates]
+    return BlobUpdates(blobs, [digest for _id, digest in updates], by_rank[usual], sent=sent)
+
+
+def _pairs(
+    source: BlobUpdates,
+    manifest: Manifest,
+    admission: Admission,
+    *,
+    began: Began,
+    kept: Sequence[UUID],
+    blobs: LocalBlobs,
+) -> Products | None:
+    if not needs_products(manifest):
+        return None
+    return Products(
+        source,
+        manifest,
+        state=read_state(blobs, began.adapter_sha256, manifest),
+        shapes=update_shapes(manifest, number=began.number),
+        kept=admission.kept,
+        factors=admission.factors[list(admission.kept)],
+        ranks=[began.ranks.get(client_id, manifest.lora.rank) for client_id in kept],
+        number=began.number,
+    )
+
+
+def _compared(rows: Rows, manifest: Manifest, pairs: Products | None) -> Weights | None:
+    """Inner products of the updates, or of the weight changes that they mean; None of too many."""
+    if pairs is not None and pairs.make_the_state:
+        is_wanted = rows.clients <= MOST_COMPARED or manifest.aggregation.rule != "mean"
+        return pairs.gram() if is_wanted else None
+    return gram(rows) if rows.clients <= MOST_COMPARED else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What a rule made of the updates."""
+
+    change: Numbers | None
+    refusal: Refusal | None = None
+    shares: Weights | None = None
+    """What each of them counts in it, shape (n,); None of a rule by coordinate."""
 
 
 def _apply(
-    rows: Rows,
-    manifest: Manifest,
-    weights: Weights,
-    *,
-    products: Weights | None,
-    lots: Iterable[bytes],
-    ages: list[int],
-) -> tuple[Numbers | None, Refusal | None]:
-    """Run the rule over those that count; whoever only watches is left out altogether.
-
-    A buffer is divided by its constant size: there whoever does not count is zero.
-    """
-    aggregation = manifest.aggregation
-    if manifest.buffered is not None:
-        size = manifest.quorum.max_updates
-        return buffered_mean(rows, ages, buffer=size, worth=weights.tolist()), None
+    rows: Rows, manifest: Manifest, *, weights: Weights, products: Weights | None, lots: list[bytes]
+) -> _Made:
+    """Run the rule over those that count; whoever only watches is left out altogether."""
+    aggregation, clients = manifest.aggregation, rows.clients
     counted = np.flatnonzero(weights).tolist()
-    if len(counted) < rows.clients:
+    if len(counted) < clients:
         rows, weights = Scaled(rows, counted, np.ones(len(counted))), weights[counted]
         products = None if products is None else products[np.ix_(counted, counted)]
-    every = list(lots)
-    drawn = [every[row] for row in counted]
-    order = np.array(sorted(range(len(drawn)), key=drawn.__getitem__), dtype=np.intp)
+    order = np.array(sorted(range(len(counted)), key=lambda row: lots[counted[row]]), dtype=np.intp)
     given = {name: value for name, value in aggregation.settings.model_dump().items() if value is not None}
     setting = Setting(faulty=aggregation.faulty, order=order, **given)
+    if manifest.lora.method in PRODUCT_METHODS and products is not None and aggregation.rule != "mean":
+        rows = Mixed(rows, np.eye(rows.clients), base_gram=products)  # distances are those of products
     try:
         outcome = merge(
             rows, setting, rule=aggregation.rule, mixing=Mixing(aggregation.mixing), products=products
         )
     except (TooFewClients, SettingMissing):
-        return None, RULE_UNMET
+        return _Made(None, RULE_UNMET)
     except NotConverged:
-        return None, RULE_FAILED
+        return _Made(None, RULE_FAILED)
+    change, shares = outcome.values, outcome.weights
     if aggregation.rule == "mean" and aggregation.mixing == "none" and (weights != 1.0).any():
-        return weighted_mean(rows, weights), None
-    return outcome.values, None
+        change, shares = weighted_mean(rows, weights), weights / weights.sum()
+    if shares is None:
+        return _Made(change)
+    everyone = np.zeros(clients)
+    everyone[counted] = shares
+    return _Made(change, None, everyone)
+
+
+def _buffered(rows: Rows, manifest: Manifest, weights: Weights, ages: Sequence[int]) -> _Made:
+    """The sum of a buffer by age over its constant size; whoever was turned away counts as zero."""
+    return _Made(buffered_mean(rows, ages, buffer=manifest.quorum.max_updates, worth=weights.tolist()))
 
 
 def _findings(

@@ -46,6 +46,10 @@ class Span(NamedTuple):
     offset: int
     dtype: str
     """In the file format's words."""
+    sent: tuple[int, int] | None = None
+    """Rows and columns in the file, where they are the first corner of what stands in the vector."""
+    width: int = 0
+    """Columns in the vector, where that is so."""
 
 
 Layout = tuple[Span, ...]
@@ -56,9 +60,17 @@ class BlobUpdates:
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, blobs: LocalBlobs, digests: Sequence[str], expected: Expected) -> None:
+    def __init__(
+        self, blobs: LocalBlobs, digests: Sequence[str], expected: Expected, *, sent: Sequence[Expected] = ()
+    ) -> None:
         """Check every file's header and keep the first files open.
 
+        Args:
+            blobs: where they are.
+            digests: of the files, in the order of client ids.
+            expected: of every row, as a file of the run's rank holds it.
+            sent: what each file holds where clients of smaller ranks send less: the first rows and columns of
+                a tensor, the rest of which is zero.
         Raises:
             BrokenTensors: a blob is not the safetensors file that was accepted.
             Unavailable: a blob is not there.
@@ -76,7 +88,7 @@ class BlobUpdates:
         self._scales: list[Numbers | None] = []
         try:
             for number, digest in enumerate(digests):
-                layout, scales = self._open_header(digest)
+                layout, scales = self._open_header(digest, sent[number] if sent else expected)
                 self._layouts.append(known.setdefault(layout, layout))
                 self._scales.append(scales)
                 if number < MOST_OPEN:
@@ -112,21 +124,20 @@ class BlobUpdates:
             first, last = max(span.start, start), min(span.stop, stop)
             if first >= last:
                 continue
-            file.seek(span.offset + VALUE_BYTES[span.dtype] * (first - span.start))
-            wanted = out[first - start : last - start]
-            if span.dtype == "F32":
-                _fill(file, wanted)
-                continue
-            held = np.empty(last - first, dtype=_HELD[span.dtype])
-            _fill(file, held)
-            _widen(held, wanted, dtype=span.dtype, scale=None if scales is None else scales[number])
+            scale = None if scales is None else scales[number]
+            piece = out[first - start : last - start]
+            if span.sent is None:
+                at = span.offset + VALUE_BYTES[span.dtype] * (first - span.start)
+                _fill(file, at, piece, dtype=span.dtype, scale=scale)
+            else:
+                _fill_corner(file, span, first - span.start, piece, scale=scale)
 
-    def _open_header(self, digest: str) -> tuple[Layout, Numbers | None]:
+    def _open_header(self, digest: str, sent: Expected) -> tuple[Layout, Numbers | None]:
         """Where a file's trained tensors lie, and their scales where it has some."""
         with self._blobs.open(digest) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             try:
-                check_header(file, size_bytes=size_bytes, expected=self._expected)
+                check_header(file, size_bytes=size_bytes, expected=sent)
             except UpdateMalformed as error:
                 raise BrokenTensors(str(error)) from error
             file.seek(0)
@@ -134,9 +145,13 @@ class BlobUpdates:
             header: Mapping[str, Any] = json.loads(file.read(length))
             spans, scales, start = [], [], 0
             for name in self._trained:
-                dtype, shape = self._expected[name]
-                stop = start + math.prod(shape)
-                spans.append(Span(start, stop, 8 + length + header[name]["data_offsets"][0], dtype))
+                (dtype, held), shape = sent[name], self._expected[name].shape
+                stop, offset = start + math.prod(shape), 8 + length + header[name]["data_offsets"][0]
+                if held == shape:
+                    spans.append(Span(start, stop, offset, dtype))
+                else:
+                    rows, columns = held
+                    spans.append(Span(start, stop, offset, dtype, sent=(rows, columns), width=shape[1]))
                 start = stop
                 if dtype == "I8":
                     file.seek(8 + length + header[name + SCALE]["data_offsets"][0])
@@ -156,7 +171,32 @@ def _is_scale(name: str, expected: Expected) -> bool:
     return owner != name and owner in expected and expected[owner].dtype == "I8"
 
 
-def _fill(file: FileIO, values: Numbers) -> None:
+def _fill(file: FileIO, offset: int, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:
+    """Read values that lie one after another in a file, as float32."""
+    file.seek(offset)
+    if dtype == "F32":
+        _read_into(file, out)
+        return
+    held = np.empty(len(out), dtype=_HELD[dtype])
+    _read_into(file, held)
+    _widen(held, out, dtype=dtype, scale=scale)
+
+
+def _fill_corner(file: FileIO, span: Span, first: int, out: Numbers, *, scale: np.float32 | None) -> None:
+    """Read the rows of a smaller matrix that lie in this piece of the larger one, and zeros beside them."""
+    rows, columns = span.sent or (0, 0)
+    top, bottom = first // span.width, -(-(first + len(out)) // span.width)
+    whole = np.zeros((bottom - top, span.width), dtype=np.float32)
+    if (held := min(bottom, rows) - top) > 0:
+        read = np.empty(held * columns, dtype=np.float32)
+        at = span.offset + VALUE_BYTES[span.dtype] * top * columns
+        _fill(file, at, read, dtype=span.dtype, scale=scale)
+        whole[:held, :columns] = read.reshape(held, columns)
+    at = first - top * span.width
+    out[:] = whole.reshape(-1)[at : at + len(out)]
+
+
+def _read_into(file: FileIO, values: Numbers) -> None:
     view = values.view(np.uint8).data
     while view.nbytes:
         count = file.readinto(view)

@@ -45,12 +45,6 @@ class TensorFile:
         tensor: Tensor = self._handle.get_tensor(name)
         return tensor
 
-    def require(self, shapes: Shapes) -> None:
-        """Raise BrokenTensors unless exactly these tensors are there, in these shapes."""
-        if self.shapes != dict(shapes):
-            odd = sorted(set(self.shapes.items()) ^ set(shapes.items()))
-            raise BrokenTensors(f"{odd[0][0]} is missing, unknown or of another shape")
-
 
 @contextmanager
 def open_tensors(blobs: LocalBlobs, digest: str) -> Iterator[TensorFile]:
@@ -62,13 +56,6 @@ def open_tensors(blobs: LocalBlobs, digest: str) -> Iterator[TensorFile]:
             yield TensorFile(handle)
     except SafetensorError as error:
         raise BrokenTensors("the blob is no safetensors file") from error
-
-
-def read_tensors(blobs: LocalBlobs, digest: str, shapes: Shapes) -> dict[str, Tensor]:
-    """All tensors of a blob, by sorted name; raises BrokenTensors unless exactly `shapes` are in it."""
-    with open_tensors(blobs, digest) as file:
-        file.require(shapes)
-        return {name: file.tensor(name) for name in file.shapes}
 
 
 class TensorWriter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -56,6 +58,12 @@ def clients(principal: Principal, permission: str) -> sa.Select[Client]:
             return statement.where(Client.organisation_id == principal.organisation_id)
         case Scope.OWN:
             return statement.where(Client.id == principal.id)
+
+
+def capabilities_of(session: Session, client_ids: Sequence[UUID]) -> dict[UUID, dict[str, Any]]:
+    """What these clients declared of their machines."""
+    rows = session.execute(sa.select(Client.id, Client.capability).where(Client.id.in_(client_ids)))
+    return {client_id: dict(declared) for client_id, declared in rows}
 
 
 def client(

@@ -9,7 +9,7 @@ Every change is notified on channel `dpfl_rounds` with the round's id; when a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -84,14 +84,16 @@ def plan(
     adapter_sha256: str,
     client_ids: Iterable[UUID],
     actor: str,
+    ranks: Mapping[UUID, int] | None = None,
     clip_norm: float | None = None,
     cohort_secret: bool = False,
     drawn_canaries: Sequence[int] | None = None,
 ) -> Round:
     """Insert a round with its cohort, in state `planned`; `open_round` lets updates in.
 
-    `clip_norm` is given where the server adds the noise; `cohort_secret` where its price rests on that;
-    `drawn_canaries` where the run has canaries, none of them being drawn included.
+    `ranks` says at which LoRA rank clients train where a run mixes them; `clip_norm` is given where the
+    server adds the noise; `cohort_secret` where its price rests on that; `drawn_canaries` where the run has
+    canaries, none of them being drawn included.
     """
     act_as(session, actor)
     row = Round(
@@ -105,13 +107,18 @@ def plan(
         clip_norm=clip_norm,
         cohort_secret=cohort_secret,
     )
-    session.add(row)
-    session.flush()
-    session.add_all(Assignment(round_id=row.id, client_id=client_id) for client_id in client_ids)
-    session.flush()
+    _add(session, row, client_ids, ranks or {})
     if drawn_canaries is not None:
         canaries.keep_draw(session, row.id, drawn_canaries)
     return row
+
+
+def _add(session: Session, row: Round, client_ids: Iterable[UUID], ranks: Mapping[UUID, int]) -> None:
+    """Insert a round and its cohort."""
+    session.add(row)
+    session.flush()
+    session.add_all(Assignment(round_id=row.id, client_id=one, rank=ranks.get(one)) for one in client_ids)
+    session.flush()
 
 
 def open_round(session: Session, round_id: UUID, *, actor: str) -> None:
@@ -185,8 +192,10 @@ def record_candidate(
     actor: str,
     next_clip_norm: float | None = None,
     optimizer_sha256: str | None = None,
+    target_norm: float | None = None,
+    missed_norm: float | None = None,
 ) -> None:
-    """Keep the aggregated adapter, and what the next round goes on from; ask for the adapter's validation."""
+    """Keep the aggregated adapter and what the next round goes on from; ask for its validation."""
     advance(
         session,
         round_id,
@@ -196,6 +205,8 @@ def record_candidate(
         device=device,
         next_clip_norm=next_clip_norm,
         optimizer_sha256=optimizer_sha256,
+        target_norm=target_norm,
+        missed_norm=missed_norm,
     )
     enqueue(session, "validate", key=str(round_id), payload={"round_id": str(round_id)})
 

@@ -48,6 +48,10 @@ class Round(Base):
     """Blob of the aggregated adapter."""
     optimizer_sha256: Mapped[str | None] = mapped_column(sa.String(64))
     """Blob of the server optimizer's state after this round, for the next; None without an optimizer."""
+    target_norm: Mapped[float | None]
+    """Frobenius norm of the clients' mean weight change, over all modules; None where it is not formed."""
+    missed_norm: Mapped[float | None]
+    """What of it the round's adapter does not hold: a mean of factors, or directions over its rank."""
     device: Mapped[str | None] = mapped_column(sa.String(100))
     """Where the aggregate was computed."""
     abort_code: Mapped[str | None] = mapped_column(sa.String(64))
@@ -65,6 +69,8 @@ class Assignment(Base):
 
     round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
+    rank: Mapped[int | None]
+    """The LoRA rank at which it trains, where a run mixes ranks; None is the run's."""
 
 
 class RoundSecret(Base):

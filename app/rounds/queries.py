@@ -128,6 +128,21 @@ def is_assigned(session: Session, round_id: UUID, client_id: UUID) -> bool:
     return session.get(Assignment, (round_id, client_id)) is not None
 
 
+def rank_of(session: Session, round_id: UUID, client_id: UUID) -> int | None:
+    """The LoRA rank at which a client of the cohort trains; None is the run's."""
+    return session.get_one(Assignment, (round_id, client_id)).rank
+
+
+def ranks_in(session: Session, round_id: UUID) -> dict[UUID, int]:
+    """The LoRA ranks of a round's clients, where they differ from the run's."""
+    rows = session.execute(
+        sa.select(Assignment.client_id, Assignment.rank).where(
+            Assignment.round_id == round_id, Assignment.rank.is_not(None)
+        )
+    )
+    return {client_id: rank for client_id, rank in rows if rank is not None}
+
+
 def updates_by_state(session: Session, round_id: UUID) -> dict[str, int]:
     """How many updates of a round are in each state (`receiving`, `received`, `rejected`)."""
     counted = session.execute(

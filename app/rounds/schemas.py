@@ -25,6 +25,8 @@ _ROUND: dict[str, Any] = {
     "clip_norm": None,
     "adapter_sha256": "0" * 64,
     "candidate_sha256": None,
+    "target_norm": None,
+    "missed_norm": None,
     "device": None,
     "waits_for": None,
     "abort_code": None,
@@ -80,6 +82,11 @@ class RoundOut(BaseModel):
     """Digest of the adapter that clients start from."""
     candidate_sha256: str | None
     """Digest of the aggregated adapter's trained tensors."""
+    target_norm: float | None
+    """Norm of the clients' mean weight change, where the LoRA method forms it from products of factors."""
+    missed_norm: float | None
+    """What of it the adapter does not hold: for `flexlora` directions over the rank, for `fedit` the
+    covariance of the factors."""
     device: str | None
     """Where the aggregate was computed."""
     waits_for: WaitsFor | None
@@ -103,6 +110,8 @@ class RoundOut(BaseModel):
             max_updates=row.max_updates,
             updates=None if updates is None else UpdateCounts(**updates),
             clip_norm=row.clip_norm,
+            target_norm=row.target_norm,
+            missed_norm=row.missed_norm,
             deadline=row.deadline,
             adapter_sha256=row.adapter_sha256,
             candidate_sha256=row.candidate_sha256,

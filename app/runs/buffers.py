@@ -20,8 +20,8 @@ class BufferRefused(Invalid):
         "sum divided by the buffer's constant size; each of them is noised by its client."
     )
     remedy = _(
-        "Use trust `local` with relation `zero_out`, cohort `everyone`, rule `mean` without mixing, and an "
-        "equal min_updates and max_updates; or set `buffered` to null."
+        "Use trust `local` with relation `zero_out`, cohort `everyone`, rule `mean` without mixing, one rank "
+        "for all clients, and an equal min_updates and max_updates; or set `buffered` to null."
     )
 
 
@@ -78,6 +78,7 @@ def _conditions(manifest: Manifest) -> list[tuple[str, bool]]:
             _("buffered rounds need equal min_updates and max_updates: the buffer's size"),
             quorum.min_updates == quorum.max_updates,
         ),
+        (_("buffered rounds need one rank: lora.ranks is null"), not manifest.lora.has_mixed_ranks),
         (_("a buffer closes when it is full: quorum.seal is null or `quorum`"), quorum.seal != "deadline"),
         (
             _("buffered rounds go with another server optimizer than `fedexp`"),

@@ -248,17 +248,17 @@ class Manifest(Part):
 
     @property
     def trained(self) -> tuple[TensorShape, ...]:
-        """What a client sends, in the order of names."""
+        """What clients send in some round of the run, in the order of names."""
         return tuple(tensor for tensor in self.tensors if tensor.trained)
 
     @property
     def sent(self) -> dict[str, WireTensor]:
-        """Every tensor of an update file; raises ValueError where two would have one name."""
+        """Every tensor that an update file may hold; raises ValueError where two would have one name."""
         return wire_tensors(((one.name, one.shape) for one in self.trained), self.aggregation.wire_dtype)
 
     @property
     def update_bytes(self) -> int:
-        """Bytes of an update's tensors, without the file's header."""
+        """The most bytes of an update's tensors, without the file's header."""
         return sum(tensor.size_bytes for tensor in self.sent.values())
 
     @property
@@ -301,6 +301,8 @@ EXAMPLE: dict[str, Any] = {
     "lora": {
         "method": "ffa",
         "rank": 8,
+        "ranks": None,
+        "energy": None,
         "alpha": 16.0,
         "target_modules": ["query", "value"],
         "layers": [5],

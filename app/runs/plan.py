@@ -13,6 +13,7 @@ from app.core.errors import Invalid
 from app.core.i18n import _
 from app.runs.buffers import check_buffers
 from app.runs.manifest import Manifest, PoissonCohort
+from app.runs.methods import at_rank, check_method, is_trained
 from app.runs.protection import check_protection, check_trust
 from app.runs.robust import AggregationNotAvailable, check_rule
 from app.runs.steps import check_steps
@@ -37,8 +38,8 @@ class TensorsIncoherent(Invalid):
 
     code, title = "tensors_incoherent", _("The tensors do not fit the LoRA method")
     meaning = _(
-        "Under `ffa` no lora_A is trained and everything else is; under `fedit` everything is trained. The "
-        "head has one row for each label."
+        "Under `ffa` no lora_A is trained, under `fedsb` only the cores, under `fedsa` no lora_B is sent; "
+        "under every other method all is trained. The head has one row for each label."
     )
     remedy = _("List the tensors of the adapter file as the client's tool prints them, with `trained` set.")
 
@@ -81,6 +82,7 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
     check_trust(manifest, trusts)
     check_protection(manifest, clients=clients)
     _check_aggregation(manifest)
+    check_method(manifest)
     _check_tensors(manifest)
     _check_sizes(manifest, max_update_bytes)
     quorum = manifest.quorum
@@ -119,22 +121,20 @@ def _check_aggregation(manifest: Manifest) -> None:
 
 
 def _check_tensors(manifest: Manifest) -> None:
-    lora = manifest.lora
+    lora, by_name = manifest.lora, {tensor.name: tensor for tensor in manifest.tensors}
     if set(lora.target_modules) & set(lora.modules_to_save):
         raise TensorsIncoherent(_("a module is both a target of LoRA and trained whole"))
-    by_name = {tensor.name: tensor for tensor in manifest.tensors}
     for tensor in manifest.tensors:
-        is_a, is_b = ".lora_A." in tensor.name, ".lora_B." in tensor.name
-        if tensor.trained is not (not is_a or lora.method == "fedit"):
+        if tensor.trained is not is_trained(lora.method, tensor.name):
             raise _incoherent(_("{tensor}: `trained` does not fit method {method}"), tensor, lora.method)
-        if not (is_a or is_b):
-            if not any(f".{module}." in f".{tensor.name}." for module in lora.modules_to_save):
-                raise _incoherent(
-                    _("{tensor} is neither a factor of {method} nor of modules_to_save"), tensor, lora.method
-                )
-            _check_head(tensor, labels=len(manifest.task.labels))
+        if ".lora_A." in tensor.name or ".lora_B." in tensor.name:
+            _check_factor(tensor, by_name, rank=lora.rank, method=lora.method)
             continue
-        _check_factor(tensor, by_name, rank=lora.rank, method=lora.method)
+        if not any(f".{module}." in f".{tensor.name}." for module in lora.modules_to_save):
+            raise _incoherent(
+                _("{tensor} is neither a factor of {method} nor of modules_to_save"), tensor, lora.method
+            )
+        _check_head(tensor, labels=len(manifest.task.labels))
     if not any(".lora_B." in name for name in by_name):
         raise TensorsIncoherent(_("there is no lora_B tensor: nothing of LoRA would be trained"))
 
@@ -151,15 +151,17 @@ def _check_head(tensor: TensorShape, *, labels: int) -> None:
         )
 
 
+_B_SIDE = {"fedsb": (".lora_B.core.weight", ".lora_B.basis.weight")}
+"""What stands for B: under `fedsb` a trained core of rank by rank, before a fixed basis."""
+
+
 def _check_factor(tensor: TensorShape, by_name: dict[str, TensorShape], *, rank: int, method: str) -> None:
-    """A is (rank, in) and B is (out, rank), and neither comes alone."""
-    is_a = ".lora_A." in tensor.name
-    other = (
-        tensor.name.replace(".lora_A.", ".lora_B.") if is_a else tensor.name.replace(".lora_B.", ".lora_A.")
-    )
-    if other not in by_name:
+    """A is (rank, in) and B is (out, rank), and none of a module's parts comes alone."""
+    module = tensor.name.partition(".lora_")[0]
+    whole = {f"{module}{part}" for part in (".lora_A.weight", *_B_SIDE.get(method, (".lora_B.weight",)))}
+    if tensor.name not in whole or not whole <= by_name.keys():
         raise _incoherent(_("{tensor} has no counterpart under method {method}"), tensor, method)
-    if len(tensor.shape) != 2 or tensor.shape[0 if is_a else 1] != rank:
+    if len(tensor.shape) != 2 or at_rank(tensor.name, tensor.shape, rank) != tensor.shape:
         raise _incoherent(
             _("{tensor}: its shape does not hold the manifest's rank ({method})"), tensor, method
         )

@@ -111,14 +111,6 @@ class CohortQuorumUnsound(Invalid):
     remedy = _("Set min_updates to 0 and max_updates to the cohort's cap.")
 
 
-class MethodRefused(Invalid):
-    """A LoRA method whose average of factors is no average of updates."""
-
-    code, title = "method_refused", _("This LoRA method cannot be run under this trust")
-    meaning = _("With both factors trained, noise on each is multiplied by the other and drowns the update.")
-    remedy = _("Use method `ffa`, which trains one factor.")
-
-
 class ClipRefused(Invalid):
     """Two clips for one update, or an adaptive one where nobody could pay for it."""
 
@@ -209,12 +201,6 @@ def _check_unit(privacy: Privacy) -> None:
 
 def _check_central(manifest: Manifest, *, clients: int) -> None:
     cohort, quorum = manifest.privacy.cohort, manifest.quorum
-    if manifest.lora.method == "fedit":
-        raise MethodRefused(
-            _("method `{method}` cannot be run under trust `central`: the noise on one factor is multiplied "
-              "by the other; use `ffa`"),
-            method=manifest.lora.method,
-        )  # fmt: skip
     if manifest.aggregation.clip_norm is not None:
         raise ClipRefused(_("under trust `central`, aggregation.clip_norm is null"))
     if manifest.privacy.canaries and manifest.privacy.adaptive_clip is not None:

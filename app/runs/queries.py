@@ -107,6 +107,8 @@ class OpenAssignment:
 
     round: Round
     run: Run
+    rank: int | None = None
+    """At which the client trains, where the run mixes ranks."""
 
 
 def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> list[OpenAssignment]:
@@ -133,7 +135,7 @@ def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> li
     seat = aliased(RunClient)
     may_send = sa.or_(seat.participation_cap.is_(None), seat.participations < seat.participation_cap, broken)
     rows = session.execute(
-        sa.select(Round, Run)
+        sa.select(Round, Run, Assignment.rank)
         .join(Assignment, Assignment.round_id == Round.id)
         .join(Run, Run.id == Round.run_id)
         .join(seat, sa.and_(seat.run_id == Run.id, seat.client_id == Assignment.client_id))
@@ -141,4 +143,4 @@ def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> li
         .order_by(Round.id)
         .limit(limit)
     )
-    return [OpenAssignment(round=round_, run=run) for round_, run in rows]
+    return [OpenAssignment(round=round_, run=run, rank=rank) for round_, run, rank in rows]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from app.core.errors import Invalid
 from app.core.i18n import _
 from app.runs.manifest import Aggregation, Manifest, PoissonCohort
+from app.runs.methods import METHODS
 
 NONE, NEAREST, BUCKETS = "none", "nearest_neighbours", "buckets"
 MOST_REMOVED_BY_MDA = 20
@@ -114,13 +115,20 @@ def is_allowed(rule: str, *, mixing: str, trust: str) -> bool:
     return trust != "central" or mixing in RULES[rule].central
 
 
-def default_aggregation(*, trust: str, min_updates: int) -> Aggregation:
+def default_aggregation(
+    *, trust: str, min_updates: int, method: str = "ffa", mixed_ranks: bool = False
+) -> Aggregation:
     """The aggregation of a new plan: nearest-neighbour mixing, then the trimmed mean, against one in four.
 
-    Under `central` the plain sum: there the default's noise would be more than four times the sum's. A quorum
-    of fewer than four has no client to spare.
+    Where a rule has to look at products of factors, or ranks are mixed, the geometric median. Under `central`
+    the plain sum: there the default's noise would be more than four times the sum's. A quorum of fewer than
+    four has no client to spare.
     """
     faulty = 0 if trust == "central" else min_updates // _SHARE_OF_DEFAULT
+    if faulty and (mixed_ranks or METHODS[method].robust_on == "products"):
+        return Aggregation(
+            mode="plain", rule="geometric_median", weights="uniform", clip_norm=None, faulty=faulty
+        )
     return Aggregation(
         mode="plain",
         rule="trimmed_mean" if faulty else "mean",

@@ -13,6 +13,7 @@ from app.budget import audits
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
+from app.identity.queries import capabilities_of
 from app.jobs.queue import enqueue
 from app.releases.models import Release
 from app.rounds import lifecycle, standing
@@ -22,6 +23,7 @@ from app.rounds.selection import Cohort, draw_cohort
 from app.rounds.states import FINAL, RoundState
 from app.runs.canaries import seated
 from app.runs.manifest import Manifest, PoissonCohort
+from app.runs.methods import rank_for
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
 from app.runs.states import RunState
@@ -123,6 +125,7 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
     client_ids = drawn.clients
     if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
         client_ids = standing.without_suspended(session, client_ids)
+    given = ranks_of(session, manifest, client_ids)
     round_ = lifecycle.plan(
         session,
         run_id=run.id,
@@ -134,6 +137,7 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
         adapter_sha256=adapter,
         client_ids=client_ids,
         actor=actor,
+        ranks=given,
         clip_norm=_clip_norm(manifest, former),
         cohort_secret=manifest.privacy.has_secret_cohort,
         drawn_canaries=drawn.canaries if seated(run.manifest) else None,
@@ -153,6 +157,18 @@ def _drawn(session: Session, run: Run, manifest: Manifest) -> Cohort:
     return draw_cohort(
         client_ids, rate=cohort.rate, cap=cohort.cap, population=cohort.n_max, canaries=canaries
     )
+
+
+def ranks_of(session: Session, manifest: Manifest, client_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """At which rank each client trains, by what it declared of itself; nothing where the run has one rank.
+
+    Hardware is no data. A client that not even the smallest rank fits gets that one.
+    """
+    if not manifest.lora.has_mixed_ranks or manifest.lora.ranks is None:
+        return {}
+    plan, smallest = manifest.as_json(), manifest.lora.ranks[0]
+    declared = capabilities_of(session, client_ids)
+    return {client_id: rank_for(plan, declared[client_id]) or smallest for client_id in client_ids}
 
 
 def _clip_norm(manifest: Manifest, former: Sequence[Round]) -> float | None:

@@ -179,6 +179,8 @@ class AssignmentOut(BaseModel):
     deadline: datetime | None
     manifest_sha256: str
     adapter_sha256: str
+    rank: int | None = None
+    """The LoRA rank at which the client trains, where the run mixes ranks; null is the manifest's."""
 
     @classmethod
     def of(cls, found: OpenAssignment) -> Self:
@@ -192,6 +194,7 @@ class AssignmentOut(BaseModel):
                 "deadline": found.round.deadline,
                 "manifest_sha256": found.run.manifest_sha256,
                 "adapter_sha256": found.round.adapter_sha256,
+                "rank": found.rank,
             }
         )
 

@@ -78,3 +78,8 @@ def _check_extrapolation(manifest: Manifest) -> None:
             _("server optimizer `fedexp` goes with rule `mean` alone, not with `{rule}`"),
             rule=aggregation.rule,
         )
+    if manifest.lora.has_mixed_ranks:
+        raise StepRefused(
+            _("server optimizer `fedexp` needs one rank: updates of smaller ones hold less noise than "
+              "it takes off; use `fedavgm`")
+        )  # fmt: skip

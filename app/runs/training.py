@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from app.core.strict import Hex64
 
@@ -47,11 +47,21 @@ class BaseModelRef(Part):
     architecture: Word
 
 
-class Lora(Part):
-    """The adapter's shape. `ffa` freezes the A factors at values drawn from the public seed."""
+Rank = Annotated[int, Field(ge=1, le=1024, strict=True)]
 
-    method: Literal["ffa", "fedit"]
-    rank: Annotated[int, Field(ge=1, le=1024, strict=True)]
+
+class Lora(Part):
+    """The adapter's shape, and how its updates are averaged (app/runs/methods.py)."""
+
+    method: Literal["ffa", "fedsb", "rolora", "flexlora", "fedask", "flora", "fedex", "fedsa", "fedit"]
+    rank: Rank
+    """Of the run's adapter, and the largest that a client trains."""
+    ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=16)] | None = None
+    """What clients may train at, `rank` among them: each at the largest that fits what it declared, all with
+    the run's scale alpha / rank. Null: everyone at `rank`."""
+    energy: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    """Of `flexlora`: only as many directions are released as hold this share of the noised aggregate's
+    squares."""
     alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
     target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
     layers: Annotated[
@@ -61,6 +71,24 @@ class Lora(Part):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1, strict=True)]
 
     _lists = field_validator("target_modules", "layers", "modules_to_save")(_distinct)
+
+    @field_validator("ranks")
+    @classmethod
+    def _ascending(cls, ranks: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if ranks is not None and list(ranks) != sorted(set(ranks)):
+            raise ValueError("ranks ascend, each listed once")
+        return ranks
+
+    @model_validator(mode="after")
+    def _largest_is_the_runs(self) -> Lora:
+        if self.ranks is not None and self.ranks[-1] != self.rank:
+            raise ValueError("the largest of the ranks is the run's own")
+        return self
+
+    @property
+    def has_mixed_ranks(self) -> bool:
+        """Whether clients may train at different ranks."""
+        return self.ranks is not None and len(self.ranks) > 1
 
 
 class TensorShape(Part):

@@ -24,14 +24,15 @@ from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.rounds import lifecycle
 from app.rounds.models import Round
-from app.rounds.queries import is_assigned, lock_round
+from app.rounds.queries import is_assigned, lock_round, rank_of
 from app.runs.charges import event_of, is_charged, round_ref, run_ref, schedule
+from app.runs.methods import update_tensors
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
 from app.updates import buffered, declared
 from app.updates.models import Update, UpdateState
-from app.updates.wire import Expected, expected_tensors, size_bounds
+from app.updates.wire import Expected, size_bounds
 
 
 class UpdateConflict(Conflict):
@@ -101,7 +102,8 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
         return Admission({}, received=row)
     lifecycle.hold_open(session, sent.round_id)
     buffered.require_fresh(session, run, round_, base)
-    expected = expected_tensors(run.manifest)
+    number, rank = (base or round_).number, rank_of(session, sent.round_id, principal.id)
+    expected = update_tensors(run.manifest, number=number, rank=rank)
     _check_size(expected, sent.size_bytes)
     if row is None:
         buffered.require_participation(session, run, principal.id)

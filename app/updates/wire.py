@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from app.core.errors import Invalid
 from app.core.i18n import _
-from app.runs.sending import WireTensor, wire_tensors
+from app.runs.sending import WireTensor
 
 MAX_HEADER_BYTES = 64 * 1024
 _LENGTH = struct.Struct("<Q")
@@ -42,12 +42,6 @@ class UpdateDtype(UpdateMalformed):
         "what everybody agreed to, and whole numbers without a scale are no change of an adapter."
     )
     remedy = _("Send the file that the training client wrote for this round.")
-
-
-def expected_tensors(manifest: Mapping[str, Any]) -> dict[str, WireTensor]:
-    """Every tensor that a client of this run sends, by name."""
-    trained = [(one["name"], tuple(one["shape"])) for one in manifest["tensors"] if one["trained"]]
-    return wire_tensors(trained, manifest["aggregation"].get("wire_dtype", "float32"))
 
 
 def data_bytes(expected: Expected) -> int:

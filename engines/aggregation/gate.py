@@ -33,6 +33,8 @@ class Admission:
     """L2 norms before clipping, shape (n,), parameter units; NaN or infinity where turned away."""
     clipped: tuple[int, ...]
     """Clients that were longer than the bound, ascending."""
+    factors: Weights
+    """What every client's values are multiplied with in `rows`, shape (n,): 0 where turned away."""
 
 
 def admit(rows: Rows, *, clip_norm: float | None, absent_is_zero: bool = False) -> Admission:
@@ -64,6 +66,7 @@ def admit(rows: Rows, *, clip_norm: float | None, absent_is_zero: bool = False) 
         turned_away=tuple(away.tolist()),
         norms=norms,
         clipped=tuple(np.flatnonzero(finite & (factors < 1.0)).tolist()),
+        factors=factors,
     )
 
 

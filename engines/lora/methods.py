@@ -5,6 +5,7 @@ only a sum, a method must be linear in what is sent: noise on both factors would
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 Trust = Literal["local", "central", "distributed", "none"]
@@ -13,6 +14,10 @@ RobustOn = Literal["sent", "products", "nothing"]
 
 _ALL: frozenset[Trust] = frozenset({"local", "central", "distributed", "none"})
 _SEEN: frozenset[Trust] = frozenset({"local", "none"})
+PRODUCT_METHODS = frozenset({"flexlora", "flora", "fedex"})
+"""Those whose server looks at the products of each client's factors."""
+MERGING_METHODS = frozenset({"flora", "fedex"})
+"""Those that put a part of what was learned into the base weight."""
 WEIGHING_RULES = frozenset({"mean", "krum", "multi_krum", "mda", "geometric_median"})
 """Rules whose result is one weighted sum, with weights from inner products alone: these can be had from
 products B_i A_i by r x r work. Rules by coordinate would need the dense products."""
@@ -36,6 +41,12 @@ class LoraMethod:
     little: B M and M^-1 A are the same model), or nothing, so that only the mean is left."""
     control_variates: bool = False
     """SCAFFOLD's correction is linear in what is trained, and the same tensors are trained every round."""
+    fixed_coordinates: bool = False
+    """Every round moves the same numbers, so that a server optimizer's state goes with them, and a canary's
+    direction is one for the whole run."""
+    takes_stale: bool = False
+    """A change of an older adapter means the same when it is added to a newer one: the numbers are the same,
+    and the client keeps nothing beside them. Buffered rounds need that."""
 
 
 METHODS: dict[str, LoraMethod] = {
@@ -50,6 +61,8 @@ METHODS: dict[str, LoraMethod] = {
             mixed_ranks=True,
             robust_on="sent",
             control_variates=True,
+            fixed_coordinates=True,
+            takes_stale=True,
         ),
         LoraMethod(
             name="fedsb",
@@ -60,6 +73,8 @@ METHODS: dict[str, LoraMethod] = {
             mixed_ranks=True,
             robust_on="sent",
             control_variates=True,
+            fixed_coordinates=True,
+            takes_stale=True,
         ),
         LoraMethod(
             name="rolora",
@@ -102,9 +117,22 @@ METHODS: dict[str, LoraMethod] = {
             robust_on="products",
         ),
         LoraMethod(
-            name="fedsa", averages="A; B stays with the client", trusts=_SEEN, is_sum=True, robust_on="sent"
+            name="fedsa",
+            averages="A; B stays with the client",
+            trusts=_SEEN,
+            is_sum=True,
+            robust_on="sent",
+            fixed_coordinates=True,
         ),
-        LoraMethod(name="fedit", averages="B and A apart", trusts=_SEEN, is_sum=True, robust_on="sent"),
+        LoraMethod(
+            name="fedit",
+            averages="B and A apart",
+            trusts=_SEEN,
+            is_sum=True,
+            robust_on="sent",
+            fixed_coordinates=True,
+            takes_stale=True,
+        ),
     )
 }
 """In the order in which they are named as alternatives."""
@@ -119,7 +147,12 @@ class Combination:
     mode: Mode = "plain"
     mixed_ranks: bool = False
     rule: str = "mean"
+    mixing: str = "none"
     control_variates: bool = False
+    server_optimizer: bool = False
+    canaries: bool = False
+    """An audit takes places in the rounds."""
+    buffered: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +161,8 @@ class Impossible:
 
     code: str
     """Stable: lora_method_unknown, lora_method_trust, lora_method_secagg, lora_method_mixed_ranks,
-    lora_method_rule, or lora_method_control_variates."""
+    lora_method_rule, lora_method_control_variates, lora_method_optimizer, lora_method_canaries, or
+    lora_method_buffered."""
     alternatives: tuple[str, ...]
     """Methods that can, the most advisable first; `ffa` is always one of them."""
 
@@ -165,13 +199,38 @@ def _fault(wanted: Combination) -> str | None:
         "lora_method_trust": wanted.trust not in method.trusts,
         "lora_method_secagg": wanted.mode != "plain" and not method.is_sum,
         "lora_method_mixed_ranks": wanted.mixed_ranks and not method.mixed_ranks,
-        "lora_method_rule": not _takes_rule(method, wanted.rule),
+        "lora_method_rule": not _takes_rule(method, wanted.rule, wanted.mixing),
         "lora_method_control_variates": wanted.control_variates and not method.control_variates,
+        "lora_method_optimizer": wanted.server_optimizer and not method.fixed_coordinates,
+        "lora_method_canaries": wanted.canaries and not method.fixed_coordinates,
+        "lora_method_buffered": wanted.buffered and not method.takes_stale,
     }
     return next((code for code, holds in faults.items() if holds), None)
 
 
-def _takes_rule(method: LoraMethod, rule: str) -> bool:
+def _takes_rule(method: LoraMethod, rule: str, mixing: str) -> bool:
+    """Mixing would be of products as well; none is run."""
     if method.robust_on == "sent":
         return True
-    return rule in WEIGHING_RULES if method.robust_on == "products" else rule == "mean"
+    return mixing == "none" and rule in (WEIGHING_RULES if method.robust_on == "products" else {"mean"})
+
+
+def is_sent(method: str, name: str, *, number: int | None = None) -> bool:
+    """Say whether a tensor that clients train leaves them: in round `number`, or in some where that is None.
+
+    `fedsa` keeps B at the client; `rolora` trains B in odd rounds and A in even ones.
+    """
+    if method == "fedsa":
+        return ".lora_B." not in name
+    if method == "rolora" and number is not None:
+        return (".lora_A." if number % 2 else ".lora_B.") not in name
+    return True
+
+
+def shape_at_rank(name: str, shape: Sequence[int], rank: int) -> tuple[int, ...]:
+    """Return the shape of a tensor of an adapter file as a client of this rank has it: its first corner."""
+    if ".lora_B.core." in name:
+        return (rank, rank)
+    if ".lora_A." in name:
+        return (rank, *shape[1:])
+    return (shape[0], rank) if ".lora_B." in name else tuple(shape)

@@ -29,7 +29,7 @@ from app.jobs import leases
 from app.jobs.leases import Claim
 from app.rounds import canaries, lifecycle, noise_secrets, sealed_evidence
 from app.rounds.models import Round
-from app.rounds.queries import get_round, lock_round
+from app.rounds.queries import get_round, lock_round, ranks_in
 from app.rounds.states import RoundState
 from app.runs.manifest import Manifest
 from app.runs.models import Run
@@ -40,15 +40,16 @@ from app.runs.service import after_abort
 from app.updates.buffered import ages_of
 from app.updates.models import Update, UpdateState
 from engines.aggregation.device import chosen
+from engines.lora.spectrum import Projection
 from workers import standings
 from workers.canaries import seated_in
 from workers.central import NoisedRound, Step, noised_step
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
-from workers.layout import trained_shapes
-from workers.merging import QUORUM_LOST, Judged, Refusal, merged
+from workers.layout import read_state, update_shapes
+from workers.merging import QUORUM_LOST, Began, Judged, Refusal, merged
 from workers.optimizing import optimized, stepped
-from workers.tensors import Shapes, read_tensors, write_tensors
+from workers.tensors import Shapes, write_tensors
 
 NON_FINITE = "non_finite"
 
@@ -74,6 +75,8 @@ class Sealed:
     """In a buffered run, how many releases the adapter of each client's update is behind."""
     noised: NoisedRound | None
     """Where the server adds the noise: with what."""
+    ranks: Mapping[UUID, int]
+    """LoRA ranks of clients that do not train at the run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class Outcome:
     """Nothing under `central`: what is found about single updates there is told to nobody."""
     next_clip_norm: float | None = None
     optimizer_sha256: str | None = None
+    missed: Projection | None = None
+    """What of the clients' mean weight change the adapter does not hold, where that is formed."""
     noised: Step | None = field(default=None, repr=False)
     """Under `central`: what was seen, for its seal alone, and how canaries score."""
 
@@ -136,6 +141,7 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             worth=standings.worths(session, [client_id for client_id, _digest in updates]),
             ages=ages_of(session, row),
             noised=_spend(context, session, run, row),
+            ranks=ranks_in(session, round_id),
         )
 
 
@@ -154,9 +160,10 @@ def _spend(context: Context, session: Session, run: Run, row: Round) -> NoisedRo
 
 
 def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
-    step = noised_step(context.blobs, sealed.manifest, noised, sealed.updates)
+    began = _began(sealed)
+    step = noised_step(context.blobs, sealed.manifest, noised, sealed.updates, began=began)
     reach("aggregate.after_noise")
-    shapes = trained_shapes(sealed.manifest)
+    shapes = update_shapes(sealed.manifest, number=sealed.number)
     flat = torch.cat([step.update[name].reshape(-1) for name in shapes]).numpy()
     change, optimizer_sha256 = optimized(
         context.blobs, sealed.manifest.aggregation.server_optimizer, sealed.optimizer_sha256, flat
@@ -166,6 +173,12 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
     return Outcome(digest, next_clip_norm=step.next_clip_norm, optimizer_sha256=optimizer_sha256, noised=step)
 
 
+def _began(sealed: Sealed) -> Began:
+    return Began(
+        number=sealed.number, adapter_sha256=sealed.adapter_sha256, ranks=sealed.ranks, ages=sealed.ages
+    )
+
+
 def _compute(context: Context, sealed: Sealed) -> Outcome:
     if not sealed.updates:
         return Outcome(None, QUORUM_LOST)
@@ -173,26 +186,32 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
         context.blobs,
         sealed.manifest,
         sealed.updates,
+        began=_began(sealed),
         min_updates=sealed.min_updates,
         worth=sealed.worth,
-        ages=sealed.ages,
         lot=lambda client_id: context.vault.fingerprint("bucket", f"{sealed.round_id}/{client_id}"),
     )
     if found.change is None:
         return Outcome(None, found.refusal, found.judged)
     reach("aggregate.after_compute")
-    change, optimizer_sha256 = stepped(
-        context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
-    )
-    digest = _store(context, sealed, _by_name(torch.from_numpy(change), trained_shapes(sealed.manifest)))
+    optimizer_sha256 = None
+    if found.state is not None:
+        digest, _size_bytes = write_tensors(context.blobs, found.state)
+    else:
+        change, optimizer_sha256 = stepped(
+            context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
+        )
+        shapes = update_shapes(sealed.manifest, number=sealed.number)
+        digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
-    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256)
+    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=found.missed)
 
 
 def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor]) -> str:
-    """Put the start plus a step as the candidate's blob."""
-    start = read_tensors(context.blobs, sealed.adapter_sha256, trained_shapes(sealed.manifest))
-    digest, _size_bytes = write_tensors(context.blobs, {name: start[name] + step[name] for name in step})
+    """Put the start plus a step of what this round trained as the candidate's blob."""
+    start = read_state(context.blobs, sealed.adapter_sha256, sealed.manifest)
+    moved = {name: start[name] + step[name] for name in step}
+    digest, _size_bytes = write_tensors(context.blobs, {**start, **moved})
     return digest
 
 
@@ -219,15 +238,7 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
     )
     if outcome.noised is not None:
         _seal_evidence(session, vault, sealed, outcome.noised)
-    for client_id in [one.client_id for one in outcome.judged if one.clipped]:
-        violations.record(
-            session,
-            ViolationKind.BOUND_EXCEEDED,
-            organisation_id=sealed.organisation_id,
-            run_id=sealed.run_id,
-            client_id=client_id,
-            detail={"round": sealed.number, "clip_norm": sealed.manifest.aggregation.clip_norm},
-        )
+    _record_clipped(session, sealed, outcome)
     if outcome.candidate_sha256 is None:
         code, reason = outcome.refusal or QUORUM_LOST
         lifecycle.abort(session, sealed.round_id, code=code, reason=reason, actor=ACTOR)
@@ -243,7 +254,21 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
         actor=ACTOR,
         next_clip_norm=outcome.next_clip_norm,
         optimizer_sha256=outcome.optimizer_sha256,
+        target_norm=None if outcome.missed is None else outcome.missed.whole_norm,
+        missed_norm=None if outcome.missed is None else outcome.missed.error_norm,
     )
+
+
+def _record_clipped(session: Session, sealed: Sealed, outcome: Outcome) -> None:
+    for client_id in [one.client_id for one in outcome.judged if one.clipped]:
+        violations.record(
+            session,
+            ViolationKind.BOUND_EXCEEDED,
+            organisation_id=sealed.organisation_id,
+            run_id=sealed.run_id,
+            client_id=client_id,
+            detail={"round": sealed.number, "clip_norm": sealed.manifest.aggregation.clip_norm},
+        )
 
 
 def _device(sealed: Sealed) -> str:

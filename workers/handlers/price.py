@@ -290,6 +290,6 @@ def _divergence(plan: GaussianRun, order: float) -> float:
 
 def _first_adapter(context: Context, manifest: Manifest) -> str:
     tensors = [tensor.model_dump(mode="json") for tensor in manifest.tensors]
-    trained = initial_adapter(tensors, manifest.lora.method, manifest.lora.seed, trained_only=True)
+    trained = initial_adapter(tensors, manifest.lora.seed, trained_only=True)
     digest, _size_bytes = write_tensors(context.blobs, trained)
     return digest

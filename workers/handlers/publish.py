@@ -17,11 +17,12 @@ from app.runs.models import Run
 from app.runs.publication import release_round
 from app.runs.queries import lock_run
 from app.runs.service import after_publish
-from engines.lora.adapter import full_adapter, peft_config
+from engines.lora.adapter import peft_config
+from engines.lora.states import released
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
-from workers.layout import tensor_list, trained_shapes
-from workers.tensors import read_tensors, write_tensors
+from workers.layout import read_state, tensor_list
+from workers.tensors import write_tensors
 
 
 def run(context: Context, claim: Claim) -> None:
@@ -35,7 +36,7 @@ def run(context: Context, claim: Claim) -> None:
             leases.finish(session, claim)
             return
         manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
-    digest, size_bytes = _write_whole(context, row.candidate_sha256, manifest)
+    digest, size_bytes, ranks = _write_whole(context, row.candidate_sha256, manifest)
     with context.blobs.open(digest) as file:
         tensors = tensor_digests(file)
     context.keys.current()  # loaded before the transaction, not in it
@@ -56,7 +57,7 @@ def run(context: Context, claim: Claim) -> None:
             adapter_sha256=digest,
             tensors=tensors,
             size_bytes=size_bytes,
-            adapter_config=peft_config(manifest.as_json()),
+            adapter_config=peft_config(manifest.as_json(), ranks),
             sign=context.keys.sign,
             issuer=context.settings.public_url,
         )
@@ -65,8 +66,10 @@ def run(context: Context, claim: Claim) -> None:
     reach("publish.after_tx")
 
 
-def _write_whole(context: Context, candidate_sha256: str, manifest: Manifest) -> tuple[str, int]:
-    """Store the adapter as PEFT loads it: the trained tensors, and frozen A drawn again from the seed."""
-    trained = read_tensors(context.blobs, candidate_sha256, trained_shapes(manifest))
-    whole = full_adapter(trained, tensors=tensor_list(manifest), seed=manifest.lora.seed)
-    return write_tensors(context.blobs, whole)
+def _write_whole(
+    context: Context, candidate_sha256: str, manifest: Manifest
+) -> tuple[str, int, dict[str, int]]:
+    """Store the adapter as PEFT loads it on the base model as it is; and the ranks of its own that it has."""
+    state = read_state(context.blobs, candidate_sha256, manifest)
+    whole, ranks = released(state, tensors=tensor_list(manifest), lora=manifest.lora.model_dump(mode="json"))
+    return (*write_tensors(context.blobs, whole), ranks)

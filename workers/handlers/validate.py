@@ -16,19 +16,19 @@ from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
 from app.runs.auditing import release_or_audit
 from app.runs.manifest import Manifest
+from app.runs.methods import BY_COORDINATE
 from app.runs.models import Run
 from app.runs.queries import lock_run
 from app.runs.service import after_abort
 from engines.aggregation.checks import is_finite
+from engines.lora.methods import PRODUCT_METHODS
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
-from workers.layout import trained_shapes
-from workers.tensors import BrokenTensors, read_tensors
+from workers.layout import read_state
+from workers.tensors import BrokenTensors
 
 LARGEST_NORM = 1e6
 """L2 norm over a whole adapter beyond which no model answers sensibly any more."""
-BY_COORDINATE = frozenset({"trimmed_mean", "median", "meamed", "bulyan"})
-"""Rules whose output is no mixture of whole updates."""
 SLACK = 1.0 + 1e-5
 """The aggregate of clipped updates may exceed their bound by float32 rounding only."""
 
@@ -67,9 +67,8 @@ def run(context: Context, claim: Claim) -> None:
 
 def is_fit(blobs: LocalBlobs, candidate_sha256: str, *, manifest: Manifest, start_sha256: str) -> bool:
     """Say whether a candidate may be published: keys, shapes, finite, and no longer than allowed."""
-    shapes = trained_shapes(manifest)
     try:
-        candidate = read_tensors(blobs, candidate_sha256, shapes)
+        candidate = read_state(blobs, candidate_sha256, manifest)
     except BrokenTensors:
         return False
     if not is_finite(candidate) or _norm(candidate) > LARGEST_NORM:
@@ -77,20 +76,21 @@ def is_fit(blobs: LocalBlobs, candidate_sha256: str, *, manifest: Manifest, star
     bound = _longest_step(manifest)
     if bound is None:
         return True
-    start = read_tensors(blobs, start_sha256, shapes)
-    step = {name: candidate[name].double() - start[name].double() for name in shapes}
+    start = read_state(blobs, start_sha256, manifest)
+    step = {name: tensor.double() - start[name].double() for name, tensor in candidate.items()}
     rounding = 2.0**-23 * (_norm(candidate) + _norm(start))
     return _norm(step) <= bound * SLACK + rounding
 
 
 def _longest_step(manifest: Manifest) -> float | None:
-    """How long a step can be that was made of clipped updates; None where they are not clipped.
+    """How long a step can be that was made of clipped updates; None where they are not clipped, and where
+    factors are written anew from their products.
 
     A mixture of updates is no longer than the longest. A rule by coordinate keeps at least one of n values in
     each: the squares of its output are at most those of all n updates together.
     """
     aggregation = manifest.aggregation
-    if aggregation.clip_norm is None:
+    if aggregation.clip_norm is None or manifest.lora.method in PRODUCT_METHODS:
         return None
     bound = aggregation.clip_norm
     if aggregation.rule in BY_COORDINATE:
