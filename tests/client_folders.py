@@ -16,6 +16,7 @@ from client.ledger import Ledger
 from client.policy import Policy
 from client.profile import Config, Profile, file_sha256, make_key
 from client.rounds import OnStep
+from client.turns import Turn
 from client.wire import FrozenManifest
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class RandomTrainer:
         """Nothing to prepare."""
 
     def train(
-        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, on_step: OnStep
+        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, turn: Turn, on_step: OnStep
     ) -> dict[str, torch.Tensor]:
         import torch  # noqa: PLC0415  (seconds to load; a process that only sends again needs none)
 

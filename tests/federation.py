@@ -21,8 +21,8 @@ from app.rounds.models import Assignment, Round
 from app.rounds.queries import rounds_of
 from app.runs import service
 from app.runs.manifest import Manifest
+from app.runs.methods import update_tensors
 from app.runs.models import Run
-from app.updates.wire import expected_tensors
 from tests.builders import (
     build_account,
     build_client,
@@ -115,7 +115,7 @@ def update_file(manifest: dict[str, Any], *, fill: int = 0) -> bytes:
     """A safetensors file of the manifest's trained tensors, every byte of their values `fill`."""
     header: dict[str, Any] = {}
     start = 0
-    for name, tensor in sorted(expected_tensors(manifest).items()):
+    for name, tensor in sorted(update_tensors(manifest, number=1).items()):
         end = start + tensor.size_bytes
         header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end

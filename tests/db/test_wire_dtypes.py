@@ -26,6 +26,7 @@ from tests.worker_bench import context_for, round_of, trained, work
 from workers.central import NoisedRound, noised_step
 from workers.context import Context
 from workers.handlers import aggregate
+from workers.merging import Began
 from workers.tensors import write_tensors
 
 COUNT = 5
@@ -127,7 +128,8 @@ def released(context: Context, files: list[bytes], *, wire_dtype: str, noise: fl
     manifest = Manifest.model_validate(document)
     noised = NoisedRound(round_id=UUID(int=1), clip_norm=1.0, clients=CLIENTS, secret=bytes(32))
     sent = tuple((UUID(int=number), context.blobs.put(file)) for number, file in enumerate(files, start=1))
-    step = noised_step(context.blobs, manifest, noised, sent).update
+    began = Began(number=1, adapter_sha256="0" * 64, ranks={})
+    step = noised_step(context.blobs, manifest, noised, sent, began=began).update
     return (
         torch.cat([part.reshape(-1) for part in step.values()]).to(torch.float64) * manifest.privacy.divisor
     )

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from app.core.settings import Settings
 from cli.main import app
 from client.profile import Profile
+from client.turns import Turn
 from client.wire import FrozenManifest
 from client.workbench import Workbench
 from modelling.adapters import build_model
@@ -114,7 +115,7 @@ def test_two_profiles_of_a_process_share_one_model(
     for profile in profiles:
         bench.make_ready(profile, frozen)
     updates = [
-        bench.train(profile, frozen, server.run.adapter, on_step=lambda _done, _steps: None)
+        bench.train(profile, frozen, server.run.adapter, turn=Turn(), on_step=lambda _done, _steps: None)
         for profile in profiles
     ]
     assert len(loaded) == 1

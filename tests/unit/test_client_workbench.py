@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save
 
 from client.errors import ClientError
+from client.turns import Turn
 from client.wire import FrozenManifest
 from client.workbench import Workbench
 from tests.client_folders import manifest, profile_in
@@ -47,5 +48,5 @@ def test_an_adapter_that_no_honest_server_sends_is_refused_with_one_code(tmp_pat
     ]
     for adapter in hostile:
         with pytest.raises(ClientError) as refused:
-            bench.train(profile, frozen, adapter, on_step=lambda _done, _steps: None)
+            bench.train(profile, frozen, adapter, turn=Turn(), on_step=lambda _done, _steps: None)
         assert refused.value.code == "adapter_unusable"

@@ -185,7 +185,7 @@ def test_a_scale_without_rank_or_alpha_is_refused(rank: int, alpha: float) -> No
 
 
 def test_the_first_adapter_changes_nothing_and_holds_the_seeded_factors() -> None:
-    adapter = initial_adapter(listed(), "ffa", 1)
+    adapter = initial_adapter(listed(), 1)
     assert list(adapter) == [A, B, BIAS, HEAD]
     assert torch.equal(adapter[A], seeded_a(1, A, (4, 16)))
     assert all(float(adapter[name].abs().max()) == 0.0 for name in (B, BIAS, HEAD))
@@ -193,10 +193,8 @@ def test_the_first_adapter_changes_nothing_and_holds_the_seeded_factors() -> Non
 
 
 def test_a_rounds_state_leaves_frozen_factors_out_and_keeps_trained_ones() -> None:
-    assert list(initial_adapter(listed(), "ffa", 1, trained_only=True)) == [B, BIAS, HEAD]
-    assert list(initial_adapter(listed(a_trained=True), "fedit", 1, trained_only=True)) == [A, B, BIAS, HEAD]
-    with pytest.raises(ValueError, match="under ffa"):
-        initial_adapter(listed(a_trained=True), "ffa", 1)
+    assert list(initial_adapter(listed(), 1, trained_only=True)) == [B, BIAS, HEAD]
+    assert list(initial_adapter(listed(a_trained=True), 1, trained_only=True)) == [A, B, BIAS, HEAD]
 
 
 def test_a_whole_adapter_is_the_trained_tensors_and_the_seeded_factors() -> None:

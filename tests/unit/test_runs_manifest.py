@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from app.core.canonical import canonical_sha256
 from app.core.errors import Invalid
-from app.runs import plan, robust
+from app.runs import methods, plan, robust
 from app.runs.manifest import EXAMPLE, Manifest, PoissonCohort
 from tests.builders import QUERY, tiny_manifest
 
@@ -170,6 +170,60 @@ def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[
 )
 def test_an_unsound_plan_is_refused_with_its_code(path: str, value: object, code: str) -> None:
     assert refusal(changed(path, value)) == code
+
+
+def lora_plan(method: str, **lora: Any) -> dict[str, Any]:
+    """The example under another method, with `trained` as that method has it."""
+    document = copy.deepcopy(EXAMPLE)
+    document["lora"] |= {"method": method} | lora
+    for tensor in document["tensors"]:
+        tensor["trained"] = methods.is_trained(method, tensor["name"])
+    return document
+
+
+@pytest.mark.parametrize("method", sorted(set(methods.METHODS) - methods.NOT_RUN - {"fedsb"}))
+def test_every_method_that_is_run_can_be_planned(method: str) -> None:
+    plan.check_plan(
+        Manifest.model_validate(lora_plan(method)), clients=8, trusts=("local",), max_update_bytes=2**20
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "lora", "aggregation", "code", "named"),
+    [
+        ("fedask", {}, {}, "lora_method_not_available", "flexlora"),
+        ("fedit", {"ranks": [4, 8]}, {}, "lora_method_mixed_ranks", "ffa, fedsb, rolora, flexlora, flora"),
+        ("fedex", {"ranks": [4, 8]}, {}, "lora_method_mixed_ranks", "flexlora"),
+        ("flexlora", {}, {"rule": "trimmed_mean", "faulty": 1}, "lora_method_rule", "ffa, fedsb, rolora"),
+        (
+            "flora",
+            {},
+            {"rule": "krum", "faulty": 1, "mixing": "nearest_neighbours"},
+            "lora_method_rule",
+            "ffa",
+        ),
+        ("rolora", {}, {"server_optimizer": {"kind": "fedavgm"}}, "lora_method_optimizer", "ffa, fedsb"),
+        ("fedit", {"energy": 0.9}, {}, "lora_setting_refused", "energy"),
+    ],
+)
+def test_a_lora_method_that_does_not_go_with_the_plan_is_refused_and_others_are_named(
+    method: str, lora: dict[str, Any], aggregation: dict[str, Any], code: str, named: str
+) -> None:
+    document = lora_plan(method, **lora)
+    document["aggregation"] |= aggregation
+    document["quorum"]["min_updates"] = 8
+    with pytest.raises(Invalid) as caught:
+        plan.check_plan(
+            Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20
+        )
+    assert caught.value.code == code
+    assert named in str(caught.value.members)
+
+
+@pytest.mark.parametrize("ranks", [[8, 4], [4, 4, 8], [4], [4, 16], []])
+def test_ranks_ascend_to_the_runs_own(ranks: list[int]) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(lora_plan("flexlora", ranks=ranks))
 
 
 def test_a_trust_mode_that_the_policy_does_not_name_is_refused() -> None:
@@ -350,7 +404,7 @@ def test_a_plan_by_person_can_be_run_where_clients_add_the_noise() -> None:
         ("aggregation.rule", "trimmed_mean", "rule_refused"),
         ("aggregation.mixing", "nearest_neighbours", "rule_refused"),
         ("aggregation.faulty", 1, "rule_needs_more_updates"),
-        ("lora.method", "fedit", "method_refused"),
+        ("lora.method", "fedit", "lora_method_trust"),
     ],
 )
 def test_an_unsound_central_plan_is_refused_with_its_code(path: str, value: object, code: str) -> None:

@@ -7,11 +7,12 @@ import pytest
 from app.core.errors import Invalid
 from app.runs import buffers, steps
 from app.runs.manifest import Manifest, ServerOptimizer
+from app.runs.methods import is_trained
 from app.runs.plan import check_plan
 from client.errors import ClientError
 from client.plan import TrainingPlan
 from tests.builders import tiny_manifest
-from tests.central import CLIENTS, central_manifest
+from tests.central import CLIENTS, SEATED, central_manifest
 
 FEDEXP = {"server_optimizer": {"kind": "fedexp"}}
 
@@ -116,11 +117,44 @@ def test_a_buffered_plan_counts_the_steps_of_its_participations() -> None:
         {"quorum": {"min_updates": 1}},
         {"quorum": {"seal": "deadline"}},
         {"participations": 4},
+        {"lora": {"ranks": [1, 2]}},
     ],
 )
 def test_buffers_are_refused_under_conditions_that_are_not_proved(changes: dict[str, Any]) -> None:
     refused = refusal(buffered(**changes))
     assert (refused.status, refused.code) == (422, "buffer_refused")
+
+
+@pytest.mark.parametrize("method", ["rolora", "fedsa", "flexlora", "flora", "fedex"])
+def test_buffers_are_refused_where_an_older_change_means_something_else_by_now(method: str) -> None:
+    refused = refusal(with_method(buffered(), method))
+    assert (refused.status, refused.code) == (422, "lora_method_buffered")
+    assert refused.members["others"] == "ffa, fedsb, fedit"
+    accept(with_method(buffered(), "fedit"))
+
+
+def test_fedexp_and_rules_by_coordinate_need_one_rank() -> None:
+    mixed = tiny_manifest(lora={"ranks": [1, 2]}, quorum={"min_updates": CLIENTS, "max_updates": CLIENTS})
+    accept(mixed)
+    assert refusal(mixed | {"aggregation": mixed["aggregation"] | FEDEXP}).code == "step_refused"
+    for rule in ("trimmed_mean", "median", "meamed"):
+        aggregation = mixed["aggregation"] | {"rule": rule, "faulty": 1}
+        assert refusal(mixed | {"aggregation": aggregation}).code == "mixed_ranks_rule"
+        accept(mixed | {"aggregation": aggregation, "lora": mixed["lora"] | {"ranks": None}})
+    accept(mixed | {"aggregation": mixed["aggregation"] | {"rule": "geometric_median", "faulty": 1}})
+
+
+def test_canaries_are_refused_where_rounds_move_other_numbers() -> None:
+    refused = refusal(with_method(central_manifest(**SEATED), "rolora"))
+    assert (refused.code, refused.members["others"]) == ("lora_method_canaries", "ffa, fedsb")
+    accept(central_manifest(**SEATED))
+    accept(with_method(central_manifest(), "rolora"))
+
+
+def with_method(document: dict[str, Any], method: str) -> dict[str, Any]:
+    """A plan that names another method, its tensors trained as that wants it."""
+    tensors = [one | {"trained": is_trained(method, one["name"])} for one in document["tensors"]]
+    return document | {"lora": document["lora"] | {"method": method}, "tensors": tensors}
 
 
 def test_buffers_are_refused_under_central_noise_with_the_way_out() -> None:

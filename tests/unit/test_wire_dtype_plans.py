@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from app.core.errors import Invalid
 from app.runs.manifest import EXAMPLE, Manifest
+from app.runs.methods import update_tensors
 from app.runs.plan import check_plan, header_bytes
 from app.runs.sending import DTYPES
-from app.updates.wire import check_header, expected_tensors
+from app.updates.wire import check_header
 from client.errors import ClientError
 from client.rounds import fetch, submit, train
 from client.serving import list_assignments
@@ -101,7 +102,7 @@ def test_what_a_client_sends_is_what_the_server_expects(tmp_path: Path, wire_dty
             train(profile, files, RandomTrainer(), on_step=lambda _done, _steps: None)
             submit(profile, session, files)
         (body,) = server.bodies()
-    check_header(io.BytesIO(body), size_bytes=len(body), expected=expected_tensors(document))
+    check_header(io.BytesIO(body), size_bytes=len(body), expected=update_tensors(document, number=1))
 
 
 def test_a_client_refuses_a_wire_dtype_that_it_does_not_know() -> None:
