@@ -39,8 +39,8 @@ from modelling.trained import TrainedPart
 
 RANKS = (4, 4, 4, 8, 8, 8, 16, 16)
 """Of the eight mailboxes."""
-RUN_RANK, ROUNDS, LOCAL_STEPS, EXPECTED_BATCH, TOKENS = max(RANKS), 8, 8, 16, 32
-SCALE, LEARNING_RATE = 0.5, 1.0
+RUN_RANK, ROUNDS, LOCAL_STEPS, EXPECTED_BATCH, TOKENS = max(RANKS), 4, 24, 16, 32
+SCALE, LEARNING_RATE = 1.0, 0.1
 """alpha / rank of every client, save where all have one alpha: there it is that of the middle rank."""
 Adapter = dict[str, Tensor]
 

@@ -19,9 +19,9 @@ class Shape:
     text_fields: list[str]
     layers: list[int]
     rank: int
-    ranks: list[int] | None
     method: str
     seed: int
+    ranks: list[int] | None = None
 
 
 def manifest_for(locator: str, shape: Shape, *, clients: int) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from tests.worker_bench import context_for, round_of, run_of, trained, work
 from workers.central import NoisedRound, noised_step
 from workers.context import Context
 from workers.handlers import aggregate, deadline, publish, validate
+from workers.merging import Began
 from workers.tensors import write_tensors
 
 COHORT = (0, 2, 3)
@@ -100,8 +101,9 @@ def expected_digest(context: Context, round_id: UUID) -> str:
             secret=noise_secrets.unseal(session, context.vault, round_id),
         )
         manifest = aggregate.Manifest.model_validate(run.manifest)
+        began = Began(number=row.number, adapter_sha256=row.adapter_sha256, ranks={})
         sealed = tuple((client_id, str(digest)) for client_id, digest in updates)
-    step = noised_step(context.blobs, manifest, noised, sealed).update
+    step = noised_step(context.blobs, manifest, noised, sealed, began=began).update
     start = load_file(context.blobs.path(row.adapter_sha256))
     return write_tensors(context.blobs, {name: start[name] + step[name] for name in step})[0]
 
