@@ -3,8 +3,9 @@
 `flexlora` is the product's: the mean of the clients' products, decomposed, and each client's own cut of it.
 `zero_padding` fills factors up with zeros and averages them (HetLoRA's form), once with every client's scale
 kept and once with one alpha for all ranks, as it is usually found. `plain` is the mean of factors as they
-are, which exists at one rank only: the smallest. Without noise, so that the averages alone are compared.
-`python -m benchmarks.mixed_ranks`; one thread, a few minutes.
+are, which exists at one rank only: the smallest. Without noise, so that the averages alone are compared; few
+rounds of many steps, so that clients move apart; a rate at which every way is stable.
+`python -m benchmarks.mixed_ranks`; one thread, about five minutes of a processor.
 """
 
 import argparse
@@ -214,10 +215,6 @@ def measure(seeds: Sequence[int], folder: Path | None = None) -> None:
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--seeds", type=int, default=3)
-    arguments.add_argument("--rate", type=float, default=LEARNING_RATE)
-    arguments.add_argument("--steps", type=int, default=LOCAL_STEPS)
-    arguments.add_argument("--scale", type=float, default=SCALE)
     arguments.add_argument("--keep", type=Path, help="folder for what the frozen layers make of the mails")
     given = arguments.parse_args()
-    LEARNING_RATE, LOCAL_STEPS, SCALE = given.rate, given.steps, given.scale
     measure(range(1, given.seeds + 1), given.keep)
