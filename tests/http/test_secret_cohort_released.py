@@ -179,7 +179,12 @@ def test_a_certificate_that_told_how_many_came_would_be_found(
     lives: Lives, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(session: Session, run_id: UUID, *, up_to: int) -> list[int]:
-        count = sa.select(sa.func.count()).select_from(Update).join(Round).where(Round.run_id == run_id)
+        count = (
+            sa.select(sa.func.count())
+            .select_from(Update)
+            .join(Round, Round.id == Update.round_id)
+            .where(Round.run_id == run_id)
+        )
         return [up_to, session.scalars(count).one()]
 
     monkeypatch.setattr(publication, "_aggregated", told)
