@@ -129,9 +129,9 @@ def capability(*, memory_bytes: int | None = None, upload_bytes_per_s: float | N
             software[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {
+    said = {} if upload_bytes_per_s is None else {"upload_bytes_per_s": upload_bytes_per_s}
+    return said | {
         "memory_bytes": memory_bytes or psutil.virtual_memory().total,
-        "upload_bytes_per_s": upload_bytes_per_s,
         "cpu_count": os.cpu_count() or 1,
         "software": software,
     }

@@ -52,6 +52,7 @@ from workers.canaries import CanariesDiffer, SeatedCanaries, committed
 from workers.central import NoisedRound, Step, noised_step
 from workers.context import Context
 from workers.handlers import aggregate, audit_privacy, publish, validate
+from workers.merging import Began
 from workers.tensors import write_tensors
 
 LITTLE: dict[str, Any] = {"noise_multiplier": 4.0, "epsilon": 1.25, "epsilon_by_round": [0.8, 1.25]}
@@ -217,7 +218,13 @@ def noised_again(context: Context, round_id: UUID, **changes: Any) -> Step:
             canaries=SeatedCanaries(found, kept.drawn_for(session, round_id)),
         )
         manifest = Manifest.model_validate(run.manifest)
-    return noised_step(context.blobs, manifest, dataclasses.replace(noised, **changes), ())
+    return noised_step(
+        context.blobs,
+        manifest,
+        dataclasses.replace(noised, **changes),
+        (),
+        began=Began(number=1, adapter_sha256="0" * 64, ranks={}),
+    )
 
 
 def test_the_same_sealed_round_and_canaries_give_the_same_bytes_and_scores(

@@ -67,6 +67,9 @@ def test_enrolment_proves_the_key_and_tells_nothing_of_the_data(
     Ed25519PublicKey.from_public_bytes(raw).verify(proof, PROOF_PREFIX + b"dpfl_enrol_x\0" + raw)
     assert set(body) == {"enrolment_token", "name", "public_key", "proof", "population", "capability"}
     assert set(body["capability"]) == {"memory_bytes", "cpu_count", "software"}
+    enrol(wish(tmp_path, server, folder=tmp_path / "told", memory_bytes=10**9, upload_bytes_per_s=5e5))
+    told = json.loads(server.heard[-1].body)["capability"]
+    assert (told["memory_bytes"], told["upload_bytes_per_s"]) == (10**9, 5e5)
     again = Profile.open(profile.folder)
     assert (again.config.client_id, again.config.region) == (server.client_id, "eu-west-1")
 

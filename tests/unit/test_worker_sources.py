@@ -145,12 +145,13 @@ def test_what_a_client_sends_in_any_wire_dtype_is_read_as_float32_piece_by_piece
                 assert np.array_equal(out, wanted[start:stop])
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (2, 3), (3, 2)])
 @pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
 def test_what_a_smaller_rank_sends_is_read_as_the_first_corner_piece_by_piece(
-    blobs: LocalBlobs, wire_dtype: Any
+    blobs: LocalBlobs, wire_dtype: Any, rows: int, columns: int
 ) -> None:
     """Against the same file read by torch, and put into zeros; beside a file of the whole shape."""
-    smaller = {"a": (3, 2), "b": (5,), "c": (1, 2)}
+    smaller = {"a": (rows, columns), "b": (5,), "c": (1, 2)}
     generator = torch.Generator().manual_seed(4)
     files = [
         update_file(
@@ -159,17 +160,17 @@ def test_what_a_smaller_rank_sends_is_read_as_the_first_corner_piece_by_piece(
         )
         for shapes in (SHAPES, smaller)
     ]
-    cut, wanted = np.split(read_by_torch(files[1]), [6, 11]), np.zeros(SIZE, dtype=np.float32)
-    wanted[:12].reshape(3, 4)[:, :2] = cut[0].reshape(3, 2)
+    cut, wanted = np.split(read_by_torch(files[1]), [rows * columns, -2]), np.zeros(SIZE, dtype=np.float32)
+    wanted[:12].reshape(3, 4)[:rows, :columns] = cut[0].reshape(rows, columns)
     wanted[12:17], wanted[17:19] = cut[1], cut[2]
-    rows = [read_by_torch(files[0]), wanted]
+    whole = [read_by_torch(files[0]), wanted]
     sent = [wire_tensors(shapes.items(), wire_dtype) for shapes in (SHAPES, smaller)]
     with BlobUpdates(blobs, [blobs.put(file) for file in files], sent[0], sent=sent) as source:
         for start, stop in np.ndindex(SIZE, SIZE + 1):
             for client in (0, 1) if start < stop else ():
                 out = np.empty(stop - start, dtype=np.float32)
                 source.read(client, start, stop, out)
-                assert np.array_equal(out, rows[client][start:stop])
+                assert np.array_equal(out, whole[client][start:stop])
 
 
 @pytest.mark.parametrize(
