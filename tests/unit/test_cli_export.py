@@ -107,6 +107,7 @@ def certificate_of(manifest: dict[str, Any], adapter: bytes, config: dict[str, A
         paid=[],
         ancestors=[],
         open_runs=0,
+        canaries=0,
         audit=None,
         seals_at_deadline=True,
         issuer="https://issuer",
@@ -272,6 +273,9 @@ def test_an_adapter_whose_modules_differ_in_rank_is_brought_to_one(
     (released.folder / "adapter_config.json").write_bytes(canonical_bytes(config))
     certificate = certificate_of(released.manifest, adapter, config)
     (released.folder / "certificate.json").write_text(json.dumps(certificate))
+    released.export("peft", tmp_path / "as it is")
+    card = (tmp_path / "as it is" / "README.md").read_text()
+    assert f"{config['r']}; of modules with their own 2 to 2" in card
     to = tmp_path / "peft"
     released.export("peft", to, "--rank", "8")
     reference = logits(released.in_peft(released.folder))

@@ -20,7 +20,7 @@ from engines.aggregation.gate import admit, row_norms
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Streamed
 from workers.sources import MOST_OPEN, BlobUpdates
-from workers.tensors import BrokenTensors, in_corners, write_tensors
+from workers.tensors import BrokenTensors, write_tensors
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 2)}
 FLOAT32 = wire_tensors(SHAPES.items(), "float32")
@@ -60,28 +60,6 @@ def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(b
                 out = np.empty(stop - start, dtype=np.float32)
                 source.read(client, start, stop, out)
                 assert np.array_equal(out, updates[client][start:stop])
-
-
-def test_every_piece_of_a_smaller_update_is_its_first_corner_and_zeros_beside_it(blobs: LocalBlobs) -> None:
-    """Ranks differ: a client's matrices are the first rows and columns of the run's."""
-    shapes = {"a": (3, 4), "b": (5,), "c": (2, 2)}
-    for rows, columns in np.ndindex(4, 5):
-        own = shapes | {"a": (max(rows, 1), max(columns, 1))}
-        tensors = {
-            name: torch.randn(shape, generator=torch.Generator().manual_seed(rows))
-            for name, shape in own.items()
-        }
-        digest, _size = write_tensors(blobs, tensors)
-        placed = in_corners(tensors, shapes)
-        assert torch.equal(placed["a"][: own["a"][0], : own["a"][1]], tensors["a"])
-        assert float(placed["a"].abs().sum()) == pytest.approx(float(tensors["a"].abs().sum()))
-        whole = np.concatenate([placed[name].numpy().reshape(-1) for name in shapes])
-        with BlobUpdates(blobs, [digest], shapes, sent=[own]) as source:
-            for start in range(SIZE):
-                for stop in range(start + 1, SIZE + 1):
-                    out = np.empty(stop - start, dtype=np.float32)
-                    source.read(0, start, stop, out)
-                    assert np.array_equal(out, whole[start:stop])
 
 
 def test_more_clients_than_files_may_be_open_are_read_alike(blobs: LocalBlobs) -> None:
