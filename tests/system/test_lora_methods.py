@@ -188,15 +188,18 @@ def test_fedsa_keeps_b_at_the_client_and_goes_on_from_it(house: House) -> None:
     assert not torch.equal(*(one[1][name] for one in kept[:2] for name in sorted(one[1])[:1]))
 
 
-@pytest.mark.parametrize("method", ["ffa", "flexlora"])
+@pytest.mark.parametrize(("method", "wire_dtype"), [("ffa", "int8"), ("flexlora", "bfloat16")])
 def test_clients_train_at_the_rank_that_fits_them_and_one_release_comes_out(
-    house: House, tmp_path: Path, method: str
+    house: House, tmp_path: Path, method: str, wire_dtype: str
 ) -> None:
-    run_id = house.run(house.plan(method, ranks=[1, 2, RANK]))
+    plan = house.plan(method, ranks=[1, 2, RANK])
+    plan["aggregation"]["wire_dtype"] = wire_dtype
+    run_id = house.run(plan)
     ranks = []
     for client in range(len(MEMORY_BYTES)):
         update = house.update(client, run_id, 2)
-        ranks.append({tensor.shape[1] for name, tensor in update.items() if ".lora_B." in name})
+        sent = {name: one for name, one in update.items() if one.dtype == getattr(torch, wire_dtype)}
+        ranks.append({tensor.shape[1] for name, tensor in sent.items() if ".lora_B." in name})
     assert ranks == [{1}, {2}, {RANK}]
     model = house.released(run_id, tmp_path)
     shapes = {tuple(one.shape) for name, one in model.named_parameters() if "lora_B" in name}
