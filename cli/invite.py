@@ -33,35 +33,37 @@ def invite(
 ) -> None:
     """Write the token of a new invitation to a file."""
     with one_line_errors():
+        from cli.answers import Invitation
         from client.durable import write_whole
+        from client.wire import parse
 
-        session = open_session(server, key_file)
-        body = {
-            "organisation_id": _organisation(session, organisation, region),
-            "region": region,
-            "budget": {"kind": "basic", "epsilon": epsilon, "delta": delta, "unit": unit},
-        }
-        made = session.post("/v1/enrolments", body).json("enrolment")
-        write_whole(to, f"{made['token']}\n".encode(), mode=0o600)
+        budget = {"kind": "basic", "epsilon": epsilon, "delta": delta, "unit": unit}
+        with open_session(server, key_file) as session:
+            body = {
+                "organisation_id": _organisation(session, organisation, region),
+                "region": region,
+                "budget": budget,
+            }
+            answer = session.post("/v1/enrolments", body).json("enrolment")
+        made = parse(Invitation, answer, what="enrolment")
+        write_whole(to, f"{made.token}\n".encode(), mode=0o600)
         print(
             _(
                 "{path}: for one client of {organisation}, until {time}",
                 path=to,
                 organisation=organisation,
-                time=made["expires_at"],
+                time=made.expires_at,
             )
         )
 
 
 def _organisation(session: Session, name: str, region: str) -> str:
-    cursor: str | None = None
-    while True:
-        query = {"limit": "200"} | ({"cursor": cursor} if cursor else {})
-        page = session.get("/v1/organisations", query=query).json("list of organisations")
-        for one in page["items"]:
-            if one["name"] == name:
-                return str(one["id"])
-        cursor = page["next_cursor"]
-        if cursor is None:
-            made = session.post("/v1/organisations", {"name": name, "region": region})
-            return str(made.json("organisation")["id"])
+    from cli.answers import Made, Organisation, every
+    from client.wire import parse
+
+    for item in every(session, "/v1/organisations"):
+        one = parse(Organisation, item, what="organisation")
+        if one.name == name:
+            return str(one.id)
+    made = session.post("/v1/organisations", {"name": name, "region": region}).json("organisation")
+    return str(parse(Made, made, what="organisation").id)

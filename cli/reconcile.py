@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,6 @@ from cli.reporting import one_line_errors, quiet_libraries
 if TYPE_CHECKING:
     from client.reconciling import Comparison, MirroredAccount, MirroredEntry
     from client.session import Session
-
-_PAGE = "200"
 
 
 def reconcile(
@@ -73,29 +71,18 @@ def _tell(found: Comparison) -> None:
 
 def _mirrors(session: Session) -> list[tuple[MirroredAccount, list[MirroredEntry]]]:
     """Every account of this client with its entries; each account is read before its entries."""
+    from cli.answers import every
     from client.reconciling import MirroredAccount, MirroredEntry
     from client.wire import parse
 
-    accounts = [parse(MirroredAccount, one, what="account") for one in _all(session, "/v1/budgets")]
+    accounts = [parse(MirroredAccount, one, what="account") for one in every(session, "/v1/budgets")]
     return [
         (
             account,
             [
                 parse(MirroredEntry, one, what="entry")
-                for one in _all(session, f"/v1/budgets/{account.id}/entries")
+                for one in every(session, f"/v1/budgets/{account.id}/entries")
             ],
         )
         for account in accounts
     ]
-
-
-def _all(session: Session, path: str) -> list[Any]:
-    """Every item of a list, page by page."""
-    items: list[Any] = []
-    query = {"limit": _PAGE}
-    while True:
-        page = session.get(path, query=query).json("list")
-        items += page["items"]
-        if page["next_cursor"] is None:
-            return items
-        query = {"limit": _PAGE, "cursor": page["next_cursor"]}

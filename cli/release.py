@@ -34,12 +34,13 @@ def list_releases(
 ) -> None:
     """Print one line for each release."""
     with one_line_errors():
+        from cli.answers import Page
         from client.wire import Release, parse
 
         query = {"limit": "100"} | ({"run_id": run_id} if run_id else {})
         with open_session(server, key_file, profile) as session:
-            items = session.get("/v1/releases", query=query).json("list of releases")["items"]
-        for item in items:
+            listed = session.get("/v1/releases", query=query).json("list of releases")
+        for item in parse(Page, listed, what="list of releases").items:
             one = parse(Release, item, what="release")
             claim = _("no privacy claim")
             if one.privacy_claimed:

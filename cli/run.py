@@ -14,7 +14,8 @@ from cli.i18n import _
 from cli.reporting import one_line_errors, quiet_libraries
 
 if TYPE_CHECKING:
-    from client.session import Session
+    from cli.answers import Run
+    from client.session import Reply, Session
 
 app = typer.Typer(name="run", help=_("Plan, price, start and follow runs."), no_args_is_help=True)
 
@@ -76,8 +77,9 @@ def create(
 ) -> None:
     """Send the plan; a plan that cannot be sound is refused with its reason."""
     with one_line_errors():
+        from cli.answers import Made
         from client.durable import read_text
-        from client.wire import read_json
+        from client.wire import parse, read_json
 
         body: dict[str, Any] = {
             "manifest": read_json(read_text(manifest).encode(), what="manifest"),
@@ -88,7 +90,7 @@ def create(
         if from_release is not None:
             body["from_release_id"] = str(from_release)
         with open_session(server, key_file) as session:
-            print(session.post("/v1/runs", body).json("run")["id"])
+            print(parse(Made, session.post("/v1/runs", body).json("run"), what="run").id)
 
 
 @app.command(help=_("Have a run priced, and wait for the price."))
@@ -99,12 +101,10 @@ def price(run_id: RunArgument, server: ServerOption = None, key_file: KeyFileOpt
             session.post(f"/v1/runs/{run_id}/price", None)
             run = _wait(session, run_id, leave="pricing")
         _show(run)
-        if run["state"] == "refused":
+        if run.state == "refused":
             from client.errors import ClientError
 
-            raise ClientError(
-                run["reason_code"] or "refused", _("the plan was refused: {why}"), why=run["reason"]
-            )
+            raise ClientError(run.reason_code or "refused", _("the plan was refused: {why}"), why=run.reason)
 
 
 @app.command(help=_("Start a priced run: its manifest is fixed from now on."))
@@ -147,10 +147,10 @@ def show(
     with one_line_errors(), open_session(server, key_file) as session:
         run = _read(session, run_id)
         _show(run)
-        while follow and run["state"] not in {"finished", "aborted", "refused"}:
-            version = run["version"]
+        while follow and run.state not in {"finished", "aborted", "refused"}:
+            version = run.version
             run = _read(session, run_id, since=version)
-            if run["version"] != version:
+            if run.version != version:
                 _show(run)
 
 
@@ -163,18 +163,22 @@ def explain(
 ) -> None:
     """Print the server's explanation of a plan, warnings first."""
     with one_line_errors():
+        from cli.answers import Explanation
+        from client.wire import parse
+
         with open_session(server, key_file) as session:
-            told: dict[str, Any] = session.get(f"/v1/plans/{run_id}/explanation").json("explanation")
+            answer = session.get(f"/v1/plans/{run_id}/explanation").json("explanation")
+        told = parse(Explanation, answer, what="explanation")
         if as_json:
-            print(json.dumps(told, indent=2, ensure_ascii=False))
+            print(json.dumps(answer, indent=2, ensure_ascii=False))
             return
-        for warning in told["warnings"]:
-            print(_("warning: {text}", text=warning["text"]))
-        for point in told["nist_sp_800_226"]:
-            print(f"{point['title']}: {point['text']}")
-        for part in ("attack", "noise_to_signal"):
-            if told[part] is not None:
-                print(told[part]["text"])
+        for warning in told.warnings:
+            print(_("warning: {text}", text=warning.text))
+        for point in told.nist_sp_800_226:
+            print(f"{point.title}: {point.text}")
+        for part in (told.attack, told.noise_to_signal):
+            if part is not None:
+                print(part.text)
 
 
 def _numbers(text: str) -> list[int]:
@@ -192,41 +196,43 @@ def _act(
     run_id: UUID, verb: str, server: str | None, key_file: Path | None, *, body: dict[str, Any] | None = None
 ) -> None:
     with one_line_errors(), open_session(server, key_file) as session:
-        _show(session.post(f"/v1/runs/{run_id}/{verb}", body).json("run"))
+        _show(_understood(session.post(f"/v1/runs/{run_id}/{verb}", body)))
 
 
-def _read(session: Session, run_id: UUID, *, since: int | None = None) -> dict[str, Any]:
+def _read(session: Session, run_id: UUID, *, since: int | None = None) -> Run:
     query = None if since is None else {"wait": f"{_HELD_S:g}", "since": str(since)}
-    run: dict[str, Any] = session.get(f"/v1/runs/{run_id}", query=query, wait_s=_HELD_S).json("run")
-    return run
+    return _understood(session.get(f"/v1/runs/{run_id}", query=query, wait_s=_HELD_S))
 
 
-def _wait(session: Session, run_id: UUID, *, leave: str) -> dict[str, Any]:
+def _understood(reply: Reply) -> Run:
+    from cli.answers import Run
+    from client.wire import parse
+
+    return parse(Run, reply.json("run"), what="run")
+
+
+def _wait(session: Session, run_id: UUID, *, leave: str) -> Run:
     run = _read(session, run_id)
-    while run["state"] == leave:
-        run = _read(session, run_id, since=run["version"])
+    while run.state == leave:
+        run = _read(session, run_id, since=run.version)
     return run
 
 
-def _show(run: dict[str, Any]) -> None:
-    print(_("run {id} ({name}): {state}", id=run["id"], name=run["name"], state=run["state"]))
-    if run["reason"]:
-        print(_("because: {reason}", reason=run["reason"]))
-    lacking = run.get("shortfall")
-    if lacking:
+def _show(run: Run) -> None:
+    print(_("run {id} ({name}): {state}", id=run.id, name=run.name, state=run.state))
+    if run.reason:
+        print(_("because: {reason}", reason=run.reason))
+    if run.shortfall is not None:
         print(
-            _(
-                "{population}: {amounts_in} {asked} asked, {left} left of {ceiling}",
-                **{name: lacking[name] for name in ("population", "amounts_in", "asked", "left", "ceiling")},
-            )
+            _("{population}: {amounts_in} {asked} asked, {left} left of {ceiling}", **dict(run.shortfall)),
         )
-    cost = run["price"]
-    if cost and cost["epsilon"] is not None:
+    cost = run.price
+    if cost is not None and cost.epsilon is not None:
         print(
             _(
                 "noise multiplier {z}, epsilon {epsilon} at delta {delta}",
-                z=cost["noise_multiplier"],
-                epsilon=cost["epsilon"],
-                delta=cost["delta"],
+                z=cost.noise_multiplier,
+                epsilon=cost.epsilon,
+                delta=cost.delta,
             )
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeGuard
 
 import typer
 
@@ -32,6 +32,10 @@ HeadsOption = Annotated[
     Path | None,
     typer.Option("--heads", help=_("Head hashes of the accounts that pay: a JSON list, by account id.")),
 ]
+
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+"""What reading a number out of a certificate may raise, whatever stands there instead."""
 
 
 def verify_certificate(
@@ -74,7 +78,9 @@ def _checked(
     if privacy.get("claimed") is not True:
         return [*lines, _("privacy: nothing is claimed ({why})", why=str(privacy.get("statement")))]
     release = section(certificate, "release")
-    _require_whole_schedule(privacy, rounds=release.get("rounds_planned"))
+    _require_whole_schedule(privacy, release)
+    _require_planned_rounds(release)
+    _require_pool(privacy, clients=release.get("clients"))
     _require_clip_noise(privacy)
     together = population(privacy, version=certificate.get("version"))
     is_last = release.get("round") == release.get("rounds_planned")
@@ -128,7 +134,7 @@ def _ledger(certificate: dict[str, Any], heads: Path | None) -> list[str]:
 
 def _claim(privacy: dict[str, Any]) -> list[str]:
     """Price the certificate's own parameters again; no claim may be below that price."""
-    from engines.privacy import accounting
+    from engines.privacy.accounting import AccountingFailed
     from engines.privacy.schedule import schedule_of
 
     this_run = section(privacy, "this_run")
@@ -139,7 +145,7 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
             raise error("claims_differ", _("the certificate claims two epsilons for one data set"))
         schedule, delta = schedule_of(privacy), float(this_run["delta"])
         computed = {silos: _priced(schedule, silos=silos, delta=delta) for silos in claims}
-    except (KeyError, TypeError, ValueError, AttributeError, accounting.AccountingFailed) as failure:
+    except (*_MALFORMED, AccountingFailed) as failure:
         raise error(
             "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(failure)
         ) from failure
@@ -154,18 +160,56 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
     return [_held(privacy, claims, delta), *_told(privacy, computed[1])]
 
 
-def _require_whole_schedule(privacy: dict[str, Any], *, rounds: Any) -> None:
-    """Refuse a claim whose steps are not those of all rounds, or of buffered ones all participations."""
-    steps, updates = privacy.get("steps"), privacy.get("participations", rounds)
-    are_counts = all(isinstance(one, int) for one in (steps, updates, rounds))
-    is_whole = are_counts and 0 < updates <= rounds and steps % updates == 0
-    if not is_whole or (privacy.get("trust") == "central" and steps != rounds):
+def _require_whole_schedule(privacy: dict[str, Any], release: dict[str, Any]) -> None:
+    """Refuse a claim whose steps are not those of all planned rounds, or of a buffered run's participations.
+
+    Certificates made before `local_steps` was stated are held to a whole number of steps an update.
+    """
+    steps, rounds = privacy.get("steps"), release.get("rounds_planned")
+    updates = privacy.get("participations", rounds)
+    each = 1 if privacy.get("trust") == "central" else privacy.get("local_steps")
+    if not (_is_count(steps) and _is_count(rounds) and _is_count(updates)) or not (
+        updates <= rounds and steps % updates == 0 and each in (None, steps // updates)
+    ):
         raise error(
             "schedule_differs",
             _("the certificate prices {steps} steps, which are not those of its {rounds} rounds"),
             steps=str(steps),
             rounds=str(rounds),
         )
+
+
+def _require_planned_rounds(release: dict[str, Any]) -> None:
+    """Refuse a release of a round, or with a round in it, that the schedule does not have."""
+    number, taken = release.get("round"), release.get("rounds_aggregated")
+    if not isinstance(taken, list) or not all(_is_count(one) for one in taken):
+        taken = []
+    is_in_order = taken == sorted(set(taken)) and taken[-1:] == [number]
+    if not is_in_order or number > release["rounds_planned"]:
+        raise error(
+            "schedule_differs",
+            _("the certificate's release of round {number} is not made of the planned rounds up to it"),
+            number=str(number),
+        )
+
+
+def _require_pool(privacy: dict[str, Any], *, clients: Any) -> None:
+    """Refuse more clients than the price of a capped cohort holds for."""
+    cohort = privacy.get("cohort")
+    if privacy.get("trust") != "central" or not isinstance(cohort, dict) or cohort.get("kind") != "poisson":
+        return
+    most = cohort.get("n_max")
+    if not (_is_count(clients) and _is_count(most) and clients <= most):
+        raise error(
+            "pool_differs",
+            _("the run has {clients} clients; its cohort is priced for {most} at most"),
+            clients=str(clients),
+            most=str(most),
+        )
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and value > 0
 
 
 def _require_clip_noise(privacy: dict[str, Any]) -> None:
@@ -184,7 +228,7 @@ def _require_clip_noise(privacy: dict[str, Any]) -> None:
         )
         needed = adaptive.sum_multiplier(float(privacy["noise_multiplier"]))
         holds = privacy["clip_noise_multiplier"] >= needed
-    except (KeyError, TypeError, ValueError) as failure:
+    except _MALFORMED as failure:
         raise error(
             "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(failure)
         ) from failure

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from client.session import Session
-from client.wire import Assignment, RunState, parse
+from client.wire import Assignment, Assignments, RunState, parse
 
 
 def list_assignments(session: Session, *, wait_s: float) -> list[Assignment]:
     """Ask which rounds wait for this client's update; the server may hold the answer back for `wait_s`."""
     reply = session.get("/v1/assignments", query={"wait": f"{wait_s:g}"}, wait_s=wait_s)
-    values = reply.json("list of assignments")
-    items = values.get("items", []) if isinstance(values, dict) else values
-    return [parse(Assignment, item, what="assignment") for item in items]
+    listed = parse(Assignments, reply.json("list of assignments"), what="list of assignments")
+    return list(listed.items)
 
 
 def run_state(session: Session, run_id: str, *, since: int | None = None, wait_s: float = 0.0) -> RunState:

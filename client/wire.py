@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
@@ -241,6 +242,12 @@ class Assignment(Answer):
     """At which rank this client trains; None: at the manifest's."""
 
 
+class Assignments(Answer):
+    """Every round that waits for this client."""
+
+    items: tuple[Assignment, ...]
+
+
 class ServerAccount(Answer):
     """The server's mirror of this data set's ledger: an append-only account."""
 
@@ -315,14 +322,21 @@ def canonical_sha256(value: Any) -> str:
 
 
 def read_json(raw: bytes, *, what: str, limit: int = 16 * 1024**2) -> Any:
-    """Parse JSON strictly: no duplicate key, no NaN, not over `limit` bytes."""
+    """Parse JSON strictly: no duplicate key, every number finite, all text Unicode, at most `limit` bytes."""
     refusal = ClientError("unexpected_answer", _("the {what} is not readable JSON"), what=what)
     if len(raw) > limit:
         raise refusal
     try:
-        return json.loads(raw, object_pairs_hook=_distinct, parse_constant=_no_constant)
+        found = json.loads(
+            raw.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant, parse_float=_finite
+        )
+        if (
+            b"\\ud" in raw.lower()
+        ):  # half of a surrogate pair has no bytes: it can be neither hashed nor shown
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise refusal from error
+    return found
 
 
 def parse(model: type[Model], value: Any, *, what: str) -> Model:
@@ -340,6 +354,13 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("a key appears twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _no_constant(name: str) -> Any:

@@ -161,7 +161,7 @@ class RecordingServer:
         known = {
             "/v1/tokens": Answer(payload={"access_token": "t", "token_type": "Bearer", "expires_in": 600}),
             "/v1/clients": Answer(201, {"client_id": self.client_id, "region": "eu-west-1"}),
-            "/v1/assignments": Answer(payload=[self.run.assignment()] if is_open else []),
+            "/v1/assignments": Answer(payload={"items": [self.run.assignment()] if is_open else []}),
             f"/v1/runs/{self.run.run_id}": Answer(payload=self.run.shown()),
             f"/v1/runs/{self.run.run_id}/manifest": Answer(content=self.run.manifest_bytes),
         }

@@ -174,11 +174,14 @@ def _covered(manifest: dict[str, Any]) -> str:
 
 
 def _particulars(manifest: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:
-    """What only some plans have: buffers, a person's rule with its price by data sets, a moving clip norm."""
-    found: dict[str, Any] = {}
+    """What only some plans have: buffers, steps of a client's own, a person's rule with its price by data
+    sets, a clip norm that moves."""
     privacy = manifest["privacy"]
+    found: dict[str, Any] = {}
+    if privacy["trust"] == "local":
+        found["local_steps"] = manifest["training"]["local_steps"]
     if manifest.get("buffered") is not None:
-        found |= {"participations": manifest["buffered"]["participations"]}
+        found["participations"] = manifest["buffered"]["participations"]
     if privacy.get("person") is not None:
         found |= {"person": privacy["person"], "epsilon_by_silos": price["epsilon_by_silos"]}
     if privacy.get("adaptive_clip") is not None:

@@ -22,6 +22,7 @@ WHOLE = 2
 """The first version that holds: signed as one piece, without digests of tensors."""
 BY_MEMBERS = range(3, VERSION + 1)
 """Versions that are signed over the list of their members' digests."""
+_SIGNATURE = {"kid", "alg", "value"}
 
 
 class CertificateInvalid(Exception):
@@ -43,8 +44,7 @@ def verify(certificate: Mapping[str, Any], jwks: Mapping[str, Any]) -> str:
         certificate: the parsed JSON, signature included.
         jwks: a JSON web key set (RFC 7517), as published by the issuer; fetch it from the issuer itself.
     """
-    members = require_unchanged(certificate)
-    signature = certificate.get("signature")
+    members, signature = require_unchanged(certificate), certificate.get("signature")
     if not isinstance(signature, Mapping) or signature.get("alg") != ALGORITHM:
         raise CertificateInvalid("the certificate carries no EdDSA signature")
     kid, value = signature.get("kid"), signature.get("value")
@@ -61,14 +61,26 @@ def require_unchanged(certificate: Mapping[str, Any]) -> Mapping[str, Any]:
     """Hold a certificate against its own list of digests, and return what its signature has to be over.
 
     Whoever changes a member and not the list is told by the member's name; whoever changes both breaks the
-    signature, and only that tells. Raises CertificateInvalid.
+    signature, and only that tells. The signature has no further members: nothing would cover them. Raises
+    CertificateInvalid.
     """
     content = {name: member for name, member in certificate.items() if name != "signature"}
-    if content.get("version") == WHOLE:
-        return content
-    if content.get("version") not in BY_MEMBERS:
+    version, signature = content.get("version"), certificate.get("signature")
+    if version != WHOLE and version not in BY_MEMBERS:
         raise CertificateInvalid("the certificate is of an unknown version")
-    signature = certificate.get("signature")
+    names = _SIGNATURE if version == WHOLE else _SIGNATURE | {"members"}
+    if isinstance(signature, Mapping) and (unsigned := sorted(signature.keys() - names)):
+        raise CertificateInvalid(f"the signature holds {unsigned[0]!r}, which nothing covers")
+    try:
+        return _as_signed(content, signature)
+    except ValueError as error:  # text that is no Unicode, or a number that is not finite
+        raise CertificateInvalid("the certificate has no canonical form") from error
+
+
+def _as_signed(content: Mapping[str, Any], signature: Any) -> Mapping[str, Any]:
+    if content["version"] == WHOLE:
+        canonical_bytes(content)
+        return content
     members = signature.get("members") if isinstance(signature, Mapping) else None
     if not isinstance(members, Mapping):
         raise CertificateInvalid("the certificate does not list its members")
@@ -90,6 +102,9 @@ def _key(jwks: Mapping[str, Any], kid: str) -> Ed25519PublicKey:
 
 def _decoded(text: str) -> bytes:
     try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        found = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError) as error:
         raise CertificateInvalid("a key or signature is not base64url") from error
+    if base64.urlsafe_b64encode(found).rstrip(b"=") != text.encode():  # bits that no byte holds
+        raise CertificateInvalid("a key or signature is not base64url in its one form")
+    return found

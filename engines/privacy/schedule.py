@@ -35,7 +35,7 @@ def schedule_of(terms: Mapping[str, Any]) -> GaussianRun:
             relation=Relation(terms["relation"]),
             capped=capped,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"the terms are incomplete or malformed: {error}") from error
 
 

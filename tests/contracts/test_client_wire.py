@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from cli import answers
 from client import reconciling, wire
 from tests.contracts.sources import ROOT
 
@@ -20,6 +21,12 @@ ANSWERS: list[tuple[type[BaseModel], str, str, str]] = [
     (wire.Enrolled, "/v1/clients", "post", "201"),
     (wire.RunState, "/v1/runs/{run_id}", "get", "200"),
     (wire.Release, "/v1/releases/{release_id}", "get", "200"),
+    (answers.Run, "/v1/runs/{run_id}", "get", "200"),
+    (answers.Made, "/v1/runs", "post", "201"),
+    (answers.Made, "/v1/organisations", "post", "201"),
+    (answers.Organisation, "/v1/organisations", "get", "200"),
+    (answers.Invitation, "/v1/enrolments", "post", "201"),
+    (answers.Explanation, "/v1/plans/{run_id}/explanation", "get", "200"),
     (reconciling.MirroredAccount, "/v1/budgets/{account_id}", "get", "200"),
     (reconciling.MirroredEntry, "/v1/budgets/{account_id}/entries", "get", "200"),
 ]
@@ -129,7 +136,7 @@ def is_served(asked: str, description: Json) -> bool:
 def test_the_client_asks_for_paths_that_the_server_has(description: Json) -> None:
     asked = {
         path
-        for room in ("client", "demo")
+        for room in ("client", "cli", "demo")
         for file in (ROOT / room).rglob("*.py")
         for path in paths_in(file.read_text("utf-8"))
     }

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
+import operator
 import warnings
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,14 @@ from app.core.ids import new_id
 from app.core.tokens import public_jwk, raw_public
 from app.releases.certificate import Facts, build, sign
 from app.releases.tensors import NoTensorFile, tensor_digests
+from app.releases.verify import CertificateInvalid, require_unchanged
 from app.runs.canaries import seated
 from app.runs.manifest import Manifest
+from cli import documents
 from cli.main import app
-from engines.privacy import mechanism
+from cli.verify import _checked as checked
+from client.errors import ClientError
+from engines.privacy import accounting, mechanism
 from engines.privacy.audit_canaries import Canaries
 from engines.privacy.audit_in_rounds import run_report
 from engines.privacy.noise import NoiseStream, integer_gaussian
@@ -375,11 +382,28 @@ def set_rate(content: dict[str, Any]) -> None:
 
 
 def set_steps(content: dict[str, Any]) -> None:
-    content["privacy"]["steps"] = 400
+    content["privacy"] |= {"steps": 400, "local_steps": 200}
+
+
+def of_other_local_steps(content: dict[str, Any]) -> None:
+    content["privacy"]["local_steps"] = 4
 
 
 def drop_steps(content: dict[str, Any]) -> None:
     content["privacy"]["steps"] = 1
+    del content["privacy"]["local_steps"]
+
+
+def of_no_planned_round(content: dict[str, Any]) -> None:
+    content["release"] |= {"round": 3, "rounds_aggregated": [1, 2, 3]}
+
+
+def of_another_round(content: dict[str, Any]) -> None:
+    content["release"]["rounds_aggregated"] = [1, 2]
+
+
+def of_a_round_twice(content: dict[str, Any]) -> None:
+    content["release"]["rounds_aggregated"] = [1, 1]
 
 
 def set_delta(content: dict[str, Any]) -> None:
@@ -412,6 +436,10 @@ def drop_privacy(content: dict[str, Any]) -> None:
         (set_delta, "claim_too_small"),
         (set_text, "claim_too_small"),
         (drop_steps, "schedule_differs"),
+        (of_other_local_steps, "schedule_differs"),
+        (of_no_planned_round, "schedule_differs"),
+        (of_another_round, "schedule_differs"),
+        (of_a_round_twice, "schedule_differs"),
         (set_kind, "cannot_price"),
         (drop_delta, "cannot_price"),
         (drop_privacy, "certificate_invalid"),
@@ -474,6 +502,15 @@ def test_a_buffered_claim_is_priced_by_the_updates_that_one_client_may_send(
     assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
     content["privacy"]["participations"] = 3  # four steps are not those of three updates
     assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
+
+
+@pytest.mark.parametrize("clients", [41, "40", None, True])
+def test_a_run_of_more_clients_than_its_cohort_is_priced_for_is_refused(
+    tmp_path: Path, base: Path, clients: object
+) -> None:
+    content = content_of(CENTRAL, base=base)
+    content["release"]["clients"] = clients
+    assert "[pool_differs]" in check(tmp_path, content, code=1).stderr
 
 
 def test_a_person_in_several_data_sets_is_priced_for_all_of_them(tmp_path: Path, base: Path) -> None:
@@ -576,7 +613,8 @@ def test_the_last_release_opens_the_canaries_that_the_run_has_committed_to(
     tmp_path: Path, base: Path
 ) -> None:
     content = content_of(SEATED, base=base)
-    content["release"]["round"] = content["release"]["rounds_planned"]
+    last = content["release"]["rounds_planned"]
+    content["release"] |= {"round": last, "rounds_aggregated": list(range(1, last + 1))}
     missing = check(tmp_path, content, code=1).stderr
     assert "[audit_differs]" in missing
     report = run_report_of(content)
@@ -637,3 +675,103 @@ def test_json_that_is_no_object_is_refused_in_one_line_wherever_it_is_read(relea
         assert done.stderr.count("\n") == 1
     Path(certificate).write_text(text)
     assert "[certificate_invalid]" in dpfl("verify-release", str(release), code=1).stderr
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_a_signature_with_a_member_that_nothing_covers_is_refused(
+    release: Path, content: dict[str, Any], version: int
+) -> None:
+    content["version"] = version
+    certificate = signed(content)
+    if version == 2:
+        value = base64.urlsafe_b64encode(KEY.sign(canonical_bytes(content))).rstrip(b"=").decode()
+        certificate["signature"] = {"kid": "k1", "alg": "EdDSA", "value": value}
+    certificate["signature"]["attested_by"] = "somebody"
+    (release / "certificate.json").write_text(json.dumps(certificate))
+    for refused in (verify(release, code=1), dpfl("verify-release", str(release), code=1)):
+        assert "[certificate_invalid]" in refused.stderr
+        assert "attested_by" in refused.stderr
+
+
+def test_a_signature_has_one_spelling(release: Path, content: dict[str, Any]) -> None:
+    """86 letters hold four bits more than 64 bytes; they would be a difference that nothing covers."""
+    certificate = signed(content)
+    value = certificate["signature"]["value"]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    certificate["signature"]["value"] = value[:-1] + letters[letters.index(value[-1]) + 1]
+    (release / "certificate.json").write_text(json.dumps(certificate))
+    assert "[certificate_invalid]" in verify(release, code=1).stderr
+
+
+HALF_A_PAIR = b'"\\ud800"'
+"""Written as JSON allows, and no text: it has no bytes, so that no digest of it exists."""
+
+
+@pytest.mark.parametrize("odd", [HALF_A_PAIR, b"1e999", b"NaN", b"[" * 100_000])
+def test_text_or_a_number_that_no_canonical_form_holds_is_refused_in_one_line(
+    release: Path, content: dict[str, Any], odd: bytes
+) -> None:
+    certificate, other = release / "certificate.json", str(release.parent / "other.json")
+    whole = canonical_bytes(signed(content)).replace(b'"https://issuer"', odd)
+    Path(other).write_bytes(whole)
+    config = canonical_bytes(CONFIG | {"note": "x"}).replace(b'"x"', odd)
+    for words in (
+        ("verify-certificate", other),
+        ("verify-certificate", other, "--key", str(release.parent / "jwks.json")),
+        ("verify-certificate", str(certificate), "--previous", other),
+        ("verify-certificate", str(certificate), "--heads", other),
+        ("verify-certificate", str(certificate), "--key", other),
+    ):
+        done = dpfl(*words, code=1)
+        assert done.stderr.startswith("dpfl: [unexpected_answer] the other.json is not readable JSON")
+        assert done.stderr.count("\n") == 1
+    (release / "adapter_config.json").write_bytes(config)
+    assert "[unexpected_answer]" in dpfl("verify-release", str(release), code=1).stderr
+
+
+@pytest.mark.parametrize("odd", ["\ud800", float("inf"), float("nan")])
+def test_whoever_checks_a_parsed_certificate_is_told_that_it_has_no_canonical_form(
+    content: dict[str, Any], odd: object
+) -> None:
+    whole = signed(content) | {"issuer": odd}
+    for certificate in (whole, whole | {"version": 2, "signature": {"kid": "k1"}}):
+        with pytest.raises(CertificateInvalid, match="no canonical form"):
+            require_unchanged(certificate)
+
+
+def leaves_of(value: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The path of every member, those that are objects themselves included."""
+    for name, member in value.items():
+        yield (*above, name)
+        if isinstance(member, dict):
+            yield from leaves_of(member, (*above, name))
+
+
+ODD: tuple[Any, ...] = (..., None, True, -1, 10**400, 1e308, "x", [], {})
+"""Put in the place of a member, which `...` takes out."""
+
+
+def test_no_certificate_however_odd_and_well_signed_ends_in_an_error_of_ours(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = accounting.epsilon_pld
+    priced = functools.cache(lambda runs, delta: real(runs, delta=delta))
+    monkeypatch.setattr(accounting, "epsilon_pld", lambda runs, *, delta: priced(tuple(runs), delta))
+    person = LOCAL | {"unit": "person", "person": {"id_field": "a", "records_cap": 2, "silos": 2}}
+    moving = CENTRAL | {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 20.0}}
+    local = content_of(person, base=base, epsilon_by_silos={"1": 2.0, "2": 4.0})
+    local["privacy"]["population"] = POPULATION | {"unit": "person"}
+    file, refused = tmp_path / "odd.json", 0
+    for whole in (local, content_of(moving, base=base, clip_noise_multiplier=2.01)):
+        for (*above, name), odd in product(leaves_of(whole), ODD):
+            content = deepcopy(whole)
+            section = functools.reduce(operator.getitem, above, content)
+            del section[name]
+            if odd is not ...:
+                section[name] = odd
+            file.write_bytes(canonical_bytes(signed(content)))
+            try:
+                checked(documents.read(file), None, None, None)
+            except ClientError:
+                refused += 1
+    assert refused > 400

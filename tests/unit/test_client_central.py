@@ -240,7 +240,7 @@ def test_a_client_that_is_not_drawn_has_joined_and_waits(
             return problem(404, "not_found")  # the run starts a little later
         if asked.count("/v1/assignments") == 3:
             server.run.state = "finished"
-        return Answer(payload=[]) if path == "/v1/assignments" else None
+        return Answer(payload={"items": []}) if path == "/v1/assignments" else None
 
     server.script = nobody_drawn
     seat = seat_of(profile, run_id=server.run.run_id)

@@ -212,7 +212,8 @@ def test_enrolment_takes_its_token_from_a_file(tmp_path: Path, server: Recording
 
 def run_shown(state: str, **changed: Any) -> dict[str, Any]:
     price = {"noise_multiplier": 2.0, "epsilon": 3.5, "delta": 1e-5}
-    return {"id": "r", "name": "n", "state": state, "version": 1, "reason": None, "price": price} | changed
+    said = {"id": str(uuid4()), "name": "n", "state": state, "version": 1, "reason": None, "price": price}
+    return said | changed
 
 
 def answering(answers: dict[tuple[str, str], list[Any]]) -> Callable[[Heard], Answer | None]:
@@ -349,6 +350,34 @@ def test_releases_are_listed_and_pulled_whole(tmp_path: Path, server: RecordingS
     parts["adapter"] = b"anothe"
     done = dpfl("release", "pull", one["id"], "--to", str(to), "--key-file", key_file, code=1)
     assert "[adapter_mismatch]" in done.stderr
+
+
+ODD_ANSWERS: list[Any] = [None, [], {}, "text", 1, {"items": None}, {"id": "x"}, {"items": [[]]}]
+
+
+@pytest.mark.parametrize("odd", ODD_ANSWERS)
+def test_an_answer_of_another_shape_ends_in_one_line(
+    tmp_path: Path, server: RecordingServer, key_file: str, folder: str, odd: Any
+) -> None:
+    server.script = lambda heard: None if heard.path == "/v1/tokens" else Answer(payload=odd)
+    plan, run_id = tmp_path / "plan.json", str(uuid4())
+    plan.write_text("{}")
+    for words in (
+        ("run", "create", str(plan), "--client", run_id),
+        ("run", "price", run_id),
+        ("run", "start", run_id),
+        ("run", "show", run_id),
+        ("run", "explain", run_id),
+        ("release", "list"),
+        ("release", "pull", run_id, "--to", str(tmp_path / "to")),
+        ("client", "invite", "--organisation", "o", "--to", str(tmp_path / "token")),
+    ):
+        done = dpfl(*words, "--key-file", key_file, code=1)
+        assert done.stderr.startswith("dpfl: [unexpected_answer] "), (words, done.stderr)
+        assert done.stderr.count("\n") == 1
+    for words in (("client", "fetch"), ("reconcile",)):
+        done = dpfl(*words, "--folder", folder, code=1)
+        assert "[unexpected_answer]" in done.stderr, (words, done.stderr)
 
 
 def test_a_folder_that_another_process_works_with_is_left_alone(folder: str, server: RecordingServer) -> None:
