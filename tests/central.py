@@ -83,7 +83,7 @@ def central_manifest(
     return manifest
 
 
-def start_central_run(
+def price_central_run(
     session: Session,
     settings: Settings,
     *,
@@ -92,8 +92,8 @@ def start_central_run(
     rounds: int = 2,
     seal: str | None = "quorum",
     **privacy: Any,
-) -> Run:
-    """A started run of six clients, its first round open."""
+) -> tuple[Run, Principal]:
+    """A priced run of six clients, and who may start it."""
     organisation = organisation or build_organisation(session)
     coordinator = Principal(id=new_id(), organisation_id=organisation.id, role=Role.COORDINATOR)
     clients = [build_client(session, organisation) for _number in range(CLIENTS)]
@@ -117,6 +117,12 @@ def start_central_run(
         start_adapter_sha256=start_adapter_sha256,
         actor="job",
     )
+    return run, coordinator
+
+
+def start_central_run(session: Session, settings: Settings, **plan: Any) -> Run:
+    """A started run of six clients, its first round open; keywords as for `price_central_run`."""
+    run, coordinator = price_central_run(session, settings, **plan)
     run = service.start(session, coordinator, run.id)
     assert run.state == "running", run.reason
     return run

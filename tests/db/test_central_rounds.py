@@ -17,17 +17,19 @@ from torch import Tensor
 from app.budget import chain, ledger
 from app.budget.errors import NotReserved
 from app.budget.models import Account, Entry, EntryKind, PrivacyViolation
-from app.budget.queries import accounts_reserving
+from app.budget.queries import accounts_of_clients, accounts_reserving
 from app.core.db import Database
-from app.core.errors import Conflict
+from app.core.errors import Conflict, IllegalTransition
 from app.jobs.models import Job
 from app.releases.models import Release
 from app.rounds import lifecycle, noise_secrets
 from app.rounds.models import Assignment, Evidence, Round, RoundSecret, Standing
 from app.rounds.queries import cohort_of, rounds_of
 from app.rounds.states import RoundState
+from app.runs import rounds, service
 from app.runs.charges import round_ref, run_ref
 from app.runs.models import Run, RunClient
+from app.runs.queries import client_ids_of
 from app.runs.rounds import open_next
 from app.updates.models import Update
 from tests.builders import build_client, build_round
@@ -36,6 +38,7 @@ from tests.central import (
     EVERYONE,
     PRICE,
     first_round,
+    price_central_run,
     send_and_seal,
     set_cohort,
     start_central_run,
@@ -151,6 +154,35 @@ def test_a_start_reserves_on_every_account_and_draws_the_first_cohort(context: C
         assert set(cohort_of(session, row.id)) <= set(
             session.scalars(sa.select(RunClient.client_id).where(RunClient.run_id == run.id))
         )
+
+
+def test_a_start_that_dies_after_its_reservations_leaves_none_and_the_next_reserves_once(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_arguments: Any, **_options: Any) -> None:
+        raise Died
+
+    def start() -> None:
+        with context.database.run_tx("test") as session:
+            service.start(session, coordinator, run.id)
+
+    def amounts() -> set[tuple[int, int, int]]:
+        with context.database.run_tx("test") as session:
+            views = accounts_of_clients(session, client_ids_of(session, run.id)).values()
+            assert all(chain.verify_chain(session, view.id).holds for view in views)
+            return {(view.reserved, view.spent, view.entries) for view in views}
+
+    with context.database.run_tx("test") as session:
+        run, coordinator = price_central_run(session, context.settings)
+    monkeypatch.setattr(rounds, "open_next", die)
+    with pytest.raises(Died):
+        start()
+    monkeypatch.undo()
+    assert amounts() == {(0, 0, 1)}
+    start()
+    assert amounts() == {(3_900_000_000, 0, 2)}
+    with pytest.raises(IllegalTransition):
+        start()
 
 
 def test_the_cohorts_of_many_rounds_differ(context: Context) -> None:

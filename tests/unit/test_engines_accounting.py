@@ -78,7 +78,9 @@ TRUTH = {  # where the truth lies, by two libraries: the optimistic and the pess
 @pytest.mark.parametrize("case", TRUTH)
 def test_the_claim_lies_where_two_libraries_say_that_the_truth_lies(case: str) -> None:
     lower, upper = TRUTH[case]
-    assert lower <= claim(case) <= upper + (2e-4 if case == "F" else 1e-5 * upper)
+    within = {"abs": 2e-4} if case == "F" else {"rel": 1e-5}
+    assert claim(case) == pytest.approx(upper, **within)
+    assert claim(case) >= lower
 
 
 @pytest.mark.parametrize(("case", "prv_lower"), [("B", 7.0458304), ("E", 13.3600366)])

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
+from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import ive, log_ndtr
@@ -103,6 +106,17 @@ def test_both_prices_lie_over_the_continuous_gaussians(
     for shape in NoiseShape:
         price = epsilon(noise_of(shape), rounds=rounds, delta=DELTA, rate=rate)
         assert continuous < price < 1.02 * continuous
+
+
+def test_the_exact_prices_beside_which_the_recorded_ones_stand() -> None:
+    """dp_accounting 0.6.0: the sampled continuous Gaussian by RDP, a discrete Gaussian coordinate by PLD."""
+    sampled = RdpAccountant(ORDERS, NeighboringRelation.REPLACE_SPECIAL)
+    sampled.compose(PoissonSampledDpEvent(0.01, GaussianDpEvent(1.0)), 100)
+    assert sampled.get_epsilon(DELTA) == pytest.approx(1.512668916, abs=1e-6)
+    assert epsilon(noise_of(), rounds=100, delta=DELTA, rate=0.01) > 1.512668916
+    coordinate = privacy_loss_distribution.from_discrete_gaussian_mechanism(sigma=10.0, sensitivity=10)
+    assert coordinate.get_epsilon_for_delta(DELTA) == pytest.approx(4.885739309, abs=1e-6)
+    assert gaussian_epsilon(1.0) == pytest.approx(4.886554117, abs=1e-8)
 
 
 def test_the_sampling_bound_is_over_the_exact_divergence_of_the_sampled_gaussian() -> None:
