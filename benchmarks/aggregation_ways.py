@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.core.blobs import LocalBlobs
+from app.runs.sending import wire_tensors
 from engines.aggregation.gate import admit
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Held, Streamed
@@ -138,10 +139,10 @@ def product_floor(updates: Matrix) -> float:
 
 def files(rule: str, faulty: int, folder: Path, digests: Sequence[str], *, dimension: int) -> Work:
     """Update files as the server reads them: headers checked, then the rule, in pieces."""
-    blobs, shapes = LocalBlobs(folder), {TENSOR: (dimension,)}
+    blobs, expected = LocalBlobs(folder), wire_tensors([(TENSOR, (dimension,))], "float32")
 
     def merged() -> object:
-        with BlobUpdates(blobs, digests, shapes) as source:
+        with BlobUpdates(blobs, digests, expected) as source:
             if rule == FILES_MEAN:
                 return weighted_mean(Streamed(source))
             return aggregate(Streamed(source), Setting(faulty=faulty))

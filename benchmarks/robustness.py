@@ -39,8 +39,8 @@ from modelling.precision import bf16_in_frozen_part
 from modelling.spec import ModelSpec
 from modelling.trained import TrainedPart
 from workers.handlers.price import price_of
-from workers.layout import trained_shapes
-from workers.merging import merged
+from workers.layout import update_shapes
+from workers.merging import Began, merged
 from workers.tensors import write_tensors
 
 EPSILON, SEED, CLIENTS, FAULTY = 8.0, 1, 8, 2
@@ -175,7 +175,7 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
     hostile = () if task.attack == NOBODY else PAIRS[task.repeat]
     target = boxes.wrong(hostile[0]) if task.attack == "model replacement" else {}
     blobs, adapter, odd = LocalBlobs(folder), dict(boxes.start), Counter[bool]()
-    for _round in range(plan.rounds):
+    for number in range(1, plan.rounds + 1):
         updates = []
         for box in range(CLIENTS):
             if box in hostile:
@@ -184,7 +184,13 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
                 change = boxes.train(box, adapter)
             updates.append((UUID(int=box), write_tensors(blobs, change)[0]))
         outcome = merged(
-            blobs, plan, updates, min_updates=CLIENTS, worth={}, lot=lambda client_id: client_id.bytes
+            blobs,
+            plan,
+            updates,
+            began=Began(number=number, adapter_sha256=write_tensors(blobs, adapter)[0], ranks={}),
+            min_updates=CLIENTS,
+            worth={},
+            lot=lambda client_id: client_id.bytes,
         )
         if outcome.change is None:
             raise SystemExit(f"a round of {task} ended without a result: {outcome.refusal}")
@@ -204,7 +210,7 @@ def _knowing(boxes: Mailboxes, box: int, adapter: Change, target: Change) -> Now
 
 
 def _by_name(flat: Tensor, plan: Manifest) -> Change:
-    shapes = trained_shapes(plan)
+    shapes = update_shapes(plan, number=1)
     parts = torch.split(flat, [torch.Size(shape).numel() for shape in shapes.values()])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
