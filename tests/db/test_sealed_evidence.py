@@ -24,6 +24,7 @@ from app.jobs.queue import enqueue
 from app.rounds import sealed_evidence
 from app.rounds.models import Evidence, Round, SealedEvidence, Standing
 from app.rounds.queries import cohort_of
+from tests.builders import tiny_manifest
 from tests.central import EVERYONE, first_round, send_and_seal, start_central_run
 from tests.worker_bench import LEASE_S, build_sealed, context_for, trained, work
 from workers.context import Context
@@ -125,7 +126,8 @@ def test_all_evidence_is_deleted_after_its_time_and_not_before(database: Databas
         vault=usual.vault,
     )
     sealed = aggregated(context, [trained(1.0)])
-    plain = build_sealed(context, [trained(1.0), trained(1.0), trained(torch.nan)])
+    wary = tiny_manifest(aggregation={"faulty": 1})  # nobody moves on the ladder where nobody may be hostile
+    plain = build_sealed(context, [trained(1.0), trained(1.0), trained(torch.nan)], manifest=wary)
     work(context, aggregate.run, "aggregate", plain)
     assert kept(context) == (3, 1)
     aged(context, timedelta(days=1, hours=23))

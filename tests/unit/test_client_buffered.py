@@ -141,7 +141,8 @@ def test_a_run_costs_its_participations_and_no_update_more_is_trained(
     [{"relation": "replace_one"}, {"trust": "central", "unit": "client", "examples": {"kind": "all"}}],
 )
 def test_buffers_that_have_no_price_are_refused_by_a_willing_client(changed: dict[str, Any]) -> None:
-    allowed = Policy.of(**(TERMS | {"trusts": ["local", "central"]}))
+    units = [str(changed.get("unit", "example"))]
+    allowed = Policy.of(**(TERMS | {"trusts": ["local", "central"], "units": units}))
     plan = manifest(buffered=BUFFERED, rounds=ROUNDS, privacy=changed)
     with pytest.raises(ClientError) as refused:
         judge(FrozenManifest(canonical(plan)).manifest, allowed)
