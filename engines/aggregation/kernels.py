@@ -22,6 +22,9 @@ STRIP_COLUMNS = 128
 """Columns sorted together: 100 float32 clients of them fill a core's first cache. A constant of the compiled
 loops, which are a third slower with a length that they learn at run time."""
 
+COMPILED_AFTER = 1 << 25
+"""Values that a process works on in NumPy before it compiles its loops."""
+
 LANES = 256
 """Sums kept side by side for one row, so that adding needs no other order than the compiled loops have."""
 
@@ -45,6 +48,19 @@ def compiled() -> Compiled | None:
     return Compiled() if importlib.util.find_spec("numba") else None
 
 
+class _Worked:
+    values = 0
+
+
+def worth_compiling(rows: Numbers) -> Compiled | None:
+    """Count the values that this process has worked on, and return the compiled loops once they pay.
+
+    Compiling takes seconds, longer than a small round; either way the numbers are the same.
+    """
+    _Worked.values += rows.size
+    return compiled() if _Worked.values > COMPILED_AFTER else None
+
+
 def add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
     """Add weights[i] * rows[i] to `total`, i in order; rows of weight zero are not looked at.
 
@@ -56,7 +72,7 @@ def add_rows(total: Numbers, rows: Numbers, weights: Numbers) -> None:
     if (device := chosen()) is not None:
         device.add_rows(total, rows, weights)
         return
-    if (fast := compiled()) is not None:
+    if (fast := worth_compiling(rows)) is not None:
         fast.add_rows(total, *_flat(rows), weights)
         return
     for row, weight in zip(rows, weights, strict=True):
@@ -85,7 +101,7 @@ def add_centred_products(total: Numbers, rows: Numbers, scratch: Numbers) -> Non
     clients, centre = len(rows), np.zeros(rows.shape[1])
     add_rows(centre, rows, np.ones(clients))
     centred = scratch[: rows.size].reshape(rows.shape)
-    if (fast := compiled()) is not None:
+    if (fast := worth_compiling(rows)) is not None:
         fast.subtract_row(*_flat(rows), centre / clients, centred)
     else:
         np.subtract(rows, centre / clients, out=centred)
@@ -116,7 +132,7 @@ def add_squares(lanes: Numbers, rows: Numbers) -> None:
     if (device := chosen()) is not None:
         device.add_squares(lanes, rows)
         return
-    if (fast := compiled()) is not None:
+    if (fast := worth_compiling(rows)) is not None:
         fast.add_squares(lanes, *_flat(rows), rows.shape[1])
         return
     for start in range(0, rows.shape[1], LANES):
@@ -137,7 +153,7 @@ def sorted_rows(rows: Numbers, low: int, high: int) -> Numbers:
     if (device := chosen()) is not None:
         return device.sorted_rows(rows, low, high)
     pairs = comparators(len(rows), low, high)
-    if (fast := compiled()) is None:
+    if (fast := worth_compiling(rows)) is None:
         columns = np.sort(rows.T, axis=1)
         return np.ascontiguousarray(columns[:, low:high].T)
     out = np.empty((high - low, rows.shape[1]), dtype=rows.dtype)

@@ -190,11 +190,12 @@ class Federation:
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json()
 
-    def enrol(self, count: int) -> None:
-        """Add silos to the administrator's organisation."""
+    def enrol(self, count: int, *, unit: str = "example") -> None:
+        """Add silos to the administrator's organisation, whose accounts are by this unit."""
         organisation_id = self.ask("GET", "/organisations")["items"][0]["id"]
         for _silo in range(count):
-            body = {"organisation_id": organisation_id, "region": "eu-west-1"}
+            budget = {"kind": "basic", "epsilon": 8.0, "delta": 1e-5, "unit": unit}
+            body = {"organisation_id": organisation_id, "region": "eu-west-1", "budget": budget}
             token = self.ask("POST", "/enrolments", json=body)["token"]
             applicant = Applicant()
             client_id = self.ask("POST", "/clients", json=applicant.body(token))["client_id"]

@@ -56,7 +56,7 @@ def processes(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> It
 def federation(processes: Processes) -> Iterator[Federation]:
     """Fresh silos, and so fresh accounts, for every test."""
     federation = Federation(processes.url, api_key=processes.api_key)
-    federation.enrol(SILOS)
+    federation.enrol(SILOS, unit="client")
     yield federation
     federation.close()
 

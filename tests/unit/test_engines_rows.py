@@ -53,6 +53,7 @@ class Counted:
 
 @pytest.fixture(params=["compiled", "numpy"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(kernels, "COMPILED_AFTER", -1)
     if request.param == "numpy":
         monkeypatch.setattr(kernels, "compiled", lambda: None)
     elif importlib.util.find_spec("numba") is None:
@@ -111,6 +112,7 @@ def test_the_compiled_loops_and_numpy_agree_bit_for_bit(
     rule: Callable[[Rows], Matrix], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     updates = Held(sample(11, 5000) * np.float32(1e3))
+    monkeypatch.setattr(kernels, "COMPILED_AFTER", -1)
     fast = rule(updates)
     monkeypatch.setattr(kernels, "compiled", lambda: None)
     assert fast.tobytes() == rule(updates).tobytes()
