@@ -43,8 +43,8 @@ def database_url(template_name: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def processes(database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
-    """One stack for all tests here: each leaves it whole."""
-    stack = Processes(database_url, tmp_path_factory.mktemp("stack"))
+    """One stack for all tests here: each leaves it whole. A price takes a second, on a busy machine three."""
+    stack = Processes(database_url, tmp_path_factory.mktemp("stack"), lease_s=6.0)
     try:
         stack.start("worker1", "worker2", "dispatcher", "gateway")
         yield stack
