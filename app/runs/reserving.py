@@ -15,17 +15,22 @@ from app.budget.errors import BudgetExceeded
 from app.budget.queries import AccountView, accounts_of_clients, accounts_reserving
 from app.budget.violations import ViolationKind
 from app.rounds.models import Round
-from app.runs.charges import event_of, reservation, round_ref, run_ref, schedule
+from app.runs.charges import event_of, require_covered, reservation, round_ref, run_ref, schedule
 from app.runs.models import Run
 from app.runs.queries import client_ids_of
 
 
 def reserve_for_all(session: Session, run: Run, *, actor: str) -> bool:
-    """Reserve for every client. False, and nothing reserved, when an account does not cover it or is gone."""
+    """Reserve for every client. False, and nothing reserved, when an account cannot pay or is gone.
+
+    Raises UnitTooFine and RelationTooWeak: a draft may be older than what its accounts pay for now.
+    """
     client_ids = client_ids_of(session, run.id)
     accounts = accounts_of_clients(session, client_ids)
     if len(accounts) != len(client_ids):
         return False
+    for client_id, account in accounts.items():
+        require_covered(run.manifest, account, client_id=str(client_id))
     charges = {account.id: reservation(run, account) for account in accounts.values()}
     try:
         with session.begin_nested():

@@ -6,7 +6,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from app.budget import ledger
-from app.budget.queries import account_of_client
+from app.budget.queries import account_of_client, accounts_of_clients
 from app.core.canonical import canonical_sha256
 from app.core.errors import Conflict, IllegalTransition, Invalid, NotFound
 from app.core.ids import new_id
@@ -411,3 +411,20 @@ def test_a_draft_is_not_changed_into_one_that_an_account_could_not_pay_for(feder
         service.update_manifest(
             federation.session, federation.coordinator, run.id, manifest=plan, settings=federation.settings
         )
+
+
+def test_an_older_draft_that_an_account_may_not_pay_for_any_more_reserves_nothing_at_its_start(
+    federation: Federation,
+) -> None:
+    session = federation.session
+    run = by_client(federation, account="example", relation="replace_one")
+    run.manifest = run.manifest | {"privacy": run.manifest["privacy"] | {"relation": "zero_out"}}
+    service.price(session, federation.coordinator, run.id)
+    service.accept_price(
+        session, run.id, version=run.version, price=PRICE, start_adapter_sha256="a" * 64, actor="job"
+    )
+    with pytest.raises(RelationTooWeak):
+        service.start(session, federation.coordinator, run.id)
+    assert queries.lock_run(session, run.id).state == RunState.PRICED
+    accounts = accounts_of_clients(session, queries.client_ids_of(session, run.id))
+    assert [account.reserved for account in accounts.values()] == [0, 0]
