@@ -1,7 +1,8 @@
 """The demo's private arm, without its servers: the same mails, plan, sampler, noise and mean.
 
-`make demo` measures the whole schedule over HTTP; its figures are in README.md. Here half of it has to do,
-and noise is drawn anew each time, so the bounds lie several standard deviations below what was measured.
+`make demo` measures the whole schedule over HTTP; its figures are in README.md. Here three rounds on the
+beginning of each mail have to do, and noise is drawn anew each time, so the bounds lie several standard
+deviations below what was measured (.909 and .945).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from client.trainer import train_round
 from demo.mails import Mail, load_silos, load_test
-from demo.plan import ROUNDS, arms, manifest
+from demo.plan import arms, manifest
 from modelling.adapters import adapter_state, build_model, load_adapter
 from modelling.base import locate_base_model
 from modelling.cache import CachedExamples, build_cache
@@ -25,6 +26,7 @@ from modelling.spec import ModelSpec
 from modelling.trained import TrainedPart
 
 NOISE_MULTIPLIER = 0.9345
+ROUNDS, MAX_TOKENS = 3, 32
 
 
 def cached(model: Any, spec: ModelSpec, folder: Path, mails: list[Mail]) -> CachedExamples:
@@ -47,10 +49,11 @@ def one_round(part: TrainedPart, silos: list[CachedExamples], start: dict[str, T
 
 @pytest.mark.system
 @pytest.mark.timeout(900)
-def test_eight_mailboxes_learn_a_spam_filter_in_half_of_the_private_schedule() -> None:
+def test_eight_mailboxes_learn_a_spam_filter_in_three_private_rounds() -> None:
     torch.set_num_threads(1)
     plan = manifest(arms(8.0)[0], clients=8, seed=1)
     plan["privacy"]["noise_multiplier"] = NOISE_MULTIPLIER
+    plan["task"]["max_tokens"] = MAX_TOKENS
     spec = ModelSpec.from_manifest(plan)
     folder = locate_base_model(spec.base.locator)
     model = build_model(spec, folder)
@@ -58,10 +61,10 @@ def test_eight_mailboxes_learn_a_spam_filter_in_half_of_the_private_schedule() -
     test = cached(model, spec, folder, load_test())
     adapter = adapter_state(model, trained_only=True)
     part = TrainedPart(model, spec)
-    for _number in range(ROUNDS // 2):
+    for _number in range(ROUNDS):
         adapter = one_round(part, silos, adapter, plan)
     load_adapter(part.model, adapter)
     logits = logits_of(part, test)
     spam = spec.task.labels.index("spam")
-    assert accuracy(logits, test.labels) > 0.86
-    assert auc(logits[:, spam] - logits[:, 1 - spam], test.labels == spam) > 0.93
+    assert accuracy(logits, test.labels) > 0.85
+    assert auc(logits[:, spam] - logits[:, 1 - spam], test.labels == spam) > 0.91
