@@ -9,16 +9,14 @@ import dataclasses
 from engines.privacy.bounds import require_delta, require_epsilon
 from engines.privacy.gaussian_run import LARGEST_STEPS, CappedPoisson, GaussianRun
 from engines.privacy.loss_library import Relation
-from engines.privacy.pld import CLAIM_INTERVAL, keeps, price, require_hope, uncut
+from engines.privacy.pld import CLAIM_INTERVAL, WIDE_UP_TO, keeps, price, require_hope, uncut
 from engines.privacy.renyi import rdp_price
 from engines.privacy.search import smallest_that_holds
 
 _SMALLEST_CALIBRATED, _LARGEST_CALIBRATED = 500, 10_000_000  # in steps of 0.0001
-_WIDE_INTERVAL = 10 * CLAIM_INTERVAL
+_WIDE_INTERVALS = (100 * CLAIM_INTERVAL, 10 * CLAIM_INTERVAL)
 _COARSE_FROM = 0.5
-"""From this epsilon on, the wide grid is close enough to begin with, and ten times faster."""
-_COARSE_UP_TO = 10_000
-"""From more steps on, the wide grid's own error adds up and makes it the slower one."""
+"""From this epsilon on, wider grids are close enough to begin with, and faster by as much as they are wider."""
 
 
 class ImpossiblePlan(Exception):
@@ -164,15 +162,17 @@ def _with_least_noise(plan: GaussianRun, *, epsilon: float, delta: float) -> Gau
     def within(noise: int) -> bool:
         return keeps(noised(noise), epsilon=epsilon, delta=delta, interval=CLAIM_INTERVAL)
 
-    def roughly_within(noise: int) -> bool:  # where to begin: a sound cap costs next to nothing
-        plain = dataclasses.replace(noised(noise), capped=None)
-        return keeps(plain, epsilon=epsilon, delta=delta, interval=_WIDE_INTERVAL)
-
     limits = {"low": _SMALLEST_CALIBRATED, "high": _LARGEST_CALIBRATED}
     start, stride = 10_000, 1_000
-    if epsilon >= _COARSE_FROM and plan.steps <= _COARSE_UP_TO:
-        rough = smallest_that_holds(roughly_within, start=start, step=stride, **limits)
-        start, stride = rough or _LARGEST_CALIBRATED, 1
+    for interval in _WIDE_INTERVALS:
+        if epsilon >= _COARSE_FROM and plan.steps <= WIDE_UP_TO * CLAIM_INTERVAL / interval:
+
+            def roughly(noise: int, interval: float = interval) -> bool:  # a sound cap costs next to nothing
+                plain = dataclasses.replace(noised(noise), capped=None)
+                return keeps(plain, epsilon=epsilon, delta=delta, interval=interval)
+
+            rough = smallest_that_holds(roughly, start=start, step=stride, **limits)
+            start, stride = rough or _LARGEST_CALIBRATED, 1
     found = smallest_that_holds(within, start=start, step=stride, **limits)
     if found is None:
         raise ImpossiblePlan("no noise up to 1,000 times the clip norm reaches this epsilon: fewer steps")

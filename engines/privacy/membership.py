@@ -11,9 +11,11 @@ from scipy.special import ndtr, ndtri
 
 from engines.privacy.gaussian_run import GaussianRun
 from engines.privacy.loss_library import AccountingFailed, watched_library
-from engines.privacy.pld import CLAIM_INTERVAL, composed, require_hope, unsampled_mean
+from engines.privacy.pld import CLAIM_INTERVAL, WIDE_UP_TO, composed, require_hope, unsampled_mean
 
 _HOPE_DELTA = 1e-5
+_WIDE = 10
+"""How many times wider than a claim's the grid of losses may be: ten times faster, and looser by .0002 at most."""
 _ROUNDING = 1e-9
 """Above the rounding of the closed form, and above the noise sampler's distance from the ideal."""
 
@@ -51,8 +53,9 @@ def _by_losses(runs: Sequence[GaussianRun], *, false_positive_rate: float) -> fl
     # Above this one exp(epsilon) f alone is over 1.
     low, high = 0.0, math.log(1.0 / false_positive_rate)
     best = 1.0
+    wide = _WIDE if sum(run.steps for run in runs) <= WIDE_UP_TO / _WIDE else 1
     with watched_library():
-        losses = composed(runs, interval=CLAIM_INTERVAL)
+        losses = composed(runs, interval=wide * CLAIM_INTERVAL)
         for _ in range(2):
             grid = np.linspace(low, high, 41)
             deltas = np.asarray(losses.get_delta_for_epsilon(list(grid)), dtype=np.float64)

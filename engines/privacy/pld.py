@@ -25,7 +25,9 @@ from engines.privacy.loss_library import AccountingFailed, Relation, loss_of_ste
 from engines.privacy.renyi import rdp_price
 
 CLAIM_INTERVAL = 1e-4
-"""Width of the privacy-loss grid for every number that leaves this package."""
+"""Width of the privacy-loss grid for every epsilon that leaves this package."""
+WIDE_UP_TO = 100_000
+"""Steps over how many times wider a grid is: from more on, its own error adds up, and shows."""
 
 _ROUNDING = 1e-11
 """Above the error of the closed form, relative to 1 + epsilon."""

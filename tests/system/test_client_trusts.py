@@ -14,6 +14,7 @@ import pytest
 from cli.embedded.stack import Stack, running_stack
 from client.profile import Profile
 from demo.mails import DATA_FILE
+from tests.serving import serve
 from tests.system.test_client_leaks import LABELS, Outside, enrolled, invite, planned
 from tests.unit.tiny_model import write_tiny_bert
 
@@ -71,8 +72,7 @@ def served(outside: Outside, plan: dict[str, Any], clients: dict[Path, str], sta
     )
     outside.dpfl("run", "price", run_id, *admin)
     outside.dpfl("run", "start", run_id, *admin)
-    profiles = [part for folder in clients for part in ("--profile", str(folder))]
-    outside.dpfl("client", "run", *profiles, "--run", run_id)
+    serve([Profile.open(folder) for folder in clients], run_id)
     assert outside.dpfl("release", "list", "--run", run_id, *admin).split()
     return run_id
 
@@ -89,7 +89,7 @@ def certificate(outside: Outside, run_id: str, stack: Stack) -> dict[str, Any]:
 
 
 def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
-    tmp_path: Path, stack: Stack
+    tmp_path: Path, stack: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside, base = Outside(tmp_path / "outside"), write_tiny_bert(tmp_path / "base")
     clients = dict[Path, str]()
@@ -133,6 +133,7 @@ def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
     assert (together["claimed"], together["unit"], together["relation"]) == (True, "person", "zero_out")
     privacy = certificate(outside, third, stack)["privacy"]
     assert (privacy["steps"], privacy["participations"]) == (4, 2)
+    outside.printed += "".join(capsys.readouterr())
     assert "the server sees this client's updates" in outside.printed
     for folder in clients:
         book = Profile.open(folder).ledger.book()

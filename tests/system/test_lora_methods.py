@@ -1,6 +1,6 @@
 """Every LoRA method from plan to release, through the real server and real clients: two rounds each.
 
-Clients run in this process, so that the libraries are loaded once; all they say goes over HTTP.
+Clients run in this process; all they say goes over HTTP.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +18,16 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForTokenClassification
 
-from cli.access import client_session, open_session
+from cli.access import open_session
 from cli.embedded.stack import running_stack
 from client.enrolment import Wish, enrol
 from client.policy import Policy
 from client.profile import Profile
-from client.serving import Seat, Service
 from client.session import Session
-from client.watching import watcher_for
-from client.workbench import Workbench
 from modelling.adapters import adapter_tensors
 from modelling.spec import ModelSpec
 from tests.client_folders import DECLARED
+from tests.serving import serve
 from tests.system.test_client_leaks import invite
 from tests.unit.tiny_model import manifest_of, texts_and_labels, write_tiny_bert
 
@@ -81,13 +78,7 @@ class House:
             run = self.admin.get(path, query=query, wait_s=20.0).json("run")
         assert run["state"] == "priced", run["reason"]
         self.admin.post(f"{path}/start", None)
-        with ExitStack() as held:
-            watcher = watcher_for()
-            held.callback(watcher.close)
-            seats = [
-                Seat(one, held.enter_context(client_session(one)), run_id=run["id"]) for one in self.profiles
-            ]
-            Service(seats, trainer=Workbench(), watcher=watcher).run()
+        serve(self.profiles, run["id"])
         assert self.admin.get(path).json("run")["state"] == "finished"
         return str(run["id"])
 
