@@ -16,7 +16,7 @@ from engines.privacy.search import smallest_that_holds
 _SMALLEST_CALIBRATED, _LARGEST_CALIBRATED = 500, 10_000_000  # in steps of 0.0001
 _WIDE_INTERVALS = (100 * CLAIM_INTERVAL, 10 * CLAIM_INTERVAL)
 _COARSE_FROM = 0.5
-"""From this epsilon on, wider grids are close enough to begin with, and faster by as much as they are wider."""
+"""From this epsilon on, wider grids are close enough to begin with; they are as many times faster."""
 
 
 class ImpossiblePlan(Exception):

@@ -15,7 +15,7 @@ from engines.privacy.pld import CLAIM_INTERVAL, WIDE_UP_TO, composed, require_ho
 
 _HOPE_DELTA = 1e-5
 _WIDE = 10
-"""How many times wider than a claim's the grid of losses may be: ten times faster, and looser by .0002 at most."""
+"""How many times wider than a claim's the grid may be: as many times faster, looser by under .001."""
 _ROUNDING = 1e-9
 """Above the rounding of the closed form, and above the noise sampler's distance from the ideal."""
 

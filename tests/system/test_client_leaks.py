@@ -18,6 +18,7 @@ from transformers import AutoModelForTokenClassification
 
 from cli.embedded.processes import free_port
 from cli.embedded.stack import running_stack
+from cli.templates import Shape, manifest_for
 from client.session import Session
 from tests.client_folders import profile_in
 from tests.contracts.sources import ROOT
@@ -114,11 +115,19 @@ def invite(admin: Path, url: str, *, unit: str = "example") -> str:
     return token
 
 
-def planned(text: str) -> dict[str, Any]:
-    """The manifest that `dpfl run template` proposes, made short."""
-    plan: dict[str, Any] = json.loads(text)
+def planned(base: Path) -> dict[str, Any]:
+    """A short plan for two clients, of two rounds with two steps each."""
+    shape = Shape(
+        labels=list(LABELS.values()),
+        text_fields=["subject", "body"],
+        layers=[2],
+        rank=8,
+        method="ffa",
+        seed=1,
+    )
+    plan = manifest_for(str(base), shape, clients=2) | {"rounds": 2, "round_deadline_s": 300.0}
+    plan["training"]["local_steps"] = 2
     plan["task"]["max_tokens"] = 16
-    plan["round_deadline_s"] = 300.0
     return plan
 
 
@@ -155,11 +164,7 @@ def test_no_run_of_eight_words_and_no_label_leaves_a_client_and_the_release_hold
                 token = invite(stack.admin_file, stack.url)
                 clients[folder] = enrolled(outside, folder, url=relay.url, token=token, data=data, base=base)
             manifest = tmp_path / "manifest.json"
-            template = outside_of_clients(tmp_path).dpfl(
-                *("run", "template", "--base-model", str(base), "--layers", "2", "--clients", "2"),
-                *("--labels", ",".join(LABELS.values()), "--rounds", "2", "--local-steps", "2"),
-            )
-            manifest.write_text(json.dumps(planned(template)))
+            manifest.write_text(json.dumps(planned(base)))
             run_id = outside.dpfl(
                 *("run", "create", str(manifest), *admin),
                 *(part for client in clients.values() for part in ("--client", client)),
@@ -181,11 +186,6 @@ def test_no_run_of_eight_words_and_no_label_leaves_a_client_and_the_release_hold
     for where, text in outside.everything():
         require_nothing_of(records, where=where, text=text)
     require_loads(release, base)
-
-
-def outside_of_clients(tmp_path: Path) -> Outside:
-    """The operator's place: it writes the manifest, in which labels stand by right."""
-    return Outside(tmp_path / "operator")
 
 
 def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> None:

@@ -96,12 +96,7 @@ def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
     for silo in range(SILOS):
         folder = tmp_path / f"mailbox-{silo}"
         clients[folder] = mailbox(outside, folder, stack=stack, silo=silo, base=base)
-    labels = sorted(LABELS.values())
-    template = outside.dpfl(
-        *("run", "template", "--base-model", str(base), "--layers", "2", "--clients", "2"),
-        *("--labels", ",".join(labels), "--rounds", "2", "--local-steps", "2"),
-    )
-    by_person, by_client = planned(template), planned(template)
+    by_person, by_client = planned(base), planned(base)
     by_person["privacy"] |= {
         "unit": "person",
         "person": {"id_field": "client", "records_cap": RECORDS_CAP, "silos": 1},
@@ -117,7 +112,7 @@ def test_persons_then_whole_clients_and_then_buffers_are_charged_on_one_stack(
         "divisor": 2.0,
     }
     # Both are asked for every buffer, and one of them fills it: the other one's update is late.
-    buffered = planned(template) | {
+    buffered = planned(base) | {
         "rounds": 3,
         "buffered": {"participations": 2, "staleness": 2},
         "quorum": {"min_updates": 1, "max_updates": 1},
