@@ -83,6 +83,7 @@ def _model_part(locator: str, shape: Shape) -> dict[str, Any]:
             "rank": shape.rank,
             "ranks": shape.ranks,
             "energy": None,
+            "sketch_width": None,
             "alpha": float(shape.rank),
             "target_modules": list(architecture.usual_targets),
             "layers": shape.layers,

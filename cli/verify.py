@@ -163,10 +163,13 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
 def _require_whole_schedule(privacy: dict[str, Any], release: dict[str, Any]) -> None:
     """Refuse a claim whose steps are not those of all planned rounds, or of a buffered run's participations.
 
+    Under `fedask` clients train in odd rounds alone, and only these have steps.
     Certificates made before `local_steps` was stated are held to a whole number of steps an update.
     """
     steps, rounds = privacy.get("steps"), release.get("rounds_planned")
     updates = privacy.get("participations", rounds)
+    if release.get("lora_method") == "fedask" and privacy.get("trust") == "local" and _is_count(rounds):
+        updates = -(-rounds // 2)
     each = 1 if privacy.get("trust") == "central" else privacy.get("local_steps")
     if not (_is_count(steps) and _is_count(rounds) and _is_count(updates)) or not (
         updates <= rounds and steps % updates == 0 and each in (None, steps // updates)

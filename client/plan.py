@@ -9,6 +9,7 @@ from typing import Any
 
 from client.errors import ClientError
 from client.i18n import _
+from engines.lora.methods import TWO_TURNS
 from modelling.spec import METHODS
 
 LEARNING_RATES = (1e-8, 1e4)
@@ -97,6 +98,10 @@ def _require_supported(
         raise _unsupported("method")
     if privacy["trust"] not in _UNITS:
         raise _unsupported("trust")
+    if (
+        privacy["trust"] == "central" and lora["method"] in TWO_TURNS
+    ):  # noise on both factors would be multiplied
+        raise _unsupported("method")
     if privacy["unit"] not in _UNITS[privacy["trust"]]:
         raise _unsupported("unit")
     if privacy["unit"] == "person" and privacy["trust"] == "local" and not privacy.get("person"):

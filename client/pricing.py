@@ -59,9 +59,8 @@ def given(value: float | None) -> float:
 def _priced(manifest: Manifest) -> tuple[int, ...]:
     target = given(manifest.privacy.epsilon)
     with _ONE_AT_A_TIME:
-        epsilons = _epsilons(
-            *_schedule(manifest), rounds=manifest.participations, delta=given(manifest.privacy.delta)
-        )
+        trained = manifest.trained_after
+        epsilons = _epsilons(*_schedule(manifest), rounds=trained[-1], delta=given(manifest.privacy.delta))
     if epsilons[-1] > target:
         raise ClientError(
             "noise_too_small",
@@ -69,7 +68,7 @@ def _priced(manifest: Manifest) -> tuple[int, ...]:
             claimed=f"{target:g}",
             computed=f"{epsilons[-1]:.4f}",
         )
-    return tuple(epsilon_cost(epsilon) for epsilon in epsilons)
+    return tuple(epsilon_cost(epsilons[number - 1]) for number in trained)
 
 
 def _schedule(manifest: Manifest) -> tuple[float, float, int, str, tuple[int, int] | None]:

@@ -28,9 +28,10 @@ from client.pauses import pause_at
 from client.profile import Profile, raw_public_key
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
-from client.turns import Turn, keep, kept_before, most_bytes, sent_and_kept, sent_shapes
+from client.turns import Turn, keep, kept_before, kept_of, most_bytes, sent_and_kept, sent_shapes
 from client.update_file import update_file
 from client.wire import Assignment, FrozenManifest, Receipt, parse
+from engines.lora.methods import TWO_TURNS, trains
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,19 +117,15 @@ def _finished(
         if known.adapter_sha256 == assignment.adapter_sha256 and own.holds_update(known.sha256):
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
-    turn = Turn(number, assignment.rank, kept_before(profile, run_id, number))
+    make = _sketched if frozen.manifest.lora.method in TWO_TURNS else _trained
     try:
-        change = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
+        turn, update = make(profile, files, trainer, own=own, on_step=on_step)
     except ClientError as error:
         if error.code == "update_unusable":
             _give_up(profile, assignment)
             raise RoundMissed(error.code, error.message, **error.members) from error
         raise
-    wanted = sent_shapes(frozen.values, turn)
-    update, kept = sent_and_kept(change, wanted)
-    require_wanted(update, wanted)
-    if kept:
-        keep(own, kept, before=turn.own)
+    require_wanted(update, sent_shapes(frozen.values, turn))
     content = update_file(update, wire_dtype=frozen.manifest.aggregation.wire_dtype)
     written = own.write_update(content, update_id=uuid4())
     own.write_declaration(declaration(profile, assignment, frozen, update_sha256=written.sha256))
@@ -136,6 +133,41 @@ def _finished(
     profile.ledger.prepare(run_id, number, prepared)
     pause_at("after_prepared")
     return prepared
+
+
+def _trained(
+    profile: Profile, files: RoundFiles, trainer: Trainer, *, own: RoundFiles, on_step: OnStep
+) -> tuple[Turn, dict[str, Tensor]]:
+    """Train, put aside what this client keeps to itself, and return the rest."""
+    assignment, frozen = files.assignment(), files.manifest()
+    own_before = kept_before(profile, str(assignment.run_id), assignment.number)
+    turn = Turn(assignment.number, assignment.rank, own_before)
+    change = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
+    update, kept = sent_and_kept(change, sent_shapes(frozen.values, turn))
+    if kept:
+        keep(own, kept, before=turn.own)
+    return turn, update
+
+
+def _sketched(
+    profile: Profile, files: RoundFiles, trainer: Trainer, *, own: RoundFiles, on_step: OnStep
+) -> tuple[Turn, dict[str, Tensor]]:
+    """Train and return a sketch of it, or in an even round what is still missing of the one before."""
+    from client.sketching import first_message, second_message, trained_whole  # noqa: PLC0415  (torch)
+
+    assignment, frozen = files.assignment(), files.manifest()
+    turn = Turn(assignment.number, assignment.rank)
+    if trains(frozen.manifest.lora.method, turn.number):
+        change = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
+        whole = trained_whole(files.adapter(), change, rank=turn.rank or frozen.manifest.lora.rank)
+        keep(own, whole, before=None)
+        return turn, first_message(frozen.values, turn, whole)
+    kept = kept_of(profile, str(assignment.run_id), turn.number - 1)
+    if kept is None:
+        raise RoundMissed(
+            "nothing_to_finish", _("nothing of this client is in the round before, which this one finishes")
+        )
+    return turn, second_message(frozen.values, turn, kept, files.adapter())
 
 
 def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:

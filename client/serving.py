@@ -26,6 +26,7 @@ from client.rounds import Trainer, fetch, is_unsent, submit, train
 from client.session import Session
 from client.watching import Standing, Watcher
 from client.wire import Assignment, FrozenManifest
+from engines.lora.methods import trains
 
 _HELD_S = 20.0
 _LEAST_TURN_S = 0.2
@@ -171,7 +172,8 @@ class Service:
                     _("the server sees this client's updates and adds the noise itself (trust central)")
                 ),
             )
-        if left is None and is_unsent(seat.profile, assignment):
+        looks = trains(files.manifest().manifest.lora.method, assignment.number)
+        if left is None and looks and is_unsent(seat.profile, assignment):
             self._trainer.make_ready(seat.profile, files.manifest())
         return files
 

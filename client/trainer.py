@@ -19,7 +19,7 @@ from client.i18n import _
 from client.plan import TrainingPlan
 from client.turns import Turn
 from engines.aggregation.client_terms import proximal_gradient
-from engines.lora.methods import MERGING_METHODS, is_sent
+from engines.lora.methods import MERGING_METHODS, TWO_TURNS, is_sent
 from engines.lora.states import parted
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
@@ -87,7 +87,7 @@ def _is_this_rounds(name: str, manifest: Mapping[str, Any], turn: Turn) -> bool:
     under the same clip and noise: otherwise what it sends would depend on un-noised values.
     """
     method = manifest["lora"]["method"]
-    return is_sent(method, name, number=turn.number) or not is_sent(method, name)
+    return method in TWO_TURNS or is_sent(method, name, number=turn.number) or not is_sent(method, name)
 
 
 def _change(model: TrainedPart, start: Mapping[str, Tensor], plan: TrainingPlan) -> dict[str, Tensor]:

@@ -45,6 +45,7 @@ class Lora(Part):
     ranks: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1)] | None = None
     """What clients may train at; the server says in each round at which this one does."""
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
+    sketch_width: Annotated[int, Field(ge=1, le=8192)] | None = None
     alpha: Positive
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     layers: tuple[Annotated[int, Field(ge=0)], ...]

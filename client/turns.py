@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.durable import write_whole
@@ -14,13 +15,14 @@ from client.ledger import Stage
 from client.profile import Profile
 from client.round_files import RoundFiles
 from client.wire import Assignment, Manifest
-from engines.lora.methods import MERGING_METHODS, is_sent, shape_at_rank
+from engines.lora.methods import MERGING_METHODS, TWO_TURNS, is_sent, shape_at_rank, sketched_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 KEPT = "kept.safetensors"
-"""What a client keeps to itself of a round (`fedsa`: its B factors); never sent, never handed over."""
+"""What a client keeps to itself of a round (`fedsa`: its B factors; `fedask`: all that it trained, until the
+round after it); never sent as it is, never handed over."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,9 @@ def manifest_at(values: Mapping[str, Any], rank: int | None) -> Mapping[str, Any
 def sent_shapes(values: Mapping[str, Any], turn: Turn) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that this turn sends."""
     method = values["lora"]["method"]
+    instead = sketched_shapes(values) if method in TWO_TURNS else {}
     return {
-        one["name"]: tuple(one["shape"])
+        one["name"]: instead.get(one["name"], tuple(one["shape"]))
         for one in manifest_at(values, turn.rank)["tensors"]
         if one["trained"] and is_sent(method, one["name"], number=turn.number)
     }
@@ -96,7 +99,9 @@ def at_rank(adapter: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 
 def most_bytes(manifest: Manifest) -> int:
-    """Most bytes of a round's adapter: all trained tensors, and what the base weights may have taken up."""
+    """Most bytes of a round's adapter: all trained tensors, what the base weights may have taken up, and the
+    bases of a second round of `fedask`.
+    """
     trained = sum(math.prod(one.shape) for one in manifest.tensors if one.trained)
     taken = 0
     if manifest.lora.method in MERGING_METHODS:
@@ -105,6 +110,9 @@ def most_bytes(manifest: Manifest) -> int:
             if ".lora_A." in name:
                 rows, columns = shapes[name.replace(".lora_A.", ".lora_B.")][0], shape[-1]
                 taken += min(rows, columns) * (rows + columns)
+    if manifest.lora.method in TWO_TURNS:
+        sketched = sketched_shapes(manifest.model_dump(mode="json"))
+        taken = sum(math.prod(shape) for name, shape in sketched.items() if ".lora_B." in name)
     return 4 * (trained + taken)
 
 
@@ -119,11 +127,23 @@ def kept_before(profile: Profile, run_id: str, number: int) -> dict[str, Tensor]
     for earlier in sorted(sent.contributions, reverse=True):
         path = profile.round_folder(run_id, earlier) / KEPT
         if earlier < number and sent.contributions[earlier].stage is not Stage.PREPARED and path.exists():
-            from safetensors.torch import load_file  # noqa: PLC0415  (torch takes seconds to load)
-
-            found: dict[str, Tensor] = load_file(path)
-            return found
+            return _loaded(path)
     return None
+
+
+def kept_of(profile: Profile, run_id: str, number: int) -> dict[str, Tensor] | None:
+    """What this client kept to itself in one round, if a byte of its update of that round may have left."""
+    run = profile.ledger.book().commitments.get(run_id)
+    one = None if run is None else run.contributions.get(number)
+    path = profile.round_folder(run_id, number) / KEPT
+    return _loaded(path) if one is not None and one.stage is not Stage.PREPARED and path.exists() else None
+
+
+def _loaded(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file  # noqa: PLC0415  (torch takes seconds to load)
+
+    found: dict[str, Tensor] = load_file(path)
+    return found
 
 
 def keep(files: RoundFiles, change: Mapping[str, Tensor], *, before: Mapping[str, Tensor] | None) -> None:

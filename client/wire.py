@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from client.errors import ClientError
 from client.i18n import _
 from client.training import BaseModelRef, Count, Lora, Part, Positive, Sha256, Task, TensorShape, Training
+from engines.lora.methods import TWO_TURNS
 
 Number = Annotated[int, Field(ge=0, le=10**9)]
 
@@ -198,9 +199,19 @@ class Manifest(Part):
         return self.rounds if self.buffered is None else self.buffered.participations
 
     @property
+    def trained_after(self) -> tuple[int, ...]:
+        """How often this client can have trained after each update; under `fedask` in odd rounds alone.
+
+        Of a buffered run, whichever rounds they belong to: nothing is taken to be free there.
+        """
+        halves = self.lora.method in TWO_TURNS and self.buffered is None and self.privacy.trust == "local"
+        updates = range(1, self.participations + 1)
+        return tuple(-(-number // 2) if halves else number for number in updates)
+
+    @property
     def steps(self) -> int:
         """Noised steps of this client in the whole run."""
-        return self.participations * self.training.local_steps
+        return self.trained_after[-1] * self.training.local_steps
 
 
 class FrozenManifest:

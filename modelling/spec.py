@@ -9,8 +9,8 @@ from typing import Any
 
 from modelling.errors import ModelRefused
 
-METHODS = ("ffa", "fedsb", "rolora", "flexlora", "flora", "fedex", "fedsa", "fedit")
-"""What can be trained here. `fedask` sends sketches in two turns, and no round has two."""
+METHODS = ("ffa", "fedsb", "rolora", "flexlora", "fedask", "flora", "fedex", "fedsa", "fedit")
+"""What can be trained here."""
 POOLINGS = ("mean", "model")
 
 

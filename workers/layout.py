@@ -10,8 +10,8 @@ from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest
 from app.runs.methods import sent_shapes, update_tensors
 from app.updates.wire import Expected
-from engines.lora.methods import MERGING_METHODS
-from engines.lora.states import require_whole
+from engines.lora.methods import MERGING_METHODS, TWO_TURNS, sketched_shapes
+from engines.lora.states import modules_in, require_whole
 from workers.tensors import BrokenTensors, open_tensors
 
 
@@ -32,10 +32,13 @@ def tensor_list(manifest: Manifest) -> list[dict[str, Any]]:
 
 def read_state(blobs: LocalBlobs, digest: str, manifest: Manifest) -> dict[str, Tensor]:
     """A round's state from its blob; raises BrokenTensors unless it is one of the manifest's."""
-    merges = manifest.lora.method in MERGING_METHODS
+    merges, bases = manifest.lora.method in MERGING_METHODS, dict[str, tuple[int, ...]]()
+    if manifest.lora.method in TWO_TURNS:
+        sketched = sketched_shapes(manifest.as_json())
+        bases = {module: sketched[f"{module}.lora_B.weight"] for module in modules_in(tensor_list(manifest))}
     with open_tensors(blobs, digest) as file:
         try:
-            require_whole(file.shapes, tensors=tensor_list(manifest), merges=merges)
+            require_whole(file.shapes, tensors=tensor_list(manifest), merges=merges, bases=bases)
         except ValueError as error:
             raise BrokenTensors(str(error)) from error
         return {name: file.tensor(name) for name in file.shapes}

@@ -170,7 +170,10 @@ def _covered(manifest: dict[str, Any]) -> str:
             f"at most {buffered['participations']} updates of each client in {manifest['rounds']} buffered "
             "rounds, as committed before the first of them; who sends, and when, is public"
         )
-    return f"all {manifest['rounds']} rounds, as committed before the first of them"
+    covered = f"all {manifest['rounds']} rounds, as committed before the first of them"
+    if manifest["lora"]["method"] == "fedask":
+        covered += "; clients train in odd rounds alone, and even ones send no more about their data"
+    return covered
 
 
 def _particulars(manifest: dict[str, Any], price: dict[str, Any]) -> dict[str, Any]:

@@ -115,15 +115,17 @@ def schedule(run: Run, account: AccountView) -> list[Charge]:
 
     Part j is the step from j - 1 to j updates of one client, whichever rounds they belong to, so that the
     sum of what was spent is never below the cost of the updates that were sent. Under `central` a part is
-    a round, drawn or not.
+    a round, drawn or not. Under `fedask` no more of them can have been trained for than there are odd rounds:
+    the first parts pay for those, and later ones are free.
     """
     whole = reservation(run, account)
-    updates = Manifest.model_validate(run.manifest).participations
+    manifest = Manifest.model_validate(run.manifest)
     if account.order is None:
         cumulative = [arithmetic.cost(epsilon) for epsilon in (run.price or {})["epsilon_by_round"]]
     else:
-        each = -(-whole.amount // updates)
-        cumulative = [each * number for number in range(1, updates + 1)]
+        each = -(-whole.amount // manifest.trainings)
+        updates = range(1, manifest.participations + 1)
+        cumulative = [each * min(number, manifest.trainings) for number in updates]
     parts = arithmetic.shares(whole.amount, cumulative)
     return [Charge(part, whole.delta_amount if number == 0 else 0) for number, part in enumerate(parts)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from app.budget.arithmetic import shown_spent
 from app.runs import explanation_texts as texts
 from app.runs.manifest import Manifest, PoissonCohort, PoissonExamples
-from app.runs.methods import sent_shapes
+from app.runs.methods import trained_shapes
 
 FALSE_POSITIVE_RATE = 0.01
 _WEAK_FROM = 0.5
@@ -121,7 +121,7 @@ def _attack(price: dict[str, Any]) -> Attack:
 def _noise(manifest: Manifest, price: dict[str, Any], *, clients: int) -> Noise:
     """z C sqrt(d) over C times what is expected to be summed: both in the length of one clipped vector."""
     privacy = manifest.privacy
-    parameters = sum(math.prod(shape) for shape in sent_shapes(manifest.as_json(), number=1).values())
+    parameters = sum(math.prod(shape) for shape in trained_shapes(manifest.as_json(), number=1).values())
     multiplier = float(price.get("clip_noise_multiplier") or price["noise_multiplier"])
     if privacy.trust == "central":
         share = privacy.cohort.rate if isinstance(privacy.cohort, PoissonCohort) else 1.0

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from app.core.strict import Hex64
-from app.runs.sending import WireDtype, WireTensor, wire_tensors
+from app.runs.sending import TWO_TURNS, WireDtype, WireTensor, sketched_shapes, wire_tensors
 from app.runs.training import BaseModelRef, Lora, Part, Task, TensorShape, Training, Word
 
 Norm = Annotated[float, Field(ge=1e-12, le=1e6, allow_inf_nan=False, strict=True)]
@@ -254,7 +254,9 @@ class Manifest(Part):
     @property
     def sent(self) -> dict[str, WireTensor]:
         """Every tensor that an update file may hold; raises ValueError where two would have one name."""
-        return wire_tensors(((one.name, one.shape) for one in self.trained), self.aggregation.wire_dtype)
+        instead = sketched_shapes(self.as_json()) if self.lora.method in TWO_TURNS else {}
+        shapes = ((one.name, instead.get(one.name, one.shape)) for one in self.trained)
+        return wire_tensors(shapes, self.aggregation.wire_dtype)
 
     @property
     def update_bytes(self) -> int:
@@ -272,9 +274,14 @@ class Manifest(Part):
         return self.rounds if self.buffered is None else self.buffered.participations
 
     @property
+    def trainings(self) -> int:
+        """Of these, the most that were trained for: under `fedask` those of odd rounds."""
+        return -(-self.rounds // 2) if self.lora.method in TWO_TURNS else self.participations
+
+    @property
     def steps(self) -> int:
         """Noised steps of one unit in the whole run: under `central` the server noises once a round."""
-        return self.participations * (1 if self.privacy.trust == "central" else self.training.local_steps)
+        return self.trainings * (1 if self.privacy.trust == "central" else self.training.local_steps)
 
     def as_json(self) -> dict[str, Any]:
         """The plain values that are stored and hashed."""
@@ -303,6 +310,7 @@ EXAMPLE: dict[str, Any] = {
         "rank": 8,
         "ranks": None,
         "energy": None,
+        "sketch_width": None,
         "alpha": 16.0,
         "target_modules": ["query", "value"],
         "layers": [5],

@@ -14,12 +14,10 @@ from typing import Any
 from app.core.errors import Invalid
 from app.core.i18n import _
 from app.runs.manifest import Manifest
-from app.runs.sending import WireTensor, wire_tensors
+from app.runs.sending import TWO_TURNS, WireTensor, sketched_shapes, wire_tensors
 
 WEIGHING_RULES = frozenset({"mean", "krum", "multi_krum", "mda", "geometric_median"})
 """Rules whose result is one weighted sum of clients: these can look at products of factors."""
-NOT_RUN = frozenset({"fedask"})
-"""Methods that are understood and that this version's rounds cannot run."""
 BY_COORDINATE = frozenset({"trimmed_mean", "median", "meamed", "bulyan"})
 """Rules whose result is no mixture of whole updates."""
 NOISED_BY_SERVER = frozenset({"central", "distributed"})
@@ -149,19 +147,25 @@ class MethodBufferedRefused(Invalid):
     remedy = _("Use a method that the answer names, or set `buffered` to null.")
 
 
-class MethodNotAvailable(Invalid):
-    """A LoRA method that is understood and cannot be run by this version."""
+class MethodRoundsRefused(Invalid):
+    """A LoRA method of two messages in a number of rounds that leaves one of them unsaid."""
 
-    code, title = "lora_method_not_available", _("This LoRA method is not available yet")
-    meaning = _("The method is understood, but the rounds of this version cannot run it.")
-    remedy = _("Use a method that the answer names.")
+    code, title = "lora_method_rounds", _("This LoRA method needs an even number of rounds")
+    meaning = _(
+        "Clients train in odd rounds and send a first message; the even round after it takes the second one, "
+        "and only then is there another adapter."
+    )
+    remedy = _("Plan an even number of rounds, or use a method that the answer names.")
 
 
 class MethodSettingRefused(Invalid):
     """A setting of another LoRA method."""
 
     code, title = "lora_setting_refused", _("The LoRA settings do not fit the method")
-    meaning = _("A setting that has no effect on the method of the plan would be a mistake.")
+    meaning = _(
+        "A setting that has no effect on the method of the plan would be a mistake, and a bound on an "
+        "update's length says nothing where whole products are sent and not their changes."
+    )
     remedy = _("Set what the answer names to null.")
 
 
@@ -222,21 +226,43 @@ def check_method(manifest: Manifest) -> None:
         raise _REFUSALS[code](
             _("method `{method}` does not go with the rest of the plan; these do: {others}"),
             method=lora.method,
-            others=", ".join(name for name in others if name not in NOT_RUN),
-        )
-    if lora.method in NOT_RUN:
-        runnable = (name for name in METHODS if name not in NOT_RUN)
-        others = tuple(name for name in runnable if _fault(replace(wanted, method=name)) is None)
-        raise MethodNotAvailable(
-            _("method `{method}` cannot be run yet; these can: {others}"),
-            method=lora.method,
             others=", ".join(others),
         )
+    if lora.method in TWO_TURNS:
+        _check_turns(manifest, wanted)
     if lora.has_mixed_ranks and aggregation.rule in BY_COORDINATE:
         raise RanksRuleRefused(_("rule `{rule}` does not go with mixed ranks"), rule=aggregation.rule)
-    if lora.energy is not None and lora.method != "flexlora":
+    for setting, value, method in (
+        ("energy", lora.energy, "flexlora"),
+        ("sketch_width", lora.sketch_width, "fedask"),
+    ):
+        if value is not None and lora.method != method:
+            raise MethodSettingRefused(
+                _("`{setting}` has no effect on method `{method}`"), setting=setting, method=lora.method
+            )
+
+
+def _check_turns(manifest: Manifest, wanted: Wanted) -> None:
+    """What a method of two messages needs besides."""
+    lora, others = manifest.lora, [name for name in METHODS if name not in TWO_TURNS]
+    if manifest.rounds % 2:
+        raise MethodRoundsRefused(
+            _("method `{method}` with {rounds} round(s); these take any number: {others}"),
+            method=lora.method,
+            rounds=manifest.rounds,
+            others=", ".join(name for name in others if _fault(replace(wanted, method=name)) is None),
+        )
+    if manifest.aggregation.clip_norm is not None:
         raise MethodSettingRefused(
-            _("`{setting}` has no effect on method `{method}`"), setting="energy", method=lora.method
+            _("`{setting}` cannot be used with method `{method}`"),
+            setting="aggregation.clip_norm",
+            method=lora.method,
+        )
+    if lora.sketch_width is not None and lora.sketch_width < lora.rank:
+        raise MethodSettingRefused(
+            _("`{setting}` is under the rank, which method `{method}` could then not fill"),
+            setting="sketch_width",
+            method=lora.method,
         )
 
 
@@ -272,10 +298,13 @@ def is_trained(method: str, name: str) -> bool:
 
 
 def is_sent(method: str, name: str, *, number: int) -> bool:
-    """Say whether an update of round `number` holds a tensor that is trained: `rolora` has turns, B first."""
-    if method != "rolora":
-        return True
-    return (".lora_A." if number % 2 else ".lora_B.") not in name
+    """Say whether an update of round `number` holds a tensor that is trained, or what stands in its place.
+
+    `rolora` has turns, B first; `fedask` a sketch for B in odd rounds, one for A and the heads in even ones.
+    """
+    if method in TWO_TURNS:
+        return (".lora_B." in name) == (number % 2 == 1)
+    return method != "rolora" or (".lora_A." if number % 2 else ".lora_B.") not in name
 
 
 def at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
@@ -287,10 +316,10 @@ def at_rank(name: str, shape: tuple[int, ...], rank: int) -> tuple[int, ...]:
     return (shape[0], rank) if ".lora_B." in name else shape
 
 
-def sent_shapes(
+def trained_shapes(
     manifest: Mapping[str, Any], *, number: int, rank: int | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in an update, in the order of names.
+    """Name and shape of every tensor that is trained for the update of a round, in the order of names.
 
     Args:
         manifest: the run's, as plain values.
@@ -302,7 +331,22 @@ def sent_shapes(
     return {
         tensor["name"]: at_rank(tensor["name"], tuple(tensor["shape"]), mine)
         for tensor in manifest["tensors"]
-        if tensor["trained"] and is_sent(method, tensor["name"], number=number)
+        if tensor["trained"] and (method in TWO_TURNS or is_sent(method, tensor["name"], number=number))
+    }
+
+
+def sent_shapes(
+    manifest: Mapping[str, Any], *, number: int, rank: int | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in an update, in the order of names; arguments as above."""
+    shapes, method = trained_shapes(manifest, number=number, rank=rank), manifest["lora"]["method"]
+    if method not in TWO_TURNS:
+        return shapes
+    instead = sketched_shapes(manifest)
+    return {
+        name: instead.get(name, shape)
+        for name, shape in shapes.items()
+        if is_sent(method, name, number=number)
     }
 
 
@@ -319,7 +363,7 @@ def rank_for(manifest: Mapping[str, Any], declared: Mapping[str, Any]) -> int | 
 
     memory = 4 (trained + frozen) + (8 + 4 batch) trained bytes, upload = sent bytes / speed seconds: weights,
     the optimizer's state, and where noise is added by example a gradient for each of a step's expected
-    examples; what is sent is in the run's wire dtype.
+    examples; what is sent is in the run's wire dtype (under `fedask` as large at every rank).
     None where even the smallest does not fit; a speed that was not declared limits nothing.
 
     Args:
@@ -330,13 +374,13 @@ def rank_for(manifest: Mapping[str, Any], declared: Mapping[str, Any]) -> int | 
     batch = max(1, round(manifest["privacy"]["divisor"])) if manifest["privacy"]["trust"] == "local" else 1
     fitting = None
     for rank in manifest["lora"]["ranks"] or (manifest["lora"]["rank"],):
-        sent = max(_elements(sent_shapes(manifest, number=turn, rank=rank)) for turn in (1, 2))
+        moved = max(_elements(trained_shapes(manifest, number=turn, rank=rank)) for turn in (1, 2))
         sent_bytes = max(_bytes(update_tensors(manifest, number=turn, rank=rank)) for turn in (1, 2))
         held = _elements(
             {one["name"]: at_rank(one["name"], tuple(one["shape"]), rank) for one in manifest["tensors"]}
         )
         upload_s = sent_bytes / upload_bytes_per_s if upload_bytes_per_s else 0.0
-        if 4 * held + (8 + 4 * batch) * sent <= memory_bytes and upload_s <= manifest["round_deadline_s"]:
+        if 4 * held + (8 + 4 * batch) * moved <= memory_bytes and upload_s <= manifest["round_deadline_s"]:
             fitting = rank
     return fitting
 

@@ -111,6 +111,12 @@ class OpenAssignment:
     """At which the client trains, where the run mixes ranks."""
 
 
+def senders_of(session: Session, round_id: UUID) -> list[UUID]:
+    """Clients whose whole update a round took, in the order of their ids."""
+    rows = sa.select(UPDATES.c.client_id).where(UPDATES.c.round_id == round_id, UPDATES.c.state == "received")
+    return list(session.scalars(rows.order_by(UPDATES.c.client_id)))
+
+
 def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> list[OpenAssignment]:
     """Open rounds of running runs that wait for this client; one whose upload broke is among them.
 

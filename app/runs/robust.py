@@ -125,6 +125,8 @@ def default_aggregation(
     four has no client to spare.
     """
     faulty = 0 if trust == "central" else min_updates // _SHARE_OF_DEFAULT
+    if METHODS[method].robust_on == "nothing":
+        faulty = 0  # there is no rule but the mean
     if faulty and (mixed_ranks or METHODS[method].robust_on == "products"):
         return Aggregation(
             mode="plain", rule="geometric_median", weights="uniform", clip_norm=None, faulty=faulty

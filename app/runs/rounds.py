@@ -25,7 +25,8 @@ from app.runs.canaries import seated
 from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.methods import rank_for
 from app.runs.models import Run
-from app.runs.queries import client_ids_of
+from app.runs.queries import client_ids_of, senders_of
+from app.runs.sending import TWO_TURNS
 from app.runs.states import RunState
 
 
@@ -107,6 +108,37 @@ def ask_for_run_audit(session: Session, run_id: UUID, *, key: str, round_id: UUI
     enqueue(session, "audit_privacy", key=key, payload=payload)
 
 
+NOTHING_TO_FINISH = (
+    "nothing_to_finish",
+    _("The round before it, whose training this round would have finished, was aborted."),
+)
+
+
+def pass_over(session: Session, run: Run, *, actor: str) -> None:
+    """Let an even round of `fedask` pass whose odd one was aborted: there is nothing for its second message.
+
+    It keeps its number, since clients train by that and are charged by it.
+    """
+    former = rounds_of(session, run.id)
+    is_half = len(former) % 2 == 1 and former[-1].state is RoundState.ABORTED
+    if run.manifest["lora"]["method"] not in TWO_TURNS or not is_half or not has_further(session, run):
+        return
+    round_ = lifecycle.plan(
+        session,
+        run_id=run.id,
+        organisation_id=run.organisation_id,
+        number=len(former) + 1,
+        min_updates=former[-1].min_updates,
+        max_updates=former[-1].max_updates,
+        deadline=now(),
+        adapter_sha256=former[-1].adapter_sha256,
+        client_ids=[],
+        actor=actor,
+    )
+    code, reason = NOTHING_TO_FINISH
+    lifecycle.abort(session, round_.id, code=code, reason=reason, actor=actor)
+
+
 def open_next(session: Session, run: Run, *, actor: str) -> Round:
     """Plan and open the next round, from the adapter of the last published one, with its cohort.
 
@@ -123,6 +155,8 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
     manifest = Manifest.model_validate(run.manifest)
     drawn = _drawn(session, run, manifest)
     client_ids = drawn.clients
+    if manifest.lora.method in TWO_TURNS and len(former) % 2 == 1:
+        client_ids = senders_of(session, former[-1].id)  # nobody else has a second message
     if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
         client_ids = standing.without_suspended(session, client_ids)
     given = ranks_of(session, manifest, client_ids)

@@ -68,7 +68,8 @@ class PriceOut(BaseModel):
     epsilon: float | None = None
     delta: float | None = None
     epsilon_by_round: list[float] = []
-    """Cumulative, after each round of a client's own: what its account spends."""
+    """Cumulative, after each round of a client's own: what its account spends. Under `fedask` the first half
+    of them pays for all that train."""
     epsilon_rdp: float | None = None
     """By the Renyi accountant, for comparison; null where it has no bound for the sampling."""
     epsilon_by_silos: dict[str, float] = {}

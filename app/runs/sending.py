@@ -1,7 +1,8 @@
 """What clients send: the trained tensors in the run's wire dtype, as a safetensors file holds them.
 
-Under `int8` every tensor comes with one more, `<name>.scale`: a float32 by which its whole numbers are
-multiplied. Other integers are never part of an update.
+Under `fedask` messages of other shapes stand in the place of the factors. Under `int8` every tensor comes
+with one more, `<name>.scale`: a float32 by which its whole numbers are multiplied. Other integers are never
+part of an update.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 WireDtype = Literal["float32", "float16", "bfloat16", "int8"]
 
@@ -33,6 +34,30 @@ class WireTensor(NamedTuple):
     def size_bytes(self) -> int:
         """Bytes of its values."""
         return VALUE_BYTES[self.dtype] * math.prod(self.shape)
+
+
+TWO_TURNS = frozenset({"fedask"})
+"""LoRA methods that train in odd rounds alone; the even ones send a second message about the same factors."""
+
+
+def sketched_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """What `fedask` sends in the place of each factor, by its name: the copy of engines/lora/methods.py's.
+
+    Empty where a factor has no counterpart, which the plan is refused for.
+    """
+    lora = manifest["lora"]
+    width = lora.get("sketch_width") or lora["rank"] * manifest["quorum"]["max_updates"]
+    by_name = {one["name"]: one["shape"] for one in manifest["tensors"] if ".lora_" in one["name"]}
+    shapes = dict[str, tuple[int, int]]()
+    for name in by_name:
+        module = name.partition(".lora_")[0]
+        whole = (by_name.get(f"{module}.lora_B.weight"), by_name.get(f"{module}.lora_A.weight"))
+        if whole[0] is None or whole[1] is None:
+            return {}
+        rows, columns = whole[0][0], whole[1][-1]
+        kept = min(width, rows, columns)
+        shapes[name] = (rows, kept) if ".lora_B." in name else (kept, columns)
+    return shapes
 
 
 def wire_tensors(

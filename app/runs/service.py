@@ -344,6 +344,7 @@ def _go_on(session: Session, run_id: UUID, *, actor: str) -> None:
     run = queries.lock_run(session, run_id)
     if rounds.is_under_way(session, run_id):
         return
+    rounds.pass_over(session, run, actor=actor)
     if rounds.has_further(session, run):
         rounds.open_next(session, run, actor=actor)
         notify(session, CHANNEL, str(run_id))

@@ -62,6 +62,9 @@ class Lora(Part):
     energy: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
     """Of `flexlora`: only as many directions are released as hold this share of the noised aggregate's
     squares."""
+    sketch_width: Annotated[int, Field(ge=1, le=8192, strict=True)] | None = None
+    """Of `fedask`: columns of a sketch, at most min(d, k) of each weight. The mean is exact where they are as
+    many as its rank. Null: as many as the ranks of a round's clients add up to at most."""
     alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
     target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
     layers: Annotated[

@@ -2,12 +2,19 @@
 
 Each client sketches its own s_i B_i A_i, so ranks and alphas may be mixed. The server (or secure aggregation)
 adds the messages with the clients' shares.
+
+In rounds: an odd one takes Y in the place of B and leaves Q in the state; the even one after it takes P^T in
+the place of A, and the decomposition is the next adapter.
 """
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from engines.lora.factors import Pair
+from engines.lora.moves import Moved, by_decomposition
+from engines.lora.scaling import LoraScale
 from engines.lora.seeding import seeded_a
 from engines.lora.spectrum import Spectrum
 
@@ -65,3 +72,54 @@ def combine(q: Tensor, summed: Tensor) -> Spectrum:
     """
     u, values, vt = torch.linalg.svd(summed.T, full_matrices=False)
     return Spectrum(u=q @ u, values=values, vt=vt)
+
+
+def sketches(
+    pairs: Mapping[str, Pair], shapes: Mapping[str, tuple[int, int]], *, seed: int, number: int
+) -> dict[str, Tensor]:
+    """Return a client's messages of an odd round, by the names of the B factors, float32.
+
+    Args:
+        pairs: the client's trained factors by module path.
+        shapes: of the messages, by factor name.
+        seed: the run's public seed.
+        number: of the round, from 1; each has test matrices of its own.
+    """
+    found = {}
+    for module, pair in pairs.items():
+        width, columns = shapes[f"{module}.lora_A.weight"]
+        omega = test_matrix(seed, f"{module}.round.{number}", columns=columns, width=width)
+        found[f"{module}.lora_B.weight"] = first_message(pair, omega).to(torch.float32)
+    return found
+
+
+def answers(pairs: Mapping[str, Pair], bases: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a client's messages of an even round, P^T by the names of the A factors, float32.
+
+    Args:
+        pairs: the same factors as in the round before, by module path.
+        bases: what the server made of the sketches, by module path.
+    Raises:
+        KeyError: a module has no basis.
+        ValueError: a basis does not fit its module.
+    """
+    found = {}
+    for module, pair in pairs.items():
+        if bases[module].dim() != 2 or bases[module].shape[0] != pair.shape[0]:
+            raise ValueError(f"{module}: its basis does not have the weight's rows")
+        message = second_message(pair, bases[module].to(torch.float64))
+        found[f"{module}.lora_A.weight"] = message.T.to(torch.float32).contiguous()
+    return found
+
+
+def decomposed(q: Tensor, summed: Tensor, *, scale: LoraScale, spare_a: Tensor) -> Moved:
+    """Return the adapter of the run's rank nearest to the target, as `flexlora` writes it.
+
+    Args:
+        q: shape (d, p).
+        summed: P^T, the mean of the second messages, shape (p, k).
+        scale: rank and alpha of the run.
+        spare_a: shape (rank, k): rows of A beyond what the target holds.
+    """
+    target = combine(q.to(torch.float64), summed.to(torch.float64).T)
+    return by_decomposition(target, scale=scale, spare_a=spare_a)

@@ -5,8 +5,8 @@ only a sum, a method must be linear in what is sent: noise on both factors would
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 Trust = Literal["local", "central", "distributed", "none"]
 Mode = Literal["plain", "secagg", "grouped_secagg"]
@@ -18,6 +18,8 @@ PRODUCT_METHODS = frozenset({"flexlora", "flora", "fedex"})
 """Those whose server looks at the products of each client's factors."""
 MERGING_METHODS = frozenset({"flora", "fedex"})
 """Those that put a part of what was learned into the base weight."""
+TWO_TURNS = frozenset({"fedask"})
+"""Those that train in odd rounds alone; the round after it sends a second message about the same factors."""
 WEIGHING_RULES = frozenset({"mean", "krum", "multi_krum", "mda", "geometric_median"})
 """Rules whose result is one weighted sum, with weights from inner products alone: these can be had from
 products B_i A_i by r x r work. Rules by coordinate would need the dense products."""
@@ -218,13 +220,48 @@ def _takes_rule(method: LoraMethod, rule: str, mixing: str) -> bool:
 def is_sent(method: str, name: str, *, number: int | None = None) -> bool:
     """Say whether a tensor that clients train leaves them: in round `number`, or in some where that is None.
 
-    `fedsa` keeps B at the client; `rolora` trains B in odd rounds and A in even ones.
+    `fedsa` keeps B at the client; `rolora` trains B in odd rounds and A in even ones. `fedask` has a sketch
+    in the place of B in odd rounds, and in even ones another in the place of A, with the heads.
     """
     if method == "fedsa":
         return ".lora_B." not in name
     if method == "rolora" and number is not None:
         return (".lora_A." if number % 2 else ".lora_B.") not in name
+    if method in TWO_TURNS and number is not None:
+        return (".lora_B." in name) == (number % 2 == 1)
     return True
+
+
+def trains(method: str, number: int) -> bool:
+    """Say whether clients look at their data in a round; under `fedask` in odd ones alone."""
+    return method not in TWO_TURNS or number % 2 == 1
+
+
+def sketched_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return what stands in the place of each factor in a message of `fedask`, by the factor's name.
+
+    Y of shape (d, p) in the place of B, and P^T of shape (p, k) in the place of A, with p the same for all
+    clients whatever their ranks: `lora.sketch_width`, or where that is null as many columns as the ranks of
+    all clients of a round add up to at most; never more than min(d, k). The latter is always exact.
+
+    Args:
+        manifest: the run's, as plain values.
+    Returns:
+        Nothing where a factor has no counterpart, which is no plan of `fedask`.
+    """
+    lora = manifest["lora"]
+    width = lora.get("sketch_width") or lora["rank"] * manifest["quorum"]["max_updates"]
+    by_name = {one["name"]: one["shape"] for one in manifest["tensors"] if ".lora_" in one["name"]}
+    shapes = dict[str, tuple[int, int]]()
+    for name in by_name:
+        module = name.partition(".lora_")[0]
+        whole = (by_name.get(f"{module}.lora_B.weight"), by_name.get(f"{module}.lora_A.weight"))
+        if whole[0] is None or whole[1] is None:
+            return {}
+        rows, columns = whole[0][0], whole[1][-1]
+        kept = min(width, rows, columns)
+        shapes[name] = (rows, kept) if ".lora_B." in name else (kept, columns)
+    return shapes
 
 
 def shape_at_rank(name: str, shape: Sequence[int], rank: int) -> tuple[int, ...]:

@@ -3,6 +3,9 @@
 A round's state is the tensors that are trained, and under `flora` and `fedex` what the base weights have
 taken up: for a module two tensors more, `base_A` of shape (R, k) and `base_B` of shape (d, R), whose product
 is added to the frozen weight. R is its own in every module and grows to min(d, k) at most.
+
+Between the two rounds of `fedask` it holds the basis that the first messages gave, too: for a module `lora_Q`
+of shape (d, p). A release has none of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,7 @@ from engines.lora.scaling import LoraScale, factor_of, module_of
 from engines.lora.target import compressed
 
 BASE_A, BASE_B = ".base_A.weight", ".base_B.weight"
+BASIS = ".lora_Q.weight"
 Entries = Sequence[Mapping[str, Any]]
 
 
@@ -46,11 +50,18 @@ def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Pa
             if f"{module}{BASE_B}" not in state:
                 raise ValueError(f"{module}: one of its two base factors is missing")
             base[module] = Pair(state[f"{module}{BASE_B}"], tensor, 1.0)
-        elif not name.endswith(BASE_B):
+        elif not name.endswith((BASE_B, BASIS)):
             trained[name] = tensor
+        elif name.endswith(BASIS):
+            continue
         elif f"{name.removesuffix(BASE_B)}{BASE_A}" not in state:
             raise ValueError(f"{name}: one of its two base factors is missing")
     return trained, base
+
+
+def bases_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the bases that a state carries to the second round of `fedask`, by module path; mostly none."""
+    return {name.removesuffix(BASIS): tensor for name, tensor in state.items() if name.endswith(BASIS)}
 
 
 def together(trained: Mapping[str, Tensor], base: Mapping[str, Pair]) -> dict[str, Tensor]:
@@ -63,18 +74,27 @@ def together(trained: Mapping[str, Tensor], base: Mapping[str, Pair]) -> dict[st
     return {name: state[name].contiguous() for name in sorted(state)}
 
 
-def require_whole(state: Mapping[str, tuple[int, ...]], *, tensors: Entries, merges: bool) -> None:
+def require_whole(
+    state: Mapping[str, tuple[int, ...]],
+    *,
+    tensors: Entries,
+    merges: bool,
+    bases: Mapping[str, tuple[int, ...]] | None = None,
+) -> None:
     """Refuse shapes that are not a state of the manifest's.
 
     Args:
         state: shapes by name.
         tensors: the manifest's list of {"name", "shape", "trained"}.
         merges: the method puts a part of what was learned into the base weights.
+        bases: shapes by module path of the bases that the state may have, all or none (`fedask`).
     Raises:
         ValueError: a tensor is missing, unknown or of another shape; the text names it.
     """
     expected = {str(entry["name"]): tuple(entry["shape"]) for entry in tensors if entry["trained"]}
     left = dict(state)
+    if bases and any(name.endswith(BASIS) for name in state):
+        expected |= {f"{module}{BASIS}": tuple(shape) for module, shape in bases.items()}
     for module, (rows, columns) in modules_in(tensors).items() if merges else ():
         a, b = left.pop(f"{module}{BASE_A}", None), left.pop(f"{module}{BASE_B}", None)
         if (a is None) != (b is None):

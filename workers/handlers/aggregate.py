@@ -40,6 +40,8 @@ from app.runs.service import after_abort
 from app.updates.buffered import ages_of
 from app.updates.models import Update, UpdateState
 from engines.aggregation.device import chosen
+from engines.aggregation.kernels import Numbers
+from engines.lora.methods import TWO_TURNS
 from engines.lora.spectrum import Projection
 from workers import standings
 from workers.canaries import seated_in
@@ -49,6 +51,7 @@ from workers.context import ACTOR, Context
 from workers.layout import read_state, update_shapes
 from workers.merging import QUORUM_LOST, Began, Judged, Refusal, merged
 from workers.optimizing import optimized, stepped
+from workers.sketches import next_state
 from workers.tensors import Shapes, write_tensors
 
 NON_FINITE = "non_finite"
@@ -194,9 +197,11 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
     if found.change is None:
         return Outcome(None, found.refusal, found.judged)
     reach("aggregate.after_compute")
-    optimizer_sha256 = None
+    optimizer_sha256, missed = None, found.missed
     if found.state is not None:
         digest, _size_bytes = write_tensors(context.blobs, found.state)
+    elif sealed.manifest.lora.method in TWO_TURNS:
+        digest, missed = _sketched(context, sealed, found.change)
     else:
         change, optimizer_sha256 = stepped(
             context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
@@ -204,7 +209,15 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
         shapes = update_shapes(sealed.manifest, number=sealed.number)
         digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
-    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=found.missed)
+    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=missed)
+
+
+def _sketched(context: Context, sealed: Sealed, change: Numbers) -> tuple[str, Projection | None]:
+    shapes = update_shapes(sealed.manifest, number=sealed.number)
+    start = read_state(context.blobs, sealed.adapter_sha256, sealed.manifest)
+    mean = _by_name(torch.from_numpy(change), shapes)
+    state, missed = next_state(sealed.manifest, start, mean, number=sealed.number)
+    return write_tensors(context.blobs, state)[0], missed
 
 
 def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor]) -> str:

@@ -150,7 +150,8 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
         )
         by_order = {str(order): _divergence(plan, order) for order in orders}
         epsilon = epsilon_pld([plan], delta=privacy.delta)
-        by_round = epsilon_by_round(plan, rounds=manifest.participations, delta=privacy.delta)
+        by_round = epsilon_by_round(plan, rounds=manifest.trainings, delta=privacy.delta)
+        by_round += by_round[-1:] * (manifest.participations - manifest.trainings)
         by_silos = _by_silos(manifest, plan, epsilon=epsilon, delta=privacy.delta)
         clip_noise_multiplier = _clip_noise_multiplier(manifest, plan)
     except ImpossiblePlan as error:
