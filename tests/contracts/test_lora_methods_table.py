@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from app.runs import methods
+from app.runs import methods, sending
 from app.runs.training import Lora
 from engines.lora import methods as engines
 from engines.lora.ranks import Capability, NoRankFits, largest_rank
@@ -50,6 +50,22 @@ def test_both_sides_agree_on_what_is_sent_and_at_which_shape(method: str) -> Non
         assert shared == (not frozen and engines.is_sent(method, name, number=number)), (name, number)
         for rank in (1, 3, 8):
             assert methods.at_rank(name, (8, 8), rank) == engines.shape_at_rank(name, (8, 8), rank)
+
+
+@pytest.mark.parametrize(("width", "clients"), [(None, 2), (None, 500), (6, 3), (4096, 3)])
+def test_both_sides_agree_on_how_large_a_sketch_is(width: int | None, clients: int) -> None:
+    plan = tiny_manifest(
+        lora={"method": "fedask", "rank": 4, "sketch_width": width}, quorum={"max_updates": clients}
+    )
+    plan["tensors"] = [
+        {"name": name, "shape": shape, "trained": True}
+        for name, shape in zip(NAMES, ([4, 30], [50, 4]), strict=False)
+    ]
+    sizes = engines.sketched_shapes(plan)
+    assert sizes == sending.sketched_shapes(plan)
+    kept = min(width or 4 * clients, 30)
+    assert sizes == {NAMES[0]: (kept, 30), NAMES[1]: (50, kept)}
+    assert sending.TWO_TURNS == engines.TWO_TURNS
 
 
 @pytest.mark.parametrize(

@@ -88,11 +88,15 @@ def content_of(
     epsilon: float = 2.0,
     buffered: dict[str, int] | None = None,
     rounds: int = 2,
+    method: str = "ffa",
     **price: Any,
 ) -> dict[str, Any]:
     manifest = tiny_manifest(privacy=deepcopy(privacy), rounds=rounds) | {"buffered": buffered}
+    manifest["lora"]["method"] = method
     manifest["base_model"] |= {"locator": str(base), "weights_sha256": weights_digest(base)}
     steps = manifest["rounds"] if buffered is None else buffered["participations"]
+    if method == "fedask":
+        steps //= 2
     if manifest["privacy"]["trust"] == "local":
         steps *= manifest["training"]["local_steps"]
     facts = Facts(
@@ -502,6 +506,18 @@ def test_a_buffered_claim_is_priced_by_the_updates_that_one_client_may_send(
     assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
     content["privacy"]["participations"] = 3  # four steps are not those of three updates
     assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
+
+
+def test_under_fedask_a_claim_is_priced_by_the_rounds_that_train(tmp_path: Path, base: Path) -> None:
+    content = content_of(LOCAL, base=base, method="fedask", rounds=4)
+    assert "in odd rounds alone" in content["privacy"]["this_run"]["covers"]
+    assert content["privacy"]["steps"] == 2 * content["privacy"]["local_steps"]
+    assert "holds" in check(tmp_path, content).stdout
+    content["release"]["lora_method"] = "ffa"  # which trains in all of them
+    assert "[schedule_differs]" in check(tmp_path, content, code=1).stderr
+    half = content_of(LOCAL, base=base, method="fedask", rounds=4)
+    half["privacy"]["steps"] //= 2
+    assert "[schedule_differs]" in check(tmp_path, half, code=1).stderr
 
 
 @pytest.mark.parametrize("clients", [41, "40", None, True])

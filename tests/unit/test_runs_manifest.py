@@ -181,8 +181,8 @@ def lora_plan(method: str, **lora: Any) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("method", sorted(set(methods.METHODS) - methods.NOT_RUN - {"fedsb"}))
-def test_every_method_that_is_run_can_be_planned(method: str) -> None:
+@pytest.mark.parametrize("method", sorted(set(methods.METHODS) - {"fedsb"}))
+def test_every_method_can_be_planned(method: str) -> None:
     plan.check_plan(
         Manifest.model_validate(lora_plan(method)), clients=8, trusts=("local",), max_update_bytes=2**20
     )
@@ -191,8 +191,12 @@ def test_every_method_that_is_run_can_be_planned(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "lora", "aggregation", "code", "named"),
     [
-        ("fedask", {}, {}, "lora_method_not_available", "flexlora"),
-        ("fedit", {"ranks": [4, 8]}, {}, "lora_method_mixed_ranks", "ffa, fedsb, rolora, flexlora, flora"),
+        ("fedask", {}, {"rule": "median", "faulty": 1}, "lora_method_rule", "ffa, fedsb, rolora"),
+        ("fedask", {}, {"server_optimizer": {"kind": "fedavgm"}}, "lora_method_optimizer", "ffa, fedsb"),
+        ("fedask", {}, {"clip_norm": 1.0}, "lora_setting_refused", "aggregation.clip_norm"),
+        ("fedask", {"sketch_width": 7}, {}, "lora_setting_refused", "sketch_width"),
+        ("flexlora", {"sketch_width": 16}, {}, "lora_setting_refused", "sketch_width"),
+        ("fedit", {"ranks": [4, 8]}, {}, "lora_method_mixed_ranks", "flexlora, fedask, flora"),
         ("fedex", {"ranks": [4, 8]}, {}, "lora_method_mixed_ranks", "flexlora"),
         ("flexlora", {}, {"rule": "trimmed_mean", "faulty": 1}, "lora_method_rule", "ffa, fedsb, rolora"),
         (
@@ -218,6 +222,25 @@ def test_a_lora_method_that_does_not_go_with_the_plan_is_refused_and_others_are_
         )
     assert caught.value.code == code
     assert named in str(caught.value.members)
+
+
+def test_two_messages_need_an_even_number_of_rounds() -> None:
+    document = lora_plan("fedask") | {"rounds": 7}
+    with pytest.raises(Invalid) as caught:
+        plan.check_plan(
+            Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20
+        )
+    assert caught.value.code == "lora_method_rounds"
+    assert caught.value.members["others"] == "ffa, fedsb, rolora, flexlora, flora, fedex, fedsa, fedit"
+
+
+def test_sketches_that_no_update_may_be_long_enough_for_are_refused() -> None:
+    document = lora_plan("fedask", sketch_width=384)
+    with pytest.raises(Invalid) as caught:
+        plan.check_plan(
+            Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20
+        )
+    assert caught.value.code == "update_too_large"
 
 
 @pytest.mark.parametrize("ranks", [[8, 4], [4, 4, 8], [4], [4, 16], []])
