@@ -9,23 +9,31 @@ import pytest
 import sqlalchemy as sa
 import torch
 from safetensors.torch import save
+from sqlalchemy.orm import Session
 from torch import Tensor
 
+from app.budget.queries import accounts_of_clients
+from app.core.canonical import canonical_bytes
 from app.core.db import Database
 from app.core.ids import new_id
+from app.identity.models import Client
 from app.identity.roles import Principal, Role
 from app.rounds import lifecycle
 from app.rounds.models import Assignment, Round
 from app.rounds.queries import rounds_of
 from app.rounds.states import RoundState
 from app.runs import service
+from app.runs.charges import reservation, schedule
+from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
+from client.pricing import terms_of
 from client.sketching import first_message, second_message, trained_whole
 from client.turns import Turn
 from client.update_file import update_file
+from client.wire import FrozenManifest
 from engines.lora.states import BASIS
-from tests.builders import build_round, build_update, clients_of
+from tests.builders import build_account, build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.db.test_lora_rounds import (
     COLUMNS,
     HEAD,
@@ -41,6 +49,7 @@ from tests.db.test_lora_rounds import (
 )
 from tests.worker_bench import context_for
 from workers.context import Context
+from workers.handlers.price import price_of
 
 SCALE = 1.5
 
@@ -180,3 +189,31 @@ def test_a_round_whose_first_half_was_aborted_keeps_its_number_and_is_passed_ove
         (2, RoundState.ABORTED, "nothing_to_finish"),
         (3, RoundState.OPEN, None),
     ]
+
+
+@pytest.mark.parametrize("order", [None, 8.0])
+def test_accounts_pay_for_the_rounds_that_train_and_never_less_than_was_sent(
+    session: Session, order: float | None
+) -> None:
+    """The account counts updates: whoever sends in rounds 1 and 3 alone has trained twice."""
+    private = {"trust": "local", "epsilon": None, "noise_multiplier": 2.0}
+    document = plan("fedask")
+    document["privacy"] = tiny_manifest()["privacy"] | private
+    manifest = Manifest.model_validate(document)
+    half = Manifest.model_validate(document | {"lora": document["lora"] | {"method": "fedit"}, "rounds": 2})
+    price, cost = (price_of(one, orders=(8.0,)) for one in (manifest, half))
+    one, two = cost["epsilon_by_round"]
+    assert (manifest.steps, price["epsilon"], price["rdp"]) == (half.steps, cost["epsilon"], cost["rdp"])
+    assert price["epsilon_by_round"] == [one, two, two, two]
+    frozen = document | {"privacy": document["privacy"] | {"epsilon": price["epsilon"]}}
+    held = terms_of(FrozenManifest(canonical_bytes(frozen)), run_id="r", client_id="c", server="s")
+    run = build_run(session, clients=1, manifest=frozen)
+    run.price = price
+    client = session.get_one(Client, clients_of(session, run)[0])
+    build_account(session, client, order=order, epsilon=300.0)
+    account = accounts_of_clients(session, [client.id])[client.id]
+    parts = [charge.amount for charge in schedule(run, account)]
+    assert sum(parts) == reservation(run, account).amount
+    assert (parts[2:], min(parts[:2]) > 0) == ([0, 0], True)
+    if order is None:
+        assert (sum(parts), parts[0]) == (held.epsilon, held.epsilon_by_round[0])
