@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest
 from engines.lora.fedask import basis, decomposed
 from engines.lora.methods import trains
@@ -19,6 +20,14 @@ from engines.lora.spectrum import Projection, together
 from engines.lora.states import BASIS, bases_in, modules_in, parted
 from engines.lora.states import together as state_of
 from workers.layout import tensor_list
+from workers.tensors import open_tensors, write_tensors
+
+
+def start_of(blobs: LocalBlobs, digest: str) -> str:
+    """Return the blob of a state as a new run starts from it: one between two rounds loses its bases."""
+    with open_tensors(blobs, digest) as file:
+        left = {name: file.tensor(name) for name in file.shapes if not name.endswith(BASIS)}
+        return digest if len(left) == len(file.shapes) else write_tensors(blobs, left)[0]
 
 
 def next_state(

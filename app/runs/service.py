@@ -139,7 +139,7 @@ def _fit_clients(
 
 def _check_lineage(session: Session, principal: Principal, release_id: UUID, manifest: Manifest) -> None:
     release = release_for(session, principal, release_id)
-    former = session.get_one(Run, release.run_id).manifest
+    former = Manifest.model_validate(session.get_one(Run, release.run_id).manifest).as_json()  # may be older
     own = manifest.as_json()
     for member in ("base_model", "lora", "tensors"):
         if own[member] != former[member]:

@@ -74,7 +74,8 @@ def elements(
         method: a name in the table.
         rank: of every pair.
         shapes: (d, k) of every adapted weight.
-        sketch_width: p of `fedask`, which sends p (d + k) numbers whatever the rank.
+        sketch_width: p of `fedask`, which sends p d numbers in odd rounds and p k in even ones, whatever the
+            rank.
     Raises:
         ValueError: no such method, a rank or shape out of range, or `fedask` without its width.
     """
@@ -87,7 +88,7 @@ def elements(
     b, a = rank * sum(rows for rows, _ in shapes), rank * sum(columns for _, columns in shapes)
     core = rank * rank * len(shapes)
     trained = {"ffa": b, "fedsb": core, "rolora": max(a, b)}.get(method, a + b)
-    sent = {"fedsa": a, "fedask": (sketch_width or 0) * (a + b) // rank}.get(method, trained)
+    sent = {"fedsa": a, "fedask": (sketch_width or 0) * max(a, b) // rank}.get(method, trained)
     held = a + b + (core if method == "fedsb" else 0)
     return Elements(trained=trained, frozen=held - trained, sent=sent)
 

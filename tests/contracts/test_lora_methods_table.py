@@ -68,13 +68,18 @@ def test_both_sides_agree_on_how_large_a_sketch_is(width: int | None, clients: i
     assert sending.TWO_TURNS == engines.TWO_TURNS
 
 
+@pytest.mark.parametrize("method", ["flexlora", "fedask"])
 @pytest.mark.parametrize(
     ("memory", "speed"), [(1e5, 1e4), (2e4, 1e4), (1e5, 3.0), (1e9, 1e9), (900.0, 1e9), (1e9, 0.01)]
 )
-def test_the_gateway_gives_the_rank_that_the_engines_formula_gives(memory: float, speed: float) -> None:
+def test_the_gateway_gives_the_rank_that_the_engines_formula_gives(
+    memory: float, speed: float, method: str
+) -> None:
     """On an adapter without a head, which the engines' formula leaves out."""
+    width = 5 if method == "fedask" else None
     plan = tiny_manifest(
-        privacy={"trust": "none"}, lora={"method": "flexlora", "rank": 4, "ranks": [1, 2, 4]}
+        privacy={"trust": "none"},
+        lora={"method": method, "rank": 4, "ranks": [1, 2, 4], "sketch_width": width},
     )
     plan["round_deadline_s"] = 10.0
     plan["tensors"] = [
@@ -83,7 +88,8 @@ def test_the_gateway_gives_the_rank_that_the_engines_formula_gives(memory: float
     ]
     declared = {"memory_bytes": memory, "upload_bytes_per_s": speed}
     try:
-        fit = largest_rank(Capability(memory, speed, 10.0), "flexlora", shapes=[(50, 30)], ranks=(1, 2, 4))
+        able = Capability(memory, speed, 10.0)
+        fit = largest_rank(able, method, shapes=[(50, 30)], ranks=(1, 2, 4), sketch_width=width)
         expected = fit.rank
     except NoRankFits:
         expected = None

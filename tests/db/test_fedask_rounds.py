@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from sqlalchemy.orm import Session
 from torch import Tensor
 
@@ -50,6 +50,7 @@ from tests.db.test_lora_rounds import (
 from tests.worker_bench import context_for
 from workers.context import Context
 from workers.handlers.price import price_of
+from workers.sketches import start_of
 
 SCALE = 1.5
 
@@ -137,6 +138,8 @@ def test_two_rounds_release_the_nearest_adapter_of_the_mean_product(
         released = training.release()[0]
         assert set(released) == {A, B, HEAD}
         assert all(torch.equal(released[name], before[name]) for name in released)  # not moved by a half
+        start = load_file(context.blobs.path(start_of(context.blobs, training.state)))
+        assert set(start) == {A, B, HEAD}  # what a run that continues this release starts from
         done = training.sealed({client: training.second(client) for client in everyone})
         wanted = training.target(everyone)
         u, values, vt = torch.linalg.svd(wanted)

@@ -339,6 +339,17 @@ def test_a_plan_of_another_shape_cannot_continue_a_release(publisher: Publisher)
         publisher.continuing(parent, lora={"seed": 2})
 
 
+def test_a_release_of_a_plan_from_before_a_setting_existed_can_be_continued(publisher: Publisher) -> None:
+    federation = publisher.federation
+    run = federation.priced()
+    older = copy.deepcopy(run.manifest)
+    del older["lora"]["sketch_width"]
+    run.manifest = older
+    parent = publisher.publish(service.start(publisher.session, federation.coordinator, run.id))
+    assert "sketch_width" not in run.manifest["lora"]
+    assert publisher.continuing(parent).from_release_id == parent.id
+
+
 def test_recording_a_round_twice_is_one_release(publisher: Publisher) -> None:
     run = publisher.federation.running()
     first = publisher.publish(run)

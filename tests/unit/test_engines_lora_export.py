@@ -154,7 +154,7 @@ def test_bytes_follow_the_formula() -> None:
         ("flexlora", 8 * 50, 0, 8 * 50),
         ("fedit", 8 * 50, 0, 8 * 50),
         ("fedsa", 8 * 50, 0, 8 * 20),
-        ("fedask", 8 * 50, 0, 12 * 50),
+        ("fedask", 8 * 50, 0, 12 * 30),
     ],
 )
 def test_what_is_trained_held_and_sent(method: str, trained: int, frozen: int, sent: int) -> None:

@@ -462,6 +462,15 @@ def test_the_default_rule_of_a_new_plan_passes_under_every_trust_and_count() -> 
         robust.check_rule(manifest, clients=updates)
 
 
+@pytest.mark.parametrize("method", sorted(set(methods.METHODS) - {"fedsb"}))
+def test_the_default_rule_of_a_new_plan_goes_with_every_method(method: str) -> None:
+    rule = robust.default_aggregation(trust="local", min_updates=8, method=method)
+    assert (rule.faulty == 0) == (method == "fedask")  # of whose sketches no rule but the mean is meant
+    document = lora_plan(method) | {"aggregation": rule.model_dump()}
+    document["quorum"] |= {"min_updates": 8}
+    plan.check_plan(Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20)
+
+
 @pytest.mark.parametrize(
     ("rate", "pool", "least"), [(0.25, 202, 82), (0.25, 8, 8), (1.0, 10, 10), (0.01, 10_000, 150)]
 )

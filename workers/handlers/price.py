@@ -40,6 +40,7 @@ from engines.privacy.membership import greatest_true_positive_rate
 from workers.canaries import canaries_of
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
+from workers.sketches import start_of
 from workers.tensors import write_tensors
 
 IMPOSSIBLE = (
@@ -110,7 +111,8 @@ def run(context: Context, claim: Claim) -> None:
             )
         return
     reach("price.after_compute")
-    start = facts.start_adapter_sha256 or _first_adapter(context, manifest)
+    former = facts.start_adapter_sha256
+    start = _first_adapter(context, manifest) if former is None else start_of(context.blobs, former)
     reach("price.after_blob")
     with context.database.run_tx("price accept") as session:
         leases.finish(session, claim)
