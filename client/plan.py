@@ -98,9 +98,7 @@ def _require_supported(
         raise _unsupported("method")
     if privacy["trust"] not in _UNITS:
         raise _unsupported("trust")
-    if (
-        privacy["trust"] == "central" and lora["method"] in TWO_TURNS
-    ):  # noise on both factors would be multiplied
+    if privacy["trust"] == "central" and lora["method"] in TWO_TURNS:  # no sketch bounds its product
         raise _unsupported("method")
     if privacy["unit"] not in _UNITS[privacy["trust"]]:
         raise _unsupported("unit")

@@ -14,6 +14,7 @@ from safetensors.torch import load, load_file, save
 from client.asking import list_assignments
 from client.errors import ClientError, RoundMissed
 from client.ledger import Contribution, Stage
+from client.plan import TrainingPlan
 from client.pricing import terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles
@@ -181,6 +182,19 @@ def test_a_buffered_plan_of_it_would_be_charged_for_every_update(profile: Profil
     run = terms_of(FrozenManifest(canonical(buffered)), run_id="r", client_id="c", server="s")
     half = terms_of(FrozenManifest(canonical(manifest(rounds=2))), run_id="r", client_id="c", server="s")
     assert run.epsilon_by_round == half.epsilon_by_round
+
+
+@pytest.mark.parametrize(("method", "is_trained"), [("fedask", False), ("ffa", True)])
+def test_a_plan_of_it_whose_noise_the_server_would_add_is_refused(method: str, is_trained: bool) -> None:
+    central = plan()
+    central["lora"]["method"] = method
+    central["privacy"] |= {"trust": "central", "unit": "client"}
+    if is_trained:
+        assert TrainingPlan.from_manifest(central).central
+        return
+    with pytest.raises(ClientError) as refused:
+        TrainingPlan.from_manifest(central)
+    assert refused.value.code == "unsupported_plan"
 
 
 @pytest.mark.parametrize("rows", [None, 7])
