@@ -75,33 +75,24 @@ def answers_key(url: str) -> bool:
         return False
 
 
-def test_every_killed_process_comes_back_with_what_was_committed_and_a_stop_leaves_nothing(
-    tmp_path: Path,
-) -> None:
-    stack = start_stack(tmp_path / "data")
-    try:
-        await_ready(stack)
-        started = running_pids(stack)
-        assert set(started) == CHILDREN
-        with database(stack.database_url) as connection:
-            connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS n")
-        with redis.Redis.from_url(stack.redis_url) as client:
-            client.set("kept", "yes")
-        for name in sorted(CHILDREN):
-            os.kill(started[name].pid, signal.SIGKILL)
-        for name in sorted(CHILDREN):
-            wait_until(lambda name=name: stack.pid_of(name) != started[name].pid, stack=stack)
-        wait_until(lambda: answers_rows(stack.database_url), stack=stack)
-        wait_until(lambda: answers_key(stack.redis_url), stack=stack)
-        wait_until(lambda: answers(stack.url), stack=stack)
-        restarted = running_pids(stack)
-        assert set(restarted) == CHILDREN
-    finally:
-        code = stop_stack(stack)
-    assert code == 0, stack.log.read_text()
-    assert not any(is_alive(process) for process in [*started.values(), *restarted.values()])
-    assert not stack.folder.running.exists()
-    assert not answers(stack.url)
+def kill_every_process(stack: Stack) -> list[psutil.Process]:
+    """Kill each of them at once, and await that all are back with what was committed; returns old and new."""
+    started = running_pids(stack)
+    assert set(started) == CHILDREN
+    with database(stack.database_url) as connection:
+        connection.execute("CREATE TABLE kept AS SELECT generate_series(1, 100) AS n")
+    with redis.Redis.from_url(stack.redis_url) as client:
+        client.set("kept", "yes")
+    for name in sorted(CHILDREN):
+        os.kill(started[name].pid, signal.SIGKILL)
+    for name in sorted(CHILDREN):
+        wait_until(lambda name=name: stack.pid_of(name) != started[name].pid, stack=stack)
+    wait_until(lambda: answers_rows(stack.database_url), stack=stack)
+    wait_until(lambda: answers_key(stack.redis_url), stack=stack)
+    wait_until(lambda: answers(stack.url), stack=stack)
+    restarted = running_pids(stack)
+    assert set(restarted) == CHILDREN
+    return [*started.values(), *restarted.values()]
 
 
 @pytest.fixture
@@ -137,7 +128,9 @@ def test_after_kill_9_of_dpfl_up_the_next_start_stops_the_orphans_and_finds_ever
         stop_stack(first)
 
 
-def test_two_instances_run_side_by_side_and_secrets_are_private(tmp_path: Path) -> None:
+def test_of_two_instances_one_survives_the_death_of_its_processes_and_the_end_of_the_other(
+    tmp_path: Path,
+) -> None:
     with running_stack(tmp_path / "one") as one, running_stack(tmp_path / "two") as two:
         assert answers(one.url)
         assert answers(two.url)
@@ -151,7 +144,11 @@ def test_two_instances_run_side_by_side_and_secrets_are_private(tmp_path: Path) 
         assert answers(one.url)
         os.kill(one.process.pid, signal.SIGINT)
         assert one.process.wait(timeout=LIMIT_S) == 0
-        assert answers(two.url)
+        processes = kill_every_process(two)
+        assert stop_stack(two) == 0, two.log.read_text()
+        assert not any(is_alive(process) for process in processes)
+        assert not two.folder.running.exists()
+        assert not answers(two.url)
 
 
 def test_named_servers_are_used_instead_of_embedded_ones(tmp_path: Path) -> None:
