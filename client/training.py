@@ -47,6 +47,10 @@ class Lora(Part):
     energy: Annotated[float, Field(gt=0, le=1)] | None = None
     sketch_width: Annotated[int, Field(ge=1, le=8192)] | None = None
     alpha: Positive
+    rank_stabilized: bool = False
+    rank_pattern: dict[str, Annotated[int, Field(ge=1, le=1024)]] = {}
+    alpha_pattern: dict[str, Positive] = {}
+    """Ranks and alphas of single modules, by their whole paths; never beside `ranks`."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     layers: tuple[Annotated[int, Field(ge=0)], ...]
     modules_to_save: tuple[str, ...]

@@ -86,7 +86,7 @@ def sent_and_kept(
 
 
 def at_rank(adapter: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """A round's adapter for a client of this rank: of every factor the first rows or columns."""
+    """A round's adapter for a client of a smaller rank: of every factor the first rows or columns."""
     cut = {}
     for name, tensor in adapter.items():
         shape = shape_at_rank(name, tensor.shape, rank)

@@ -70,11 +70,12 @@ class Workbench:
         self.make_ready(profile, frozen)
         values = manifest_at(frozen.values, turn.rank)
         with _refusals():
-            part = self._part_at(profile, frozen, values)
+            part, start = self._part_at(profile, frozen, values), _tensors(adapter)
+            is_whole = turn.rank in {None, frozen.manifest.lora.rank}
             return train_round(
                 part,
                 self._examples[profile.folder],
-                at_rank(_tensors(adapter), part.spec.lora.rank),
+                start if is_whole else at_rank(start, part.spec.lora.rank),
                 manifest=values,
                 turn=turn,
                 order_seed=self._order_seed if frozen.manifest.privacy.trust == "none" else None,

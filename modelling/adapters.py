@@ -159,6 +159,9 @@ def _lora_config(spec: ModelSpec) -> LoraConfig:
     return LoraConfig(
         r=spec.lora.rank,
         lora_alpha=spec.lora.alpha,
+        rank_pattern=dict(spec.lora.rank_pattern),
+        alpha_pattern=dict(spec.lora.alpha_pattern),
+        use_rslora=spec.lora.rank_stabilized,
         lora_dropout=0.0,
         bias="none",
         target_modules=list(spec.lora.target_modules),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engines.lora.patterns import LoraPattern
 from modelling.errors import ModelRefused
 
 METHODS = ("ffa", "fedsb", "rolora", "flexlora", "fedask", "flora", "fedex", "fedsa", "fedit")
@@ -45,6 +46,11 @@ class LoraSpec:
     method: str
     rank: int
     alpha: float
+    rank_stabilized: bool
+    """rsLoRA: the scale is alpha / sqrt(rank)."""
+    rank_pattern: Mapping[str, int]
+    """Ranks of single modules, by whole path."""
+    alpha_pattern: Mapping[str, float]
     target_modules: tuple[str, ...]
     layers: tuple[int, ...]
     modules_to_save: tuple[str, ...]
@@ -127,10 +133,18 @@ def _lora(section: Mapping[str, Any]) -> LoraSpec:
     alpha = section.get("alpha")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= 1e6:
         raise _refused("lora.alpha", "must be a positive number")
+    rank = _count(section, "lora", "rank", least=1, most=1024)
+    try:
+        scales = LoraPattern.from_plan(section)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _refused("lora.rank_pattern or lora.alpha_pattern", "cannot be read") from error
     return LoraSpec(
         method=method,
-        rank=_count(section, "lora", "rank", least=1, most=1024),
-        alpha=float(alpha),
+        rank=rank,
+        alpha=scales.alpha,
+        rank_stabilized=scales.rank_stabilized,
+        rank_pattern=scales.rank_pattern,
+        alpha_pattern=scales.alpha_pattern,
         target_modules=targets,
         layers=tuple(sorted(layers)),
         modules_to_save=saved,

@@ -204,7 +204,7 @@ def _pairs(
         shapes=update_shapes(manifest, number=began.number),
         kept=admission.kept,
         factors=admission.factors[list(admission.kept)],
-        ranks=[began.ranks.get(client_id, manifest.lora.rank) for client_id in kept],
+        ranks=[began.ranks.get(client_id) for client_id in kept],
         number=began.number,
     )
 

@@ -23,7 +23,7 @@ from engines.lora.cohort import Weighted
 from engines.lora.factors import Pair
 from engines.lora.methods import MERGING_METHODS, PRODUCT_METHODS
 from engines.lora.moves import Moved
-from engines.lora.scaling import LoraScale
+from engines.lora.patterns import LoraPattern
 from engines.lora.seeding import seeded_a
 from engines.lora.spectrum import Projection, Spectrum, together
 from engines.lora.states import modules_in, parted
@@ -57,7 +57,7 @@ class Products:
         shapes: Shapes,
         kept: Sequence[int],
         factors: Weights,
-        ranks: Sequence[int],
+        ranks: Sequence[int | None],
         number: int,
     ) -> None:
         """Read `kept` clients of a source.
@@ -69,14 +69,14 @@ class Products:
             shapes: of a row's tensors, in their order.
             kept: the clients that count, ascending.
             factors: by which each of them was clipped, shape (len(kept),).
-            ranks: at which each of them trained.
+            ranks: at which each of them trained; None is the plan's own, module by module.
             number: of the round.
         """
         self._source, self._manifest = source, manifest
         self._trained, self._base = parted(state)
         self._kept, self._factors, self._ranks, self._number = kept, factors, ranks, number
         self._modules = modules_in(tensor_list(manifest))
-        self._scale = LoraScale(manifest.lora.rank, manifest.lora.alpha)
+        self._scales = LoraPattern.from_plan(manifest.lora.model_dump())
         self._spans = _spans(shapes)
 
     @property
@@ -96,7 +96,7 @@ class Products:
             factors = [
                 {module: (pair.b.numpy(), pair.a.numpy())} for pair in self._pairs(module, range(clients))
             ]
-            total += product_gram(factors, [self._scale.factor] * clients)
+            total += product_gram(factors, [self._scales.at(module).factor] * clients)
         away = np.eye(clients) - 1.0 / clients
         centred: Weights = away @ total @ away
         return centred
@@ -131,27 +131,27 @@ class Products:
     def _move(self, module: str, target: Spectrum, *, mean: Pair, shape: tuple[int, int]) -> Moved:
         lora, method = self._manifest.lora, self._manifest.lora.method
         base = self._base.get(module) or Pair(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]), 1.0)
-        name = f"{module}.lora_A.weight"
+        name, scale = f"{module}.lora_A.weight", self._scales.at(module)
         if method == "flexlora":
-            spare = seeded_a(lora.seed, name, (lora.rank, shape[1])).to(torch.float64)
-            return moves.by_decomposition(target, scale=self._scale, spare_a=spare, energy=lora.energy)
+            spare = seeded_a(lora.seed, name, (scale.rank, shape[1])).to(torch.float64)
+            return moves.by_decomposition(target, scale=scale, spare_a=spare, energy=lora.energy)
         if method == "flora":
             # Another A every round: with one for all, B would first move the same directions again.
-            fresh = seeded_a(lora.seed, f"{name}.after.{self._number}", (lora.rank, shape[1]))
-            return moves.by_stacking(target, base=base, scale=self._scale, fresh_a=fresh)
+            fresh = seeded_a(lora.seed, f"{name}.after.{self._number}", (scale.rank, shape[1]))
+            return moves.by_stacking(target, base=base, scale=scale, fresh_a=fresh)
         if method in MERGING_METHODS:
             return moves.by_residual(target, mean=mean, base=base)
         return Moved(mean, None, moves.by_factors(target, mean=mean))
 
     def _pair(self, module: str, tensors: Mapping[str, Tensor]) -> Pair:
         a, b = tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"]
-        return Pair(b, a, self._scale.factor)
+        return Pair(b, a, self._scales.at(module).factor)
 
     def _pairs(self, module: str, rows: Sequence[int]) -> Iterator[Pair]:
         """Each client's own pair, of its own rank, in the order of `rows`."""
         start = self._pair(module, self._trained).wide()
         for row in rows:
-            rank = self._ranks[row]
+            rank = self._ranks[row] or start.rank
             b = self._read(f"{module}.lora_B.weight", row) + start.b
             a = self._read(f"{module}.lora_A.weight", row) + start.a
             yield Pair(b[:, :rank], a[:rank], start.scale)

@@ -326,13 +326,15 @@ def trained_shapes(
         number: of the round, from 1.
         rank: the client's; None is the run's.
     """
-    method = manifest["lora"]["method"]
-    mine = manifest["lora"]["rank"] if rank is None else rank
-    return {
-        tensor["name"]: at_rank(tensor["name"], tuple(tensor["shape"]), mine)
+    method, usual = manifest["lora"]["method"], manifest["lora"]["rank"]
+    shapes = {
+        tensor["name"]: tuple(tensor["shape"])
         for tensor in manifest["tensors"]
         if tensor["trained"] and (method in TWO_TURNS or is_sent(method, tensor["name"], number=number))
     }
+    if rank is None or rank == usual:
+        return shapes
+    return {name: at_rank(name, shape, rank) for name, shape in shapes.items()}
 
 
 def sent_shapes(

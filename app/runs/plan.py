@@ -14,6 +14,7 @@ from app.core.i18n import _
 from app.runs.buffers import check_buffers
 from app.runs.manifest import Manifest, PoissonCohort
 from app.runs.methods import at_rank, check_method, is_trained
+from app.runs.patterns import check_patterns, rank_of
 from app.runs.protection import check_protection, check_trust
 from app.runs.robust import AggregationNotAvailable, check_rule
 from app.runs.steps import check_steps
@@ -83,6 +84,7 @@ def check_plan(manifest: Manifest, *, clients: int, trusts: Collection[str], max
     check_protection(manifest, clients=clients)
     _check_aggregation(manifest)
     check_method(manifest)
+    check_patterns(manifest)
     _check_tensors(manifest)
     _check_sizes(manifest, max_update_bytes)
     quorum = manifest.quorum
@@ -128,7 +130,7 @@ def _check_tensors(manifest: Manifest) -> None:
         if tensor.trained is not is_trained(lora.method, tensor.name):
             raise _incoherent(_("{tensor}: `trained` does not fit method {method}"), tensor, lora.method)
         if ".lora_A." in tensor.name or ".lora_B." in tensor.name:
-            _check_factor(tensor, by_name, rank=lora.rank, method=lora.method)
+            _check_factor(tensor, by_name, rank=rank_of(lora, tensor.name), method=lora.method)
             continue
         if not any(f".{module}." in f".{tensor.name}." for module in lora.modules_to_save):
             raise _incoherent(

@@ -48,6 +48,9 @@ class BaseModelRef(Part):
 
 
 Rank = Annotated[int, Field(ge=1, le=1024, strict=True)]
+Alpha = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+ModulePath = Annotated[str, Field(min_length=1, max_length=300, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+"""A module's whole path in the base model, e.g. `bert.encoder.layer.5.attention.self.query`."""
 
 
 class Lora(Part):
@@ -65,7 +68,13 @@ class Lora(Part):
     sketch_width: Annotated[int, Field(ge=1, le=8192, strict=True)] | None = None
     """Of `fedask`: columns of a sketch, at most min(d, k) of each weight. The mean is exact where they are as
     many as its rank. Null: as many as the ranks of a round's clients add up to at most."""
-    alpha: Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False, strict=True)]
+    alpha: Alpha
+    rank_stabilized: Annotated[bool, Field(strict=True)] = False
+    """rsLoRA: the scale is alpha / sqrt(rank) instead of alpha / rank."""
+    rank_pattern: Annotated[dict[ModulePath, Rank], Field(max_length=4096)] = {}
+    """Ranks of single modules, where they are not `rank`."""
+    alpha_pattern: Annotated[dict[ModulePath, Alpha], Field(max_length=4096)] = {}
+    """Alphas of single modules, where they are not `alpha`."""
     target_modules: Annotated[tuple[Word, ...], Field(min_length=1, max_length=64)]
     layers: Annotated[
         tuple[Annotated[int, Field(ge=0, le=10_000, strict=True)], ...], Field(min_length=1, max_length=1024)

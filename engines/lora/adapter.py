@@ -4,6 +4,7 @@ Knows PEFT's file format, not PEFT: names as in `adapter_model.safetensors`, key
 `adapter_config.json`. Tests hold both against PEFT itself.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -152,8 +153,7 @@ def peft_config(manifest: Mapping[str, Any], ranks: Mapping[str, int] | None = N
     if kind not in task_types:
         raise ValueError(f"there is no adapter configuration for tasks of kind {kind!r}")
     return {
-        "alpha_pattern": dict(lora.get("alpha_pattern") or {})
-        | {path: float(rank) for path, rank in own.items()},
+        "alpha_pattern": _alphas(lora, own),
         "base_model_name_or_path": manifest["base_model"]["name"],
         "bias": "none",
         "fan_in_fan_out": manifest["base_model"].get("architecture") in _TRANSPOSED,
@@ -172,6 +172,13 @@ def peft_config(manifest: Mapping[str, Any], ranks: Mapping[str, int] | None = N
         "use_dora": False,
         "use_rslora": bool(lora.get("rank_stabilized", False)),
     }
+
+
+def _alphas(lora: Mapping[str, Any], own: Mapping[str, int]) -> dict[str, float]:
+    """The plan's alphas by module, and for modules with ranks of their own those that make the scale 1."""
+    root = lora.get("rank_stabilized", False)
+    scale_1 = {path: math.sqrt(rank) if root else float(rank) for path, rank in own.items()}
+    return dict(lora.get("alpha_pattern") or {}) | scale_1
 
 
 def _partner(name: str) -> str | None:

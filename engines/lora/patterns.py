@@ -7,7 +7,7 @@ the end of one, letter by letter; on such keys both readings agree (tests hold t
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from engines.lora.scaling import LoraScale
 
@@ -25,6 +25,24 @@ class LoraPattern:
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     rank_stabilized: bool = False
+
+    @classmethod
+    def from_plan(cls, lora: Mapping[str, Any]) -> "LoraPattern":
+        """Read the scales of a plan's adapter.
+
+        Args:
+            lora: the manifest's member of that name.
+        Raises:
+            ValueError: a rank or an alpha is out of range, or a key is no path.
+            KeyError: the plan has no rank or alpha.
+        """
+        return cls(
+            rank=lora["rank"],
+            alpha=float(lora["alpha"]),
+            rank_pattern=dict(lora.get("rank_pattern") or {}),
+            alpha_pattern=dict(lora.get("alpha_pattern") or {}),
+            rank_stabilized=bool(lora.get("rank_stabilized", False)),
+        )
 
     def __post_init__(self) -> None:
         for key in (*self.rank_pattern, *self.alpha_pattern):

@@ -17,7 +17,8 @@ from torch import Tensor
 from engines.lora.adapter import full_adapter
 from engines.lora.factors import Pair
 from engines.lora.methods import MERGING_METHODS
-from engines.lora.scaling import LoraScale, factor_of, module_of
+from engines.lora.patterns import LoraPattern
+from engines.lora.scaling import factor_of, module_of
 from engines.lora.target import compressed
 
 BASE_A, BASE_B = ".base_A.weight", ".base_B.weight"
@@ -130,10 +131,10 @@ def released(
         return _cores_as_factors(whole), {}
     if lora["method"] not in MERGING_METHODS and lora.get("energy") is None:
         return whole, {}
-    scale, ranks = LoraScale(lora["rank"], lora["alpha"]).factor, dict[str, int]()
+    scales, ranks = LoraPattern.from_plan(lora), dict[str, int]()
     for module in modules_in(tensors):
         names = (f"{module}.lora_A.weight", f"{module}.lora_B.weight")
-        pair = Pair(whole[names[1]], whole[names[0]], scale)
+        pair = Pair(whole[names[1]], whole[names[0]], scales.at(module).factor)
         if module in base:
             pair = compressed([pair, base[module]])
         a, b = _without_idle(pair)

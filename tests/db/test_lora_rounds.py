@@ -37,6 +37,15 @@ A, B, HEAD = f"{MODULE}.lora_A.weight", f"{MODULE}.lora_B.weight", "base_model.m
 CORE, BASIS = f"{MODULE}.lora_B.core.weight", f"{MODULE}.lora_B.basis.weight"
 ROWS, COLUMNS, RANK, ALPHA = 12, 10, 4, 6.0
 SCALE = ALPHA / RANK
+_PATH = MODULE.removeprefix("base_model.model.")
+OWN: dict[str, Any] = {
+    "rank": 2,
+    "alpha": 1.0,
+    "rank_pattern": {_PATH: RANK},
+    "alpha_pattern": {_PATH: ALPHA},
+}
+"""A run of another rank and alpha, whose one module has these for itself."""
+OWN_STABILIZED = OWN | {"rank_stabilized": True, "alpha_pattern": {_PATH: SCALE * RANK**0.5}}
 OPEN = {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None}
 
 
@@ -138,7 +147,13 @@ class Training:
 def weight_change(release: tuple[dict[str, Tensor], dict[str, Any]]) -> Tensor:
     """What a runtime that knows PEFT's format adds to the base weight."""
     tensors, config = release
-    pattern = LoraPattern(config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"])
+    pattern = LoraPattern(
+        config["r"],
+        config["lora_alpha"],
+        config["rank_pattern"],
+        config["alpha_pattern"],
+        rank_stabilized=config["use_rslora"],
+    )
     pair = pairs_of(tensors, pattern)[MODULE].wide()
     return pair.scale * (pair.b @ pair.a)
 
@@ -160,9 +175,12 @@ def off(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+@pytest.mark.parametrize("own", [{}, OWN, OWN_STABILIZED], ids=["run", "module", "module, stabilized"])
 @pytest.mark.parametrize("method", ["flora", "fedex"])
-def test_a_release_is_the_mean_of_products_round_after_round(context: Context, method: str) -> None:
-    training = Training(context, plan(method))
+def test_a_release_is_the_mean_of_products_round_after_round(
+    context: Context, method: str, own: dict[str, Any]
+) -> None:
+    training = Training(context, plan(method, **own))
     for number in (1, 2, 3):
         start, updates = (
             training.started_from(),
@@ -182,8 +200,11 @@ def test_flora_starts_every_round_from_another_a_and_no_b(context: Context) -> N
     assert off(starts[0][A], starts[1][A]) > 0.5
 
 
-def test_flexlora_releases_the_nearest_adapter_and_says_what_it_cut_off(context: Context) -> None:
-    training = Training(context, plan("flexlora"))
+@pytest.mark.parametrize("own", [{}, OWN, OWN_STABILIZED], ids=["run", "module", "module, stabilized"])
+def test_flexlora_releases_the_nearest_adapter_and_says_what_it_cut_off(
+    context: Context, own: dict[str, Any]
+) -> None:
+    training = Training(context, plan("flexlora", **own))
     for number in (1, 2):
         start, updates = (
             training.started_from(),

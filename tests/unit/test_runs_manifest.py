@@ -172,6 +172,9 @@ def test_an_unsound_plan_is_refused_with_its_code(path: str, value: object, code
     assert refusal(changed(path, value)) == code
 
 
+VALUE = "bert.encoder.layer.5.attention.self.value"
+
+
 def lora_plan(method: str, **lora: Any) -> dict[str, Any]:
     """The example under another method, with `trained` as that method has it."""
     document = copy.deepcopy(EXAMPLE)
@@ -241,6 +244,45 @@ def test_sketches_that_no_update_may_be_long_enough_for_are_refused() -> None:
             Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20
         )
     assert caught.value.code == "update_too_large"
+
+
+def with_patterns(**lora: Any) -> dict[str, Any]:
+    """The example with its value projection at rank 2."""
+    document = lora_plan("ffa", rank_pattern={VALUE: 2}, **lora)
+    for tensor in document["tensors"]:
+        if VALUE in tensor["name"]:
+            tensor["shape"] = [2 if length == 8 else length for length in tensor["shape"]]
+    return document
+
+
+def test_a_module_may_have_a_rank_and_an_alpha_of_its_own() -> None:
+    document = with_patterns(alpha_pattern={VALUE: 3.0, VALUE.replace("value", "query"): 4.0})
+    plan.check_plan(Manifest.model_validate(document), clients=8, trusts=("local",), max_update_bytes=2**20)
+
+
+@pytest.mark.parametrize(
+    ("lora", "code"),
+    [
+        ({"ranks": [4, 8]}, "lora_pattern_refused"),
+        ({"alpha_pattern": {"value": 3.0}}, "lora_pattern_refused"),
+        ({"alpha_pattern": {"classifier": 3.0}}, "lora_pattern_refused"),
+        ({"alpha_pattern": {f"base_model.model.{VALUE}": 3.0}}, "lora_pattern_refused"),
+        ({"rank_pattern": {}}, "tensors_incoherent"),
+        ({"rank_pattern": {VALUE: 4}}, "tensors_incoherent"),
+    ],
+)
+def test_a_rank_or_alpha_by_module_that_names_no_one_target_is_refused(
+    lora: dict[str, Any], code: str
+) -> None:
+    document = with_patterns()
+    document["lora"] |= lora
+    assert refusal(document) == code
+
+
+@pytest.mark.parametrize("key", ["", ".value", "val.*", "(a+)+$", "a b"])
+def test_a_key_of_a_pattern_is_a_path_and_no_expression(key: str) -> None:
+    with pytest.raises(ValidationError):
+        Manifest.model_validate(with_patterns(alpha_pattern={key: 3.0}))
 
 
 @pytest.mark.parametrize("ranks", [[8, 4], [4, 4, 8], [4], [4, 16], []])

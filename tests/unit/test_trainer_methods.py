@@ -28,6 +28,13 @@ from tests.unit.tiny_model import manifest_of, texts_and_labels, trained_part_of
 
 METHODS = ("ffa", "fedsb", "rolora", "flexlora", "fedask", "flora", "fedex", "fedsa", "fedit")
 TRAINING = [(method, number) for method in METHODS for number in (1, 2) if trains(method, number)]
+_LAYER = "bert.encoder.layer.2.attention.self"
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {f"{_LAYER}.query": 6, f"{_LAYER}.value": 2},
+    "alpha_pattern": {f"{_LAYER}.value": 3.0},
+    "rank_stabilized": True,
+}
+"""One module over the run's rank and one under it, one with an alpha of its own."""
 Ready = tuple[dict[str, Any], TrainedPart, CachedExamples, dict[str, Tensor]]
 
 
@@ -105,12 +112,13 @@ def test_one_examples_whole_contribution_is_clipped_over_all_that_is_trained(
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("patterns", [{}, PATTERNS], ids=["run", "module"])
 @pytest.mark.parametrize("method", METHODS)
 def test_after_private_steps_a_release_in_a_fresh_peft_model_gives_the_clients_logits(
-    tiny: Path, tmp_path: Path, method: str
+    tiny: Path, tmp_path: Path, method: str, patterns: dict[str, Any]
 ) -> None:
     """Opacus and PEFT corrupt adapters together elsewhere (meta-pytorch/opacus 820)."""
-    manifest, part, cache, adapter = ready(tiny, method, ranks=None, energy=None)
+    manifest, part, cache, adapter = ready(tiny, method, ranks=None, energy=None, **patterns)
     base = base_of(manifest) if method in {"flora", "fedex"} else {}
     state = together(adapter, base)
     for number in (1, 2):
