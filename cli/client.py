@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.access import client_session
+from cli.evaluate import evaluate
 from cli.i18n import _
 from cli.invite import invite
 from cli.pairing import attach, card, folders_of, ledger_moved
@@ -27,6 +28,10 @@ app.command(help=_("Write the card by which another machine can train for this c
 app.command(help=_("Train here for a client that is enrolled on another machine, by its card."))(attach)
 app.command("ledger-moved", help=_("Say that the ledger was moved here and none is left where it was."))(
     ledger_moved
+)
+
+app.command(help=_("Measure a `fedsa` release and this client's own model on held-out data; stays here."))(
+    evaluate
 )
 
 FolderOption = Annotated[

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from client.dataset import read_examples
+from client.dataset import Examples, read_examples
 from client.errors import ClientError
 from client.i18n import _
 from client.persons import PersonRule, silo_key
@@ -52,7 +52,7 @@ class Workbench:
         """Put a profile's data through the frozen layers. Done for several profiles before the first trains,
         the base model is loaded once for all of them.
         """
-        with _refusals():
+        with refusals():
             self._turn_to(frozen)
             if profile.folder not in self._examples:
                 self._examples[profile.folder] = self._cached(profile, frozen)
@@ -69,8 +69,8 @@ class Workbench:
         """Train one round on the profile's data and return the change of each tensor that it trains."""
         self.make_ready(profile, frozen)
         values = manifest_at(frozen.values, turn.rank)
-        with _refusals():
-            part, start = self._part_at(profile, frozen, values), _tensors(adapter)
+        with refusals():
+            part, start = self._part_at(profile, frozen, values), read_tensors(adapter)
             is_whole = turn.rank in {None, frozen.manifest.lora.rank}
             return train_round(
                 part,
@@ -81,6 +81,18 @@ class Workbench:
                 order_seed=self._order_seed if frozen.manifest.privacy.trust == "none" else None,
                 on_step=on_step,
             )
+
+    def held_out(
+        self, profile: Profile, frozen: FrozenManifest, path: Path
+    ) -> tuple[TrainedPart, CachedExamples, CachedExamples]:
+        """Return the part that is trained, the profile's examples, and those of a file beside them."""
+        with refusals():
+            self._turn_to(frozen)
+            others = self._put_through(profile, frozen, read_examples(path, self._spec(profile, frozen).task))
+        self.make_ready(profile, frozen)
+        with refusals():
+            part = self._part_at(profile, frozen, frozen.values)
+        return part, self._examples[profile.folder], others
 
     def _part_at(self, profile: Profile, frozen: FrozenManifest, values: Mapping[str, Any]) -> TrainedPart:
         """The part that is trained at a client's rank; each rank has one, on a base model of its own."""
@@ -105,6 +117,13 @@ class Workbench:
     def _cached(self, profile: Profile, frozen: FrozenManifest) -> CachedExamples:
         spec = self._spec(profile, frozen)
         examples = read_examples(profile.require_data(), spec.task, rule=_rule(profile, frozen.manifest))
+        return self._put_through(profile, frozen, examples, keep_in=profile.folder / "cache")
+
+    def _put_through(
+        self, profile: Profile, frozen: FrozenManifest, examples: Examples, *, keep_in: Path | None = None
+    ) -> CachedExamples:
+        """What the frozen layers make of examples; on the disk only where a folder is named."""
+        spec = self._spec(profile, frozen)
         return build_cache(
             self._whole_model(profile, frozen),
             spec,
@@ -112,7 +131,7 @@ class Workbench:
             texts=examples.texts,
             labels=examples.labels,
             persons=examples.persons,
-            keep_in=profile.folder / "cache",
+            keep_in=keep_in,
             bf16=bf16_in_frozen_part(),
         )
 
@@ -152,7 +171,8 @@ def _require_listed(model: PeftModel, values: Mapping[str, Any]) -> None:
         raise ClientError("adapter_mismatch", _("the manifest lists other tensors than the adapter has"))
 
 
-def _tensors(adapter: bytes) -> dict[str, Any]:
+def read_tensors(adapter: bytes) -> dict[str, Any]:
+    """Read an adapter file; raises ClientError, `adapter_unusable`."""
     try:
         tensors: dict[str, Any] = load(adapter)
     except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch does not have
@@ -163,7 +183,7 @@ def _tensors(adapter: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
+def refusals() -> Iterator[None]:
     """Turn the modelling room's refusals into the client's."""
     try:
         yield
