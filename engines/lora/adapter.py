@@ -1,4 +1,4 @@
-"""The adapter as a set of named tensors: its start, its wholeness, and PEFT's configuration for it.
+"""The adapter as a set of named tensors: its start, and PEFT's configuration for it.
 
 Knows PEFT's file format, not PEFT: names as in `adapter_model.safetensors`, keys as in
 `adapter_config.json`. Tests hold both against PEFT itself.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from engines.lora.fedsb import orthonormal_rows
-from engines.lora.scaling import Method, Scales, module_of
+from engines.lora.scaling import module_of
 from engines.lora.seeding import seeded_a
 
 PEFT_VERSION = "0.21.2"
@@ -24,45 +24,6 @@ _POOLED_TASK_TYPES = _TASK_TYPES | {"sequence_classification": "TOKEN_CLS"}
 _TRANSPOSED = frozenset({"gpt2"})
 """Architectures whose linear layers keep their weights transposed."""
 _PREFIX = "base_model.model."
-
-
-def check_tensors(
-    tensors: Sequence[Mapping[str, Any]],
-    *,
-    method: Method,
-    rank: int | Scales,
-    modules_to_save: Sequence[str],
-) -> None:
-    """Refuse a list of tensors that is not a whole adapter of this method.
-
-    Args:
-        tensors: the manifest's list of {"name", "shape", "trained"}.
-        method: `ffa` freezes every A factor; `fedit` trains both.
-        rank: rank of every pair, or ranks by module.
-        modules_to_save: names of the modules that are trained whole.
-    Raises:
-        ValueError: names unsorted or listed twice, a factor without its partner or of another rank, a
-            tensor that is neither a factor nor in a saved module, or `trained` against the method. The
-            text names the tensor.
-    """
-    names = [str(entry["name"]) for entry in tensors]
-    if names != sorted(set(names)):
-        raise ValueError("the tensors must be sorted by name, each listed once")
-    if not any(".lora_B." in name for name in names):
-        raise ValueError("an adapter has at least one pair of LoRA factors")
-    for entry in tensors:
-        name, shape = str(entry["name"]), list(entry["shape"])
-        partner = _partner(name)
-        if partner is not None:
-            if partner not in names:
-                raise ValueError(f"{name}: its partner {partner} is missing")
-            wanted = rank if isinstance(rank, int) else rank.at(module_of(name)).rank
-            if len(shape) != 2 or shape[1 if ".lora_B." in name else 0] != wanted:
-                raise ValueError(f"{name}: this is not a factor of rank {wanted}")
-        elif not any(_is_in(name, module) for module in modules_to_save):
-            raise ValueError(f"{name}: neither a LoRA factor nor in a saved module")
-        if bool(entry["trained"]) == (method == "ffa" and ".lora_A." in name):
-            raise ValueError(f"{name}: `trained` contradicts the method {method}")
 
 
 def initial_adapter(
@@ -179,15 +140,3 @@ def _alphas(lora: Mapping[str, Any], own: Mapping[str, int]) -> dict[str, float]
     root = lora.get("rank_stabilized", False)
     scale_1 = {path: math.sqrt(rank) if root else float(rank) for path, rank in own.items()}
     return dict(lora.get("alpha_pattern") or {}) | scale_1
-
-
-def _partner(name: str) -> str | None:
-    if ".lora_A." in name:
-        return name.replace(".lora_A.", ".lora_B.")
-    return name.replace(".lora_B.", ".lora_A.") if ".lora_B." in name else None
-
-
-def _is_in(name: str, module: str) -> bool:
-    """Say whether a tensor belongs to a module that is named by the end of its path, as PEFT names it."""
-    path = name.removeprefix(_PREFIX).rsplit(".", 1)[0]
-    return f".{module}." in f".{path}."

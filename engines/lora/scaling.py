@@ -6,13 +6,11 @@ of different scales without folding the scale in gives another model (24 to 86 %
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-Method = Literal["ffa", "fedit"]
 Factor = Literal["A", "B"]
 _MARKS: dict[Factor, str] = {"A": ".lora_A.", "B": ".lora_B."}
 
@@ -64,44 +62,6 @@ def module_of(name: str) -> str:
     return name.partition(_MARKS[factor])[0]
 
 
-def fold_into_run(
-    tensors: Mapping[str, Tensor], *, method: Method, client: Scales, run: Scales
-) -> dict[str, Tensor]:
-    """Rewrite a client's factors, or their changes, in the run's rank and alpha, module by module.
-
-    Under `ffa` this is exact: A is the same for all and a smaller rank uses its top rows, so B times the
-    ratio of scales, with zero columns up to the run's rank, is the same weight change. Under `fedit` ranks
-    must agree and the ratio goes into B; the mean of factors is then still not the mean of products.
-
-    Args:
-        tensors: by name; `.lora_B.` of shape (d, client rank), `.lora_A.` of shape (client rank, k) under
-            `fedit` only; everything else (heads) is passed on unchanged. Floating dtypes.
-        method: `ffa` or `fedit`.
-        client: rank and alpha the tensors were trained with.
-        run: the run's rank and alpha.
-    Returns:
-        The same names; B of shape (d, run rank), dtypes kept.
-    Raises:
-        ValueError: a client rank over the run's, unequal ranks under `fedit`, a factor of another rank, or
-            an A factor under `ffa`, where none is trained.
-    Source: FFA-LoRA, arXiv:2403.12313; FedIT, arXiv:2305.05644.
-    """
-    folded: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        factor = factor_of(name)
-        if factor is None:
-            folded[name] = tensor.clone()
-            continue
-        mine, common = client.at(module_of(name)), run.at(module_of(name))
-        if mine.rank > common.rank or (method == "fedit" and mine.rank != common.rank):
-            raise ValueError(f"{name}: rank {mine.rank} does not fit a {method} run of rank {common.rank}")
-        if factor == "A" and method == "ffa":
-            raise ValueError(f"{name}: no A factor is trained under ffa")
-        ratio = mine.factor / common.factor if factor == "B" else 1.0
-        folded[name] = _padded(name, tensor, factor=factor, ranks=(mine.rank, common.rank), ratio=ratio)
-    return folded
-
-
 def fold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraScale) -> Tensor:
     """Rewrite the one factor that is trained, the other being the run's own for all clients.
 
@@ -143,11 +103,6 @@ def unfold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: Lor
         raise ValueError(f"this factor cannot be cut to rank {client.rank}")
     ratio = run.factor / client.factor
     return (tensor.narrow(axis, 0, client.rank).to(torch.float64) * ratio).to(tensor.dtype)
-
-
-def unfold_for_client(b_factor: Tensor, *, client: LoraScale, run: LoraScale) -> Tensor:
-    """Rewrite the run's B factor in a client's rank and alpha: `unfold_factor` of the usual factor."""
-    return unfold_factor(b_factor, "B", client=client, run=run)
 
 
 def _padded(name: str, tensor: Tensor, *, factor: Factor, ranks: tuple[int, int], ratio: float) -> Tensor:

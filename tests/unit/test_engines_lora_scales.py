@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from engines.lora.adapter import check_tensors, peft_config
+from engines.lora.adapter import peft_config
 from engines.lora.export import merged
 from engines.lora.factors import Pair, dense, inner, norm, pairs_of, tensors_of
 from engines.lora.patterns import LoraPattern
@@ -129,17 +129,6 @@ def test_the_configuration_carries_patterns_and_stabilized_ranks() -> None:
     assert written["rank_pattern"] == {"query": 2}
     assert written["alpha_pattern"] == {"query": 3.0}
     assert written["use_rslora"] is True
-
-
-def test_a_list_of_tensors_is_held_against_ranks_by_module() -> None:
-    tensors = [
-        {"name": A, "shape": [2, 16], "trained": False},
-        {"name": B, "shape": [16, 2], "trained": True},
-    ]
-    pattern = LoraPattern(4, 8.0, rank_pattern={"query": 2})
-    check_tensors(tensors, method="ffa", rank=pattern, modules_to_save=[])
-    with pytest.raises(ValueError, match="rank 4"):
-        check_tensors(tensors, method="ffa", rank=LoraPattern(4, 8.0), modules_to_save=[])
 
 
 # Pairs
