@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import struct
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from io import FileIO
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -28,8 +30,10 @@ from app.updates.wire import Expected, UpdateMalformed, check_header
 from engines.aggregation.kernels import Numbers
 from workers.tensors import BrokenTensors
 
-MOST_OPEN = 128
-"""Files kept open; those of further clients are opened for each piece."""
+MOST_OPEN = 4096
+"""Files kept open; those of further clients are opened for each piece, which takes longer than reading it."""
+_OTHER_FILES = 256
+"""What is left to the rest of this process; half of its limit where that is less."""
 _HELD: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
@@ -83,6 +87,7 @@ class BlobUpdates:
         self.dimension = sum(math.prod(expected[name].shape) for name in self._trained)
         self._blobs, self._digests = blobs, tuple(digests)
         self._open: list[FileIO] = []
+        most_open = may_open(self.clients)
         known: dict[Layout, Layout] = {}
         self._layouts: list[Layout] = []
         self._scales: list[Numbers | None] = []
@@ -91,7 +96,7 @@ class BlobUpdates:
                 layout, scales = self._open_header(digest, sent[number] if sent else expected)
                 self._layouts.append(known.setdefault(layout, layout))
                 self._scales.append(scales)
-                if number < MOST_OPEN:
+                if number < most_open:
                     self._open.append(self._file(number))
         except BaseException:
             self.close()
@@ -165,6 +170,19 @@ class BlobUpdates:
             raise Unavailable(_("a stored file is missing or cannot be read")) from error
 
 
+def may_open(files: int) -> int:
+    """How many of so many files this process may keep open, its soft limit raised for it where it can be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = min(files, MOST_OPEN) + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        with suppress(OSError, ValueError):  # a kernel may allow less than the hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+            soft = raised
+    free = wanted if soft == resource.RLIM_INFINITY else soft
+    return min(files, MOST_OPEN, free - min(_OTHER_FILES, free // 2))
+
+
 def _is_scale(name: str, expected: Expected) -> bool:
     """Whether a tensor of the file is another one's scale."""
     owner = name.removesuffix(SCALE)
@@ -173,12 +191,11 @@ def _is_scale(name: str, expected: Expected) -> bool:
 
 def _fill(file: FileIO, offset: int, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:
     """Read values that lie one after another in a file, as float32."""
-    file.seek(offset)
     if dtype == "F32":
-        _read_into(file, out)
+        _read_into(file, offset, out)
         return
     held = np.empty(len(out), dtype=_HELD[dtype])
-    _read_into(file, held)
+    _read_into(file, offset, held)
     _widen(held, out, dtype=dtype, scale=scale)
 
 
@@ -196,13 +213,13 @@ def _fill_corner(file: FileIO, span: Span, first: int, out: Numbers, *, scale: n
     out[:] = whole.reshape(-1)[at : at + len(out)]
 
 
-def _read_into(file: FileIO, values: Numbers) -> None:
+def _read_into(file: FileIO, offset: int, values: Numbers) -> None:
     view = values.view(np.uint8).data
     while view.nbytes:
-        count = file.readinto(view)
+        count = os.preadv(file.fileno(), [view], offset)
         if not count:
             raise BrokenTensors("the blob ended before its tensors did")
-        view = view[count:]
+        view, offset = view[count:], offset + count
 
 
 def _widen(held: Numbers, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:

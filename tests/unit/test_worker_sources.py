@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ from engines.aggregation import kernels
 from engines.aggregation.gate import admit, row_norms
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Streamed
-from workers.sources import MOST_OPEN, BlobUpdates
+from workers import sources
+from workers.sources import BlobUpdates
 from workers.tensors import BrokenTensors, write_tensors
 
 SHAPES = {"a": (3, 4), "b": (5,), "c": (2, 2)}
@@ -63,13 +66,32 @@ def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(b
                 assert np.array_equal(out, updates[client][start:stop])
 
 
-def test_more_clients_than_files_may_be_open_are_read_alike(blobs: LocalBlobs) -> None:
-    count = MOST_OPEN + 3
+def test_more_clients_than_files_may_be_open_are_read_alike(
+    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MOST_OPEN", 4)
+    count = 7
     digests = [put(blobs, sample(seed)) for seed in range(count)]
     with BlobUpdates(blobs, digests, FLOAT32) as source:
         mean = weighted_mean(Streamed(source))
     expected = np.mean([sample(seed).astype(np.float64) for seed in range(count)], axis=0)
     assert mean == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_as_many_files_stay_open_as_the_limits_of_the_process_allow() -> None:
+    """In a process of its own: the hard limit is lowered for good. 256, or half, are left to the rest."""
+    asked = """
+import resource
+from workers.sources import may_open
+
+answers = []
+for soft, hard in ((300, 2000), (300, 300), (200, 200)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    answers += [may_open(10), may_open(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+print(answers)
+"""
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str([10, 1000, 1256, 10, 150, 300, 10, 100, 200])
 
 
 def test_a_file_that_is_not_what_was_accepted_is_refused(blobs: LocalBlobs) -> None:
