@@ -14,17 +14,24 @@ from torch import Tensor
 
 from app.core.db import Database
 from app.core.ids import new_id
+from app.releases.models import Release
 from app.rounds.models import Round
+from app.rounds.queries import rounds_of
 from app.rounds.states import RoundState
-from app.runs.models import Run
+from app.runs.models import Run, RunClient
 from app.updates.models import Update, UpdateState
 from tests.builders import build_round, build_run, clients_of, tiny_manifest
 from tests.worker_bench import context_for, round_of, trained, work
 from workers.context import Context
-from workers.handlers import aggregate
+from workers.handlers import aggregate, publish, validate
 from workers.tensors import write_tensors
 
 SIZE = 3
+JOBS = ((aggregate, "aggregate"), (validate, "validate"), (publish, "publish"))
+
+
+class Died(BaseException):
+    """Stands for kill -9: nothing after this point runs."""
 
 
 @pytest.fixture
@@ -126,3 +133,60 @@ def test_a_server_optimizer_steps_with_the_buffers_change(context: Context) -> N
     with context.database.run_tx("test") as session:
         assert session.get_one(Run, row.run_id).manifest["buffered"]["staleness"] == 3
     assert row.optimizer_sha256 is not None
+
+
+def to_release(context: Context, round_id: UUID) -> None:
+    for handler, kind in JOBS:
+        work(context, handler.run, kind, round_id)
+
+
+def participations(context: Context, round_id: UUID) -> dict[UUID, int]:
+    """How many updates of each client the run has counted."""
+    with context.database.run_tx("test") as session:
+        run_id = session.get_one(Round, round_id).run_id
+        rows = session.scalars(sa.select(RunClient).where(RunClient.run_id == run_id))
+        return {row.client_id: row.participations for row in rows}
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "aggregate.after_tx1",
+        "aggregate.after_blob",
+        "aggregate.before_tx2",
+        "aggregate.after_tx2",
+        "validate.after_compute",
+        "publish.after_blob",
+        "publish.after_tx",
+    ],
+)
+def test_a_worker_that_dies_between_a_buffers_seal_and_its_release_changes_nothing(
+    context: Context, point: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No update is folded in, made older or counted twice; one release, one next buffer that goes on."""
+
+    def die(reached: str) -> None:
+        if reached == point:
+            raise Died
+
+    round_id = sealed(context, [(4, trained(1.0)), (3, trained(2.0)), (1, trained(3.0))])
+    with context.database.run_tx("test") as session:
+        price = {"noise_multiplier": 2.0, "epsilon": 4.0, "delta": 1e-5, "epsilon_by_round": [1.0, 2, 3, 4]}
+        price |= {"accountant": "PLD", "rdp": {}}
+        session.execute(sa.update(Run).values(manifest_sha256="a" * 64, price=price))
+    counted = participations(context, round_id)
+    for handler, _kind in JOBS:
+        monkeypatch.setattr(handler, "reach", die)
+    with pytest.raises(Died):
+        to_release(context, round_id)
+    monkeypatch.undo()
+    to_release(context, round_id)
+    assert change_of(context, round_id) == pytest.approx((1 + 2 / 2**0.5 + 3 / 2) / 3)
+    assert participations(context, round_id) == counted == dict.fromkeys(counted, 1)
+    with context.database.run_tx("test") as session:
+        row = session.get_one(Round, round_id)
+        release = session.scalars(sa.select(Release)).one()
+        following = [one for one in rounds_of(session, row.run_id) if one.number > 4]
+    assert (release.round_id, row.state) == (round_id, RoundState.PUBLISHED)
+    assert [(one.number, one.state) for one in following] == [(5, RoundState.OPEN)]
+    assert following[0].adapter_sha256 == row.candidate_sha256
