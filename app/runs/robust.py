@@ -103,7 +103,7 @@ RULES: Mapping[str, RuleTerms] = {
         takes=frozenset({"radius", "iterations"}),
         needs="radius",
     ),
-    # Its reference update has to come from data of the server's own, and no manifest can name one yet.
+    # Its reference update has to come from public data of the server's own, and the server holds none.
     "fltrust": RuleTerms(need="n > f", holds=lambda n, f: n > f, central=_ANY, is_run=False),
 }
 
