@@ -81,8 +81,16 @@ def fold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraS
     """
     if client.rank > run.rank:
         raise ValueError(f"a client of rank {client.rank} does not fit a run of rank {run.rank}")
-    ratio = client.factor / run.factor
-    return _padded(f"lora_{factor}", tensor, factor=factor, ranks=(client.rank, run.rank), ratio=ratio)
+    axis = 0 if factor == "A" else 1
+    if tensor.dim() != 2 or tensor.shape[axis] != client.rank:
+        raise ValueError(f"this {factor} is not a factor of rank {client.rank}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"a factor is floating, not {tensor.dtype}")
+    shape = list(tensor.shape)
+    shape[axis] = run.rank
+    folded = tensor.new_zeros(shape)
+    folded.narrow(axis, 0, client.rank).copy_(tensor.to(torch.float64) * (client.factor / run.factor))
+    return folded
 
 
 def unfold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: LoraScale) -> Tensor:
@@ -103,17 +111,3 @@ def unfold_factor(tensor: Tensor, factor: Factor, *, client: LoraScale, run: Lor
         raise ValueError(f"this factor cannot be cut to rank {client.rank}")
     ratio = run.factor / client.factor
     return (tensor.narrow(axis, 0, client.rank).to(torch.float64) * ratio).to(tensor.dtype)
-
-
-def _padded(name: str, tensor: Tensor, *, factor: Factor, ranks: tuple[int, int], ratio: float) -> Tensor:
-    """Multiply by the ratio in float64, and put zeros from the first rank up to the second."""
-    axis = 0 if factor == "A" else 1
-    if tensor.dim() != 2 or tensor.shape[axis] != ranks[0]:
-        raise ValueError(f"{name}: this is not a factor of rank {ranks[0]}")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name}: a factor is floating, not {tensor.dtype}")
-    shape = list(tensor.shape)
-    shape[axis] = ranks[1]
-    folded = tensor.new_zeros(shape)
-    folded.narrow(axis, 0, ranks[0]).copy_(tensor.to(torch.float64) * ratio)
-    return folded

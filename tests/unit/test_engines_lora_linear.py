@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engines.aggregation.mean import StreamingMean
-from engines.lora import alternating, fedsb
-from engines.lora.factors import Pair, dense, pairs_of
-from engines.lora.patterns import LoraPattern
+from engines.lora import fedsb
+from engines.lora.factors import dense
 from engines.lora.scaling import Factor, LoraScale, fold_factor, unfold_factor
-from tests.unit.lora_rounds import HEAD, MIXED, MODULE, WEIGHTS, A, B, normal, off
+from tests.unit.lora_rounds import MIXED, MODULE, WEIGHTS, B, normal, off
 
 RUN = LoraScale(32, 16.0)
 scales = st.builds(LoraScale, st.integers(1, 8), st.floats(0.25, 64.0), st.booleans())
@@ -68,86 +67,48 @@ def test_the_field_s_mixture_of_ranks_and_alphas_is_exact(trained: Factor) -> No
     assert off(product(trained, mean, frozen=frozen, scale=RUN), wanted) <= 1e-12
 
 
-def test_rolora_trains_b_first_and_then_each_in_turn() -> None:
-    assert [alternating.trained_factor(number) for number in range(1, 5)] == ["B", "A", "B", "A"]
-    with pytest.raises(ValueError, match="from 1"):
-        alternating.trained_factor(0)
-
-
 @pytest.mark.parametrize("trained", ["A", "B"])
 @given(scale=scales)
 @settings(max_examples=30, deadline=None)
 def test_what_a_client_gets_and_sends_back_untrained_is_the_release_within_its_rank(
     trained: Factor, scale: LoraScale
 ) -> None:
-    run = LoraScale(8, 4.0)
-    release = {A: normal(8, 50, seed=1), B: normal(60, 8, seed=2), HEAD: torch.ones(2, 3)}
-    mine = alternating.unfold(release, trained=trained, client=scale, run=run)
-    own = pairs_of(mine, scale)[MODULE]
-    seen = run.factor * release[B][:, : scale.rank] @ release[A][: scale.rank]
-    assert off(dense(own), seen) <= 1e-12
-    frozen = A if trained == "B" else B
-    assert torch.equal(mine[frozen], release[A][: scale.rank] if frozen == A else release[B][:, : scale.rank])
-    sent = {name: tensor for name, tensor in mine.items() if name != frozen}
-    back = alternating.fold(sent, trained=trained, client=scale, run=run)
-    axis = 0 if trained == "A" else 1
-    name = A if trained == "A" else B
-    assert torch.allclose(
-        back[name].narrow(axis, 0, scale.rank), release[name].narrow(axis, 0, scale.rank), rtol=1e-14
-    )
-    assert torch.equal(back[HEAD], release[HEAD])
+    run, whole = LoraScale(8, 4.0), {"A": normal(8, 50, seed=1), "B": normal(60, 8, seed=2)}
+    frozen = whole["A" if trained == "B" else "B"]
+    mine = unfold_factor(whole[trained], trained, client=scale, run=run)
+    seen = run.factor * whole["B"][:, : scale.rank] @ whole["A"][: scale.rank]
+    assert off(product(trained, mine, frozen=frozen, scale=scale), seen) <= 1e-12
+    back, axis = fold_factor(mine, trained, client=scale, run=run), 0 if trained == "A" else 1
+    kept = whole[trained].narrow(axis, 0, scale.rank)
+    assert torch.allclose(back.narrow(axis, 0, scale.rank), kept, rtol=1e-14)
+    assert float(back.norm()) == pytest.approx(float(kept.norm()), rel=1e-14)
 
 
-def test_what_a_smaller_client_misses_of_a_nested_release_is_stated() -> None:
-    whole = Pair(normal(60, 16, seed=1), normal(16, 50, seed=2), 0.5)
-    for rank in (4, 8, 16):
-        seen = Pair(whole.b[:, :rank], whole.a[:rank], 0.5)
-        missed = float((dense(whole) - dense(seen)).norm())
-        stated = alternating.cut_off(whole, rank)
-        assert stated.error_norm == pytest.approx(missed, rel=1e-12, abs=1e-12)
-        assert stated.whole_norm == pytest.approx(float(dense(whole).norm()), rel=1e-12)
-    with pytest.raises(ValueError, match="not cut"):
-        alternating.cut_off(whole, 17)
-
-
-def test_each_module_is_folded_in_its_own_rank_and_alpha() -> None:
-    other = MODULE.replace("query", "value")
-    run = LoraPattern(8, 16.0, rank_pattern={"value": 4}, alpha_pattern={"layer.1.attention.self.value": 2.0})
-    client = LoraPattern(4, 16.0, rank_pattern={"value": 2})
-    sent = {B: torch.ones(3, 4), f"{other}.lora_B.weight": torch.ones(3, 2)}
-    folded = alternating.fold(sent, trained="B", client=client, run=run)
-    assert folded[B].tolist() == [[2.0] * 4 + [0.0] * 4] * 3  # 16 / 4 over 16 / 8
-    assert folded[f"{other}.lora_B.weight"].tolist() == [[16.0] * 2 + [0.0] * 2] * 3  # 16 / 2 over 2 / 4
-
-
-def test_a_factor_of_the_other_kind_a_larger_rank_or_whole_numbers_are_refused() -> None:
+def test_a_larger_rank_another_shape_or_whole_numbers_are_refused() -> None:
     small = LoraScale(4, 4.0)
-    with pytest.raises(ValueError, match="trains B"):
-        alternating.fold({A: torch.ones(4, 3)}, trained="B", client=small, run=small)
     with pytest.raises(ValueError, match="does not fit"):
-        alternating.fold({B: torch.ones(3, 64)}, trained="B", client=LoraScale(64, 1.0), run=RUN)
+        fold_factor(torch.ones(3, 64), "B", client=LoraScale(64, 1.0), run=RUN)
     with pytest.raises(ValueError, match="not a factor of rank 4"):
-        alternating.fold({B: torch.ones(4, 3)}, trained="B", client=small, run=small)
+        fold_factor(torch.ones(4, 3), "B", client=small, run=small)
     with pytest.raises(ValueError, match="floating"):
         fold_factor(torch.ones(3, 4, dtype=torch.int64), "B", client=small, run=small)
     with pytest.raises(ValueError, match="cannot be cut"):
         unfold_factor(torch.ones(3, 4), "B", client=RUN, run=small)
 
 
-def test_an_axis_is_known_by_the_name_where_the_width_is_the_rank() -> None:
-    square = torch.arange(16.0).reshape(4, 4)
-    small, run = LoraScale(4, 4.0), LoraScale(5, 5.0)
-    assert alternating.fold({B: square}, trained="B", client=small, run=run)[B].shape == (4, 5)
-    assert alternating.fold({A: square}, trained="A", client=small, run=run)[A].shape == (5, 4)
+def test_an_axis_is_that_of_the_factor_where_the_width_is_the_rank() -> None:
+    square, small, run = torch.arange(16.0).reshape(4, 4), LoraScale(4, 4.0), LoraScale(5, 5.0)
+    assert fold_factor(square, "B", client=small, run=run).shape == (4, 5)
+    assert fold_factor(square, "A", client=small, run=run).shape == (5, 4)
 
 
 def test_folded_updates_go_through_the_streaming_mean() -> None:
     frozen, mean = other_factor("B"), StreamingMean({B: (60, RUN.rank)})
     wanted = torch.zeros(60, 50, dtype=torch.float64)
     for number, (scale, weight) in enumerate(zip(MIXED, WEIGHTS, strict=True)):
-        sent = {B: drawn("B", scale, seed=number).float()}
-        mean.add(alternating.fold(sent, trained="B", client=scale, run=RUN), weight=weight)
-        wanted += weight * product("B", sent[B].double(), frozen=frozen, scale=scale)
+        sent = drawn("B", scale, seed=number).float()
+        mean.add({B: fold_factor(sent, "B", client=scale, run=RUN)}, weight=weight)
+        wanted += weight * product("B", sent.double(), frozen=frozen, scale=scale)
     assert off(product("B", mean.result()[B].double(), frozen=frozen, scale=RUN), wanted) <= 1e-6
 
 
