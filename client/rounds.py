@@ -159,7 +159,7 @@ def _sketched(
     turn = Turn(assignment.number, assignment.rank)
     if trains(frozen.manifest.lora.method, turn.number):
         change = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
-        whole = trained_whole(files.adapter(), change, rank=turn.rank or frozen.manifest.lora.rank)
+        whole = trained_whole(files.adapter(), change)
         keep(own, whole, before=None)
         return turn, first_message(frozen.values, turn, whole)
     kept = kept_of(profile, str(assignment.run_id), turn.number - 1)

@@ -16,24 +16,26 @@ from torch import Tensor
 
 from client.errors import ClientError
 from client.i18n import _
-from client.turns import Turn, at_rank, manifest_at
+from client.turns import Turn, manifest_at
 from engines.lora.factors import Pair
 from engines.lora.fedask import answers, sketches
 from engines.lora.methods import sketched_shapes
-from engines.lora.scaling import LoraScale
+from engines.lora.patterns import LoraPattern
 from engines.lora.states import bases_in, modules_in, parted
 
 
-def trained_whole(adapter: bytes, change: Mapping[str, Tensor], *, rank: int) -> dict[str, Tensor]:
+def trained_whole(adapter: bytes, change: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a client trained, to be kept: factors as they are now, and heads by their change.
 
     Args:
-        adapter: the round's, as it was downloaded.
+        adapter: the round's, as it was downloaded; a smaller client has the first corner of each factor.
         change: by how much every tensor moved, at the client's rank.
-        rank: the client's.
     """
-    start, _base = parted(at_rank(load(adapter), rank))
-    return {name: one + start[name] if ".lora_" in name else one for name, one in change.items()}
+    start, _base = parted(load(adapter))
+    return {
+        name: one + start[name][: one.shape[0], : one.shape[1]] if ".lora_" in name else one
+        for name, one in change.items()
+    }
 
 
 def first_message(values: Mapping[str, Any], turn: Turn, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,8 +77,10 @@ def second_message(
 
 def _pairs(values: Mapping[str, Any], turn: Turn, whole: Mapping[str, Tensor]) -> dict[str, Pair]:
     mine = manifest_at(values, turn.rank)
-    scale = LoraScale(mine["lora"]["rank"], mine["lora"]["alpha"]).factor
+    scales = LoraPattern.from_plan(mine["lora"])
     return {
-        module: Pair(whole[f"{module}.lora_B.weight"], whole[f"{module}.lora_A.weight"], scale)
+        module: Pair(
+            whole[f"{module}.lora_B.weight"], whole[f"{module}.lora_A.weight"], scales.at(module).factor
+        )
         for module in modules_in(mine["tensors"])
     }

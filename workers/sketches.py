@@ -14,7 +14,7 @@ from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest
 from engines.lora.fedask import basis, decomposed
 from engines.lora.methods import trains
-from engines.lora.scaling import LoraScale
+from engines.lora.patterns import LoraPattern
 from engines.lora.seeding import seeded_a
 from engines.lora.spectrum import Projection, together
 from engines.lora.states import BASIS, bases_in, modules_in, parted
@@ -51,6 +51,7 @@ def next_state(
         }
         return state_of({**trained, **made}, {}), None
     lora, bases, missed = manifest.lora, bases_in(state), list[Projection]()
+    scales = LoraPattern.from_plan(lora.model_dump())
     after = {
         name: tensor.to(torch.float64) + mean[name]
         for name, tensor in trained.items()
@@ -58,8 +59,9 @@ def next_state(
     }
     for module, (_rows, columns) in modules.items():
         a, b = f"{module}.lora_A.weight", f"{module}.lora_B.weight"
-        spare = seeded_a(lora.seed, a, (lora.rank, columns)).to(torch.float64)
-        moved = decomposed(bases[module], mean[a], scale=LoraScale(lora.rank, lora.alpha), spare_a=spare)
+        scale = scales.at(module)
+        spare = seeded_a(lora.seed, a, (scale.rank, columns)).to(torch.float64)
+        moved = decomposed(bases[module], mean[a], scale=scale, spare_a=spare)
         after[a], after[b] = moved.pair.a, moved.pair.b
         missed.append(moved.missed)
     return state_of(after, {}), together(missed)

@@ -258,7 +258,7 @@ def _check_turns(manifest: Manifest, wanted: Wanted) -> None:
             setting="aggregation.clip_norm",
             method=lora.method,
         )
-    if lora.sketch_width is not None and lora.sketch_width < lora.rank:
+    if lora.sketch_width is not None and lora.sketch_width < max([lora.rank, *lora.rank_pattern.values()]):
         raise MethodSettingRefused(
             _("`{setting}` is under the rank, which method `{method}` could then not fill"),
             setting="sketch_width",

@@ -250,7 +250,6 @@ def sketched_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         Nothing where a factor has no counterpart, which is no plan of `fedask`.
     """
     lora = manifest["lora"]
-    width = lora.get("sketch_width") or lora["rank"] * manifest["quorum"]["max_updates"]
     by_name = {one["name"]: one["shape"] for one in manifest["tensors"] if ".lora_" in one["name"]}
     shapes = dict[str, tuple[int, int]]()
     for name in by_name:
@@ -259,6 +258,7 @@ def sketched_shapes(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         if whole[0] is None or whole[1] is None:
             return {}
         rows, columns = whole[0][0], whole[1][-1]
+        width = lora.get("sketch_width") or whole[1][0] * manifest["quorum"]["max_updates"]
         kept = min(width, rows, columns)
         shapes[name] = (rows, kept) if ".lora_B." in name else (kept, columns)
     return shapes

@@ -38,6 +38,8 @@ from tests.db.test_lora_rounds import (
     COLUMNS,
     HEAD,
     MODULE,
+    OWN,
+    OWN_STABILIZED,
     RANK,
     ROWS,
     A,
@@ -78,7 +80,7 @@ class Sketching(Training):
         for rank in self.ranks:
             shapes = {A: (rank, COLUMNS), B: (ROWS, rank), HEAD: (2, COLUMNS)}
             change = {name: 0.3 * torch.randn(one, generator=generator) for name, one in shapes.items()}
-            self.whole.append(trained_whole(self.adapter, change, rank=rank))
+            self.whole.append(trained_whole(self.adapter, change))
             sent.append(first_message(self.manifest, Turn(number, rank), self.whole[-1]))
         return sent
 
@@ -121,11 +123,13 @@ class Sketching(Training):
             return sorted(clients_of(session, run).index(one) for one in ids)
 
 
-@pytest.mark.parametrize("ranks", [None, [1, 2, 4]])
+@pytest.mark.parametrize(
+    ("lora", "ranks"), [({}, None), ({"ranks": [1, 2, 4]}, [1, 2, 4]), (OWN, None), (OWN_STABILIZED, None)]
+)
 def test_two_rounds_release_the_nearest_adapter_of_the_mean_product(
-    context: Context, ranks: list[int] | None
+    context: Context, lora: dict[str, Any], ranks: list[int] | None
 ) -> None:
-    training = Sketching(context, plan("fedask", ranks=ranks and [1, 2, 4]), ranks=ranks)
+    training = Sketching(context, plan("fedask", **lora), ranks=ranks)
     everyone = [0, 1, 2]
     for _step in (1, 2):
         before = training.started_from()

@@ -49,8 +49,9 @@ SENT = {
 """Factors in the update of each round, beside the head; under `fedask` sketches in their place, and no head
 in the first of two rounds."""
 _VALUE = "bert.encoder.layer.2.attention.self.value"
-BY_MODULE = {"fedex": {"rank_pattern": {_VALUE: 2}, "alpha_pattern": {_VALUE: 3.0}, "rank_stabilized": True}}
-"""Runs of which one module has a rank and an alpha of its own."""
+_OWN = {"rank_pattern": {_VALUE: 2}, "alpha_pattern": {_VALUE: 3.0}, "rank_stabilized": True}
+BY_MODULE = {"fedex": (_OWN, {2, RANK}), "fedask": (_OWN, {2 * 3, RANK * 3})}
+"""Runs of which one module has a rank and an alpha of its own, and how many rows there are for A."""
 
 
 @dataclass
@@ -158,14 +159,14 @@ def factors_in(update: dict[str, torch.Tensor]) -> set[str]:
 
 @pytest.mark.parametrize("method", SENT)
 def test_a_method_is_trained_sent_averaged_and_released(house: House, tmp_path: Path, method: str) -> None:
-    run_id = house.run(house.plan(method, **BY_MODULE.get(method, {})))
+    run_id = house.run(house.plan(method, **BY_MODULE.get(method, ({}, set()))[0]))
     for number in (1, 2):
         update = house.update(0, run_id, number)
         assert factors_in(update) == SENT[method][number - 1]
         heads = 0 if (method, number) == ("fedask", 1) else 2
         assert len(update) == 2 * len(SENT[method][number - 1]) + heads
-        ranks = {one.shape[0] for name, one in update.items() if "lora_A" in name}
-        assert method not in BY_MODULE or ranks == {2, RANK}
+        widths = {one.shape[0] for name, one in update.items() if "lora_A" in name}
+        assert not widths or method not in BY_MODULE or widths == BY_MODULE[method][1]
         # Noise is on exactly what is sent: no number of it stays where it was.
         assert all(bool(tensor.all()) for tensor in update.values())
     b_factors = [one for name, one in house.released(run_id, tmp_path).named_parameters() if "lora_B" in name]
