@@ -75,6 +75,11 @@ def is_refuted(session: Session, run_id: UUID, manifest_sha256: str | None) -> b
     return bool(session.scalar(sa.select(refuting)))
 
 
+def refuted_claims() -> sa.Select[UUID, str | None]:
+    """Runs, with their manifests, whose claim any audit refuted: no sum of epsilons covers them."""
+    return sa.select(PrivacyAudit.run_id, PrivacyAudit.manifest_sha256).where(PrivacyAudit.refuted.is_(True))
+
+
 def _of(run_id: UUID, manifest_sha256: str | None) -> tuple[sa.ColumnElement[bool], ...]:
     """No audit is of a manifest that is not frozen yet: null equals nothing."""
     return PrivacyAudit.run_id == run_id, PrivacyAudit.manifest_sha256 == manifest_sha256

@@ -37,6 +37,8 @@ class Ancestor:
     trust: str
     epsilon: float | None
     delta: float | None
+    refuted: bool
+    """Whether an audit refuted its run's claim."""
     shares_clients: bool
     """Whether data of this run took part in that one, under whichever client."""
 
@@ -67,8 +69,9 @@ class Facts:
     paid: Collection[Paid]
     """What all runs are about that any of these accounts ever paid for, this one included."""
     ancestors: Sequence[Ancestor]
-    open_runs: int
-    """Started runs with trust `none` in which data of this run took part: no sum can cover them."""
+    unclaimed_runs: int
+    """Started runs with trust `none`, or that an audit refuted, in which data of this run took part: no sum
+    can cover them."""
     canaries: int
     """How many take places in the run's rounds beside the clients."""
     audit: Mapping[str, Any] | None
@@ -119,11 +122,12 @@ def _privacy(facts: Facts) -> dict[str, Any]:
     trust = facts.manifest["privacy"]["trust"]
     if trust == "none":
         return _no_claim(trust, "This run used no privacy mechanism. Nothing is claimed.")
-    if any(ancestor.trust == "none" and ancestor.shares_clients for ancestor in facts.ancestors):
+    if any((one.trust == "none" or one.refuted) and one.shares_clients for one in facts.ancestors):
         return _no_claim(
             trust,
-            "This run started from an adapter that was trained without a privacy mechanism on data of the "
-            "same clients. Its own noise cannot take that back. Nothing is claimed.",
+            "This run started from an adapter that was trained on data of the same clients without a privacy "
+            "mechanism, or by one whose claim an audit refuted. Its own noise cannot take that back. Nothing "
+            "is claimed.",
         )
     return _claim(facts)
 
@@ -155,7 +159,7 @@ def _claim(facts: Facts) -> dict[str, Any]:
             "accountant": price["accountant"],
             "covers": _covered(manifest),
         },
-        "population": population.claim_of(facts.accounts, facts.paid, open_runs=facts.open_runs),
+        "population": population.claim_of(facts.accounts, facts.paid, unclaimed_runs=facts.unclaimed_runs),
         "starts_from": [_start(ancestor) for ancestor in facts.ancestors],
         **statements.meanings_of(privacy, seals_at_deadline=facts.seals_at_deadline),
         **_particulars(manifest, price),

@@ -20,7 +20,9 @@ _NOTHING_SHARED = (
 _NOT_TOLD = "An entry of an account does not say what its run protects. No sum covers it."
 
 
-def claim_of(accounts: Sequence[AccountView], paid: Collection[Paid], *, open_runs: int) -> dict[str, Any]:
+def claim_of(
+    accounts: Sequence[AccountView], paid: Collection[Paid], *, unclaimed_runs: int
+) -> dict[str, Any]:
     """All runs on the same data, this one included: the largest epsilon and the largest delta of any account.
 
     The two may be of different accounts. The larger of each holds for every one of them.
@@ -28,12 +30,12 @@ def claim_of(accounts: Sequence[AccountView], paid: Collection[Paid], *, open_ru
     Args:
         accounts: those that this run reserved on.
         paid: what all runs are about that any of them ever paid for.
-        open_runs: runs without a mechanism on the same data.
+        unclaimed_runs: runs on the same data without a mechanism, or whose claim was refuted.
     """
-    if open_runs:
+    if unclaimed_runs:
         return _no_claim(
-            f"Data of the same clients took part in {open_runs} run(s) without a privacy mechanism. No sum "
-            "covers those."
+            f"Data of the same clients took part in {unclaimed_runs} run(s) without a privacy mechanism, or "
+            "whose claim an audit refuted. No sum covers those."
         )
     if not accounts:
         return _no_claim("No account of this run's data sets is known.")

@@ -110,7 +110,7 @@ def _facts(
         accounts=accounts_reserving(session, run_ref(run.id)),
         paid=paid_beside(session, run_ref(run.id)),
         ancestors=_ancestors(session, run, same_data),
-        open_runs=_open_runs(session, same_data),
+        unclaimed_runs=_unclaimed_runs(session, same_data),
         audit=_audit(session, run, round_),
         issuer=issuer,
         issued_at=now(),
@@ -173,6 +173,7 @@ def _ancestors(session: Session, run: Run, same_data: set[UUID]) -> list[Ancesto
                 trust=former.manifest["privacy"]["trust"],
                 epsilon=price.get("epsilon"),
                 delta=price.get("delta"),
+                refuted=audits.is_refuted(session, former.id, former.manifest_sha256),
                 shares_clients=not same_data.isdisjoint(client_ids_of(session, former.id)),
             )
         )
@@ -180,15 +181,18 @@ def _ancestors(session: Session, run: Run, same_data: set[UUID]) -> list[Ancesto
     return found
 
 
-def _open_runs(session: Session, same_data: set[UUID]) -> int:
-    """Started runs with trust `none` in which one of these clients took part."""
+def _unclaimed_runs(session: Session, same_data: set[UUID]) -> int:
+    """Started runs with trust `none`, or that an audit refuted, in which one of these clients took part."""
     statement = (
         sa.select(sa.func.count(sa.distinct(Run.id)))
         .join(RunClient, RunClient.run_id == Run.id)
         .where(
             RunClient.client_id.in_(same_data),
             Run.started_at.is_not(None),
-            Run.manifest["privacy"]["trust"].as_string() == "none",
+            sa.or_(
+                Run.manifest["privacy"]["trust"].as_string() == "none",
+                sa.tuple_(Run.id, Run.manifest_sha256).in_(audits.refuted_claims()),
+            ),
         )
     )
     return session.scalar(statement) or 0

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
-from app.budget import ledger
+from app.budget import audits, ledger
 from app.budget.queries import account_of_client
 from app.core.ids import new_id
 from app.core.settings import Settings
@@ -293,6 +293,33 @@ def test_a_private_run_that_starts_from_an_open_one_of_the_same_clients_claims_n
     run = publisher.continuing(publisher.publish(open_run(publisher)))
     privacy = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]
     assert privacy["claimed"] is False
+
+
+def refute(session: Session, run: Run) -> None:
+    report = {"claimed_epsilon": 3.9, "claimed_delta": 1e-5, "lower_bound": 5.0, "method": "m", "refuted": True}
+    assert run.manifest_sha256 is not None
+    audits.record(
+        session,
+        organisation_id=run.organisation_id,
+        run_id=run.id,
+        manifest_sha256=run.manifest_sha256,
+        report=report,
+    )
+
+
+def test_the_epsilon_of_a_run_that_an_audit_refuted_is_in_no_later_claim(
+    publisher: Publisher, viewer: Caller
+) -> None:
+    refuted = publisher.federation.running()
+    parent = publisher.publish(refuted)
+    refute(publisher.session, refuted)
+    beside = certificate_of(publisher, viewer, publisher.publish(publisher.federation.running()))["privacy"]
+    assert (beside["claimed"], beside["population"]["claimed"]) == (True, False)
+    assert "an audit refuted" in beside["population"]["statement"]
+    run = publisher.continuing(parent)
+    after = certificate_of(publisher, viewer, publisher.publish(run))["privacy"]
+    assert after["claimed"] is False
+    assert "an audit refuted" in after["statement"]
 
 
 def test_enrolling_a_data_set_again_does_not_hide_its_open_run_from_later_certificates(

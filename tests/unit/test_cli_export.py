@@ -106,7 +106,7 @@ def certificate_of(manifest: dict[str, Any], adapter: bytes, config: dict[str, A
         accounts=[],
         paid=[],
         ancestors=[],
-        open_runs=0,
+        unclaimed_runs=0,
         canaries=0,
         audit=None,
         seals_at_deadline=True,

@@ -123,7 +123,7 @@ def content_of(
         accounts=[],
         paid=[],
         ancestors=[],
-        open_runs=0,
+        unclaimed_runs=0,
         canaries=seated(manifest),
         audit=None,
         seals_at_deadline=True,
