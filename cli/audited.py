@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from typing import TYPE_CHECKING, Any
 
 from cli.documents import error, section
 from cli.i18n import _
 
+if TYPE_CHECKING:
+    from client.errors import ClientError
+
 _WITHIN = 1e-6
+_DIGEST = re.compile("[0-9a-f]{64}")
 _OF_RUN, _OF_SUM = "sum_of_rounds", "final_iterate"
 """The statistic of a report on the run's own rounds, and of one on a sum of the code."""
 
@@ -19,6 +24,8 @@ def audited(privacy: dict[str, Any], *, is_last: bool) -> list[str]:
     `is_last` tells that no later release of the run is planned: its canaries have to be opened here.
     """
     canaries = privacy.get("canaries")
+    if canaries and not _DIGEST.fullmatch(str(privacy.get("canaries_commitment"))):
+        raise _differs("canaries_commitment")
     if privacy.get("audit") is None:
         return _not_yet(canaries, is_last=is_last) if canaries else []
     from engines.privacy.audit_report import first_contradiction, report_from
@@ -36,7 +43,7 @@ def audited(privacy: dict[str, Any], *, is_last: bool) -> list[str]:
             "audit_differs", _("the certificate's audit is not readable: {why}"), why=str(failure)
         ) from failure
     if changed is not None:
-        raise error("audit_differs", _("the audit's {member} is not what the rest gives"), member=changed)
+        raise _differs(changed)
     if report.refuted:
         raise error(
             "audit_refutes",
@@ -47,9 +54,13 @@ def audited(privacy: dict[str, Any], *, is_last: bool) -> list[str]:
     return [_told(report)]
 
 
+def _differs(member: str) -> ClientError:
+    return error("audit_differs", _("the audit's {member} is not what the rest gives"), member=member)
+
+
 def _not_yet(canaries: Any, *, is_last: bool) -> list[str]:
     if is_last:
-        raise error("audit_differs", _("the audit's {member} is not what the rest gives"), member="report")
+        raise _differs("report")
     return [_("{canaries} canaries take part in the rounds; the last release opens them", canaries=canaries)]
 
 

@@ -114,11 +114,22 @@ def _chain(certificate: dict[str, Any], previous: Path | None) -> list[str]:
     former = read(previous)
     if section(former, "release").get("run_id") != section(certificate, "release").get("run_id"):
         raise error("chain_broken", _("the two certificates are of different runs"))
+    if _is_replanned(former, certificate):
+        raise error("chain_broken", _("the two certificates are of different plans, or of other canaries"))
     if certificate.get("previous") != canonical_sha256(former):
         raise error(
             "chain_broken", _("the certificate does not follow the one in {path}"), path=str(previous)
         )
     return [_("previous certificate: is the one that this one follows")]
+
+
+def _is_replanned(former: dict[str, Any], certificate: dict[str, Any]) -> bool:
+    """Whether two certificates of a run are of different manifests, or their claims of different canaries."""
+    if former.get("manifest_sha256") != certificate.get("manifest_sha256"):
+        return True
+    claims = [section(one, "privacy") for one in (former, certificate)]
+    stated = [(claim.get("canaries"), claim.get("canaries_commitment")) for claim in claims]
+    return all(claim.get("claimed") is True for claim in claims) and stated[0] != stated[1]
 
 
 def _ledger(certificate: dict[str, Any], heads: Path | None) -> list[str]:
@@ -141,16 +152,20 @@ def _claim(privacy: dict[str, Any]) -> list[str]:
     claims = {1: this_run.get("epsilon")}
     try:
         claims |= {int(silos): epsilon for silos, epsilon in privacy.get("epsilon_by_silos", {}).items()}
+        if privacy.get("unit") == "person":
+            claims.setdefault(int(privacy["person"]["silos"]), None)
         if this_run.get("epsilon") != claims[1]:
             raise error("claims_differ", _("the certificate claims two epsilons for one data set"))
-        schedule, delta = schedule_of(privacy), float(this_run["delta"])
+        schedule, delta = schedule_of(privacy), this_run["delta"]
+        if not _is_number(delta):
+            raise TypeError("delta is no number")
         computed = {silos: _priced(schedule, silos=silos, delta=delta) for silos in claims}
     except (*_MALFORMED, AccountingFailed) as failure:
         raise error(
             "cannot_price", _("the certificate's parameters have no price: {why}"), why=str(failure)
         ) from failure
     for silos, claimed in claims.items():
-        if not isinstance(claimed, float | int) or not computed[silos] <= claimed:
+        if not _is_number(claimed) or not computed[silos] <= claimed:
             raise error(
                 "claim_too_small",
                 _("the certificate claims epsilon {claimed}; its parameters give {computed}"),
@@ -167,10 +182,11 @@ def _require_whole_schedule(privacy: dict[str, Any], release: dict[str, Any]) ->
     Certificates made before `local_steps` was stated are held to a whole number of steps an update.
     """
     steps, rounds = privacy.get("steps"), release.get("rounds_planned")
-    updates = privacy.get("participations", rounds)
-    if release.get("lora_method") == "fedask" and privacy.get("trust") == "local" and _is_count(rounds):
+    updates, each = privacy.get("participations", rounds), privacy.get("local_steps")
+    if privacy.get("trust") == "central":  # where no round is a buffer
+        updates, each = rounds, 1
+    elif release.get("lora_method") == "fedask" and _is_count(rounds):  # which trains in every other one
         updates = -(-rounds // 2)
-    each = 1 if privacy.get("trust") == "central" else privacy.get("local_steps")
     if not (_is_count(steps) and _is_count(rounds) and _is_count(updates)) or not (
         updates <= rounds and steps % updates == 0 and each in (None, steps // updates)
     ):
@@ -209,6 +225,10 @@ def _require_pool(privacy: dict[str, Any], *, clients: Any) -> None:
             clients=str(clients),
             most=str(most),
         )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return type(value) in (int, float)
 
 
 def _is_count(value: Any) -> TypeGuard[int]:

@@ -66,7 +66,7 @@ def require_unchanged(certificate: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     content = {name: member for name, member in certificate.items() if name != "signature"}
     version, signature = content.get("version"), certificate.get("signature")
-    if version != WHOLE and version not in BY_MEMBERS:
+    if type(version) is not int or (version != WHOLE and version not in BY_MEMBERS):
         raise CertificateInvalid("the certificate is of an unknown version")
     names = _SIGNATURE if version == WHOLE else _SIGNATURE | {"members"}
     if isinstance(signature, Mapping) and (unsigned := sorted(signature.keys() - names)):

@@ -6,6 +6,7 @@ refute it.
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -159,7 +160,7 @@ def _is_of(kind: object, value: object) -> bool:
     if kind is bool or isinstance(value, bool):
         return kind is bool and isinstance(value, bool)
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # false for NaN
     if kind in (int, str):
         return type(value) is kind
     return isinstance(value, list | tuple) and all(type(entry) is int for entry in value)

@@ -296,7 +296,13 @@ def test_a_private_run_that_starts_from_an_open_one_of_the_same_clients_claims_n
 
 
 def refute(session: Session, run: Run) -> None:
-    report = {"claimed_epsilon": 3.9, "claimed_delta": 1e-5, "lower_bound": 5.0, "method": "m", "refuted": True}
+    report = {
+        "claimed_epsilon": 3.9,
+        "claimed_delta": 1e-5,
+        "lower_bound": 5.0,
+        "method": "m",
+        "refuted": True,
+    }
     assert run.manifest_sha256 is not None
     audits.record(
         session,

@@ -422,6 +422,31 @@ def set_text(content: dict[str, Any]) -> None:
     content["privacy"]["this_run"]["epsilon"] = "2.0"
 
 
+def write_delta(content: dict[str, Any]) -> None:
+    content["privacy"]["this_run"]["delta"] = "1e-5"
+
+
+def write_noise(content: dict[str, Any]) -> None:
+    content["privacy"]["noise_multiplier"] = "2.0"
+
+
+def write_rate(content: dict[str, Any]) -> None:
+    content["privacy"]["examples"]["rate"] = "0.25"
+
+
+def set_truth(content: dict[str, Any]) -> None:
+    content["privacy"]["noise_multiplier"] = 100.0  # costs under 1, which `true` equals
+    content["privacy"]["this_run"]["epsilon"] = True
+
+
+def of_a_client(content: dict[str, Any]) -> None:
+    content["privacy"]["unit"] = "client"
+
+
+def write_version(content: dict[str, Any]) -> None:
+    content["version"] = 5.0
+
+
 def drop_delta(content: dict[str, Any]) -> None:
     del content["privacy"]["this_run"]["delta"]
 
@@ -439,6 +464,12 @@ def drop_privacy(content: dict[str, Any]) -> None:
         (set_steps, "claim_too_small"),
         (set_delta, "claim_too_small"),
         (set_text, "claim_too_small"),
+        (set_truth, "claim_too_small"),
+        (write_delta, "cannot_price"),
+        (write_noise, "cannot_price"),
+        (write_rate, "cannot_price"),
+        (of_a_client, "cannot_price"),  # whose records' sampling is no sampling of clients
+        (write_version, "certificate_invalid"),
         (drop_steps, "schedule_differs"),
         (of_other_local_steps, "schedule_differs"),
         (of_no_planned_round, "schedule_differs"),
@@ -471,6 +502,8 @@ def test_a_certificate_is_held_against_the_one_before_it(
     option = ("--previous", str(tmp_path / "former.json"))
     assert "the one that this one follows" in check(tmp_path, chained, *option).stdout
     assert "[chain_broken]" in check(tmp_path, content, *option, code=1).stderr
+    of_another_plan = chained | {"manifest_sha256": "1" * 64}
+    assert "[chain_broken]" in check(tmp_path, of_another_plan, *option, code=1).stderr
     of_another_run = content_of(LOCAL, base=base) | {"previous": canonical_sha256(former)}
     assert "[chain_broken]" in check(tmp_path, of_another_run, *option, code=1).stderr
 
@@ -491,9 +524,12 @@ def test_a_central_claim_is_priced_by_its_rounds_and_its_cohort(tmp_path: Path, 
     assert "holds" in check(tmp_path, content).stdout
     content["privacy"]["cohort"]["rate"] = 1.0
     assert "[claim_too_small]" in check(tmp_path, content, code=1).stderr
-    more = content_of(CENTRAL, base=base, epsilon=20.0)
-    more["privacy"]["steps"] = 4
-    assert "[schedule_differs]" in check(tmp_path, more, code=1).stderr
+    for other in ({"steps": 4}, {"steps": 1, "participations": 1}):
+        of_other_rounds = content_of(CENTRAL, base=base, epsilon=20.0)
+        of_other_rounds["privacy"] |= other
+        assert "[schedule_differs]" in check(tmp_path, of_other_rounds, code=1).stderr
+    of_records = content_of(CENTRAL | {"unit": "example"}, base=base)
+    assert "[cannot_price]" in check(tmp_path, of_records, code=1).stderr
 
 
 def test_a_buffered_claim_is_priced_by_the_updates_that_one_client_may_send(
@@ -534,6 +570,8 @@ def test_a_person_in_several_data_sets_is_priced_for_all_of_them(tmp_path: Path,
     content = content_of(person, base=base, epsilon_by_silos={"1": 2.0, "3": 4.0})
     assert "in 3 data sets" in check(tmp_path, content).stdout
     content["privacy"]["epsilon_by_silos"]["3"] = 2.0
+    assert "[claim_too_small]" in check(tmp_path, content, code=1).stderr
+    content["privacy"]["epsilon_by_silos"] = {"1": 2.0}
     assert "[claim_too_small]" in check(tmp_path, content, code=1).stderr
     content["privacy"]["epsilon_by_silos"] = {"1": 1.99, "3": 4.0}
     assert "[claims_differ]" in check(tmp_path, content, code=1).stderr
@@ -623,6 +661,21 @@ def test_canaries_in_the_rounds_are_priced_with_the_clients(tmp_path: Path, base
     for wrong in (0, -1, "100"):
         content["privacy"]["canaries"] = wrong  # 40 clients alone never fill a cap of 61
         assert "[cannot_price]" in check(tmp_path, content, code=1).stderr
+    content["privacy"]["canaries"] = 100
+    for wrong in (None, "", "C" * 64):  # nothing that coins could be opened against
+        content["privacy"]["canaries_commitment"] = wrong
+        assert "canaries_commitment" in check(tmp_path, content, code=1).stderr
+
+
+def test_a_run_never_commits_to_other_canaries(tmp_path: Path, base: Path) -> None:
+    former = signed(content_of(SEATED, base=base))
+    (tmp_path / "former.json").write_text(json.dumps(former))
+    content = {name: member for name, member in former.items() if name != "signature"}
+    content = deepcopy(content) | {"previous": canonical_sha256(former)}
+    option = ("--previous", str(tmp_path / "former.json"))
+    assert "the one that this one follows" in check(tmp_path, content, *option).stdout
+    content["privacy"]["canaries_commitment"] = "0" * 64
+    assert "[chain_broken]" in check(tmp_path, content, *option, code=1).stderr
 
 
 def test_the_last_release_opens_the_canaries_that_the_run_has_committed_to(
@@ -777,8 +830,11 @@ def test_no_certificate_however_odd_and_well_signed_ends_in_an_error_of_ours(
     moving = CENTRAL | {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 20.0}}
     local = content_of(person, base=base, epsilon_by_silos={"1": 2.0, "2": 4.0})
     local["privacy"]["population"] = POPULATION | {"unit": "person"}
+    opened = content_of(SEATED, base=base)
+    opened["release"] |= {"round": 2, "rounds_aggregated": [1, 2]}
+    opened["privacy"]["audit"] = {"report": run_report_of(opened), "can_refute": True}
     file, refused = tmp_path / "odd.json", 0
-    for whole in (local, content_of(moving, base=base, clip_noise_multiplier=2.01)):
+    for whole in (local, content_of(moving, base=base, clip_noise_multiplier=2.01), opened):
         for (*above, name), odd in product(leaves_of(whole), ODD):
             content = deepcopy(whole)
             section = functools.reduce(operator.getitem, above, content)

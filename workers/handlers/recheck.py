@@ -26,7 +26,9 @@ log = structlog.get_logger()
 
 TOLERANCE = 1_000
 """Nano units by which two computations of one price may differ: the last digits of two machines."""
-_PRICED_BY = ("trust", "relation", "cohort", "canaries", "examples", "noise_multiplier", "steps", "delta")
+_PRICED_BY = (
+    *("trust", "unit", "relation", "cohort", "canaries", "examples", "noise_multiplier", "steps", "delta"),
+)
 
 Priced = dict[str, tuple[int, int] | str]
 """Costs, or why there are none, by the digest of what they were computed from."""
