@@ -9,14 +9,17 @@ persons. Under `central` the steps are the rounds and the sampling is that of th
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from client.amounts import delta_cost, epsilon_cost
 from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Terms
-from client.wire import FrozenManifest, Manifest, PoissonCohort
+from client.wire import FrozenManifest, Manifest
+
+if TYPE_CHECKING:
+    from engines.privacy.gaussian_run import GaussianRun
 
 _PRICED_TRUSTS = ("local", "central")
 _ONE_AT_A_TIME = threading.Lock()
@@ -60,7 +63,7 @@ def _priced(manifest: Manifest) -> tuple[int, ...]:
     target = given(manifest.privacy.epsilon)
     with _ONE_AT_A_TIME:
         trained = manifest.trained_after
-        epsilons = _epsilons(*_schedule(manifest), rounds=trained[-1], delta=given(manifest.privacy.delta))
+        epsilons = _epsilons(_schedule(manifest), rounds=trained[-1], delta=given(manifest.privacy.delta))
     if epsilons[-1] > target:
         raise ClientError(
             "noise_too_small",
@@ -71,44 +74,27 @@ def _priced(manifest: Manifest) -> tuple[int, ...]:
     return tuple(epsilon_cost(epsilons[number - 1]) for number in trained)
 
 
-def _schedule(manifest: Manifest) -> tuple[float, float, int, str, tuple[int, int] | None]:
-    """Noise multiplier, sampling rate, steps, relation, and the cohort's (places, cap) if it is cut."""
+def _schedule(manifest: Manifest) -> GaussianRun:
+    """What the manifest's noise is, read as by everybody who prices it."""
+    from engines.privacy.schedule import schedule_of  # noqa: PLC0415  (seconds to import)
+
     privacy = manifest.privacy
-    noise_multiplier = given(privacy.noise_multiplier)
-    if privacy.trust == "local":
-        return noise_multiplier, privacy.rate, manifest.steps, privacy.relation, None
-    cohort = privacy.cohort
-    if isinstance(cohort, PoissonCohort):
-        capped = (cohort.n_max + privacy.canaries, cohort.cap)
-        return noise_multiplier, cohort.rate, manifest.rounds, privacy.relation, capped
-    return noise_multiplier, 1.0, manifest.rounds, privacy.relation, None
+    given(privacy.noise_multiplier)
+    try:
+        return schedule_of(privacy.model_dump() | {"steps": manifest.steps, "canaries": privacy.canaries})
+    except ValueError as error:
+        raise _unpriced() from error
 
 
 @lru_cache(maxsize=16)
-def _epsilons(
-    noise_multiplier: float,
-    rate: float,
-    steps: int,
-    relation: str,
-    capped: tuple[int, int] | None,
-    *,
-    rounds: int,
-    delta: float,
-) -> tuple[float, ...]:
+def _epsilons(schedule: GaussianRun, *, rounds: int, delta: float) -> tuple[float, ...]:
     from engines.privacy import accounting  # noqa: PLC0415  (seconds to import)
 
     try:
-        run = accounting.GaussianRun(
-            noise_multiplier=noise_multiplier,
-            sampling_rate=rate,
-            steps=steps,
-            relation=accounting.Relation(relation),
-        )
-        if capped is not None:
-            population, cap = capped
-            run = replace(run, capped=accounting.CappedPoisson(population=population, cap=cap))
-        return accounting.epsilon_by_round(run, rounds=rounds, delta=delta)
+        return accounting.epsilon_by_round(schedule, rounds=rounds, delta=delta)
     except (accounting.AccountingFailed, ValueError) as error:
-        raise ClientError(
-            "cannot_price", _("this plan has no price that can be trusted: it is refused")
-        ) from error
+        raise _unpriced() from error
+
+
+def _unpriced() -> ClientError:
+    return ClientError("cannot_price", _("this plan has no price that can be trusted: it is refused"))

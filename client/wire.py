@@ -110,11 +110,6 @@ class Privacy(Part):
         seated = self.trust == "central" and self.audit is not None and self.audit.commitment is not None
         return self.audit.canaries if seated and self.audit is not None else 0
 
-    @property
-    def rate(self) -> float:
-        """The probability with which an example is in a step."""
-        return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
-
 
 class RuleSettings(Part):
     """What the server's rule is told; it changes nothing for a client."""
@@ -210,8 +205,8 @@ class Manifest(Part):
 
     @property
     def steps(self) -> int:
-        """Noised steps of this client in the whole run."""
-        return self.trained_after[-1] * self.training.local_steps
+        """Noised steps of the whole run that this client is in: under `central` one for each round."""
+        return self.trained_after[-1] * (1 if self.privacy.trust == "central" else self.training.local_steps)
 
 
 class FrozenManifest:

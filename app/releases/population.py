@@ -39,8 +39,7 @@ def claim_of(
         )
     if not accounts:
         return _no_claim("No account of this run's data sets is known.")
-    common = common_of(paid)
-    if common is None:
+    if (common := common_of(paid)) is None:
         return _no_claim(_why_not(paid))
     worst = max(accounts, key=claimed_epsilon)
     basic = worst.order is None

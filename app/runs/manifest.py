@@ -118,11 +118,6 @@ class Privacy(Part):
     audit: Audit | None = None
 
     @property
-    def rate(self) -> float:
-        """The probability with which an example takes part in a step."""
-        return self.examples.rate if isinstance(self.examples, PoissonExamples) else 1.0
-
-    @property
     def canaries(self) -> int:
         """The canaries that take places in the run's rounds: of an audit under `central`, and of no other."""
         return self.audit.canaries if self.audit is not None and self.trust == "central" else 0

@@ -1,8 +1,6 @@
 """What a plan costs: calibrates or checks its noise, prices it by round, and builds the first adapter.
 
-Which sampling is priced depends on who adds the noise. Under `local` every client's own steps are, with the
-sampling of its records (of its persons, where they are the unit); under `central` the rounds are, with the
-sampling of the cohort, and what clients do with their batches enters nothing.
+Which steps and which sampling are priced depends on who adds the noise: engines/privacy/schedule.py.
 """
 
 from __future__ import annotations
@@ -19,15 +17,13 @@ from app.core.i18n import _
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.runs import queries, service
-from app.runs.manifest import MOST_CANARIES, Manifest, PoissonCohort, Privacy
+from app.runs.manifest import MOST_CANARIES, Manifest, Privacy
 from engines.lora.adapter import initial_adapter
 from engines.privacy.accounting import (
     ACCOUNTANT,
     AccountingFailed,
-    CappedPoisson,
     GaussianRun,
     ImpossiblePlan,
-    Relation,
     calibrate_noise_multiplier,
     epsilon_by_round,
     epsilon_pld,
@@ -37,6 +33,7 @@ from engines.privacy.accounting import (
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.audit_reach import can_refute, canaries_that_can_refute, claim_of_one_sum
 from engines.privacy.membership import greatest_true_positive_rate
+from engines.privacy.schedule import schedule_of
 from workers.canaries import canaries_of
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
@@ -143,13 +140,7 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
     if privacy.trust == "none" or privacy.delta is None:
         return NOTHING_CLAIMED
     try:
-        plan = GaussianRun(
-            noise_multiplier=_noise_multiplier(manifest, delta=privacy.delta),
-            sampling_rate=_rate(manifest),
-            steps=manifest.steps,
-            relation=Relation(privacy.relation),
-            capped=_cap(manifest),
-        )
+        plan = _schedule(manifest, delta=privacy.delta)
         by_order = {str(order): _divergence(plan, order) for order in orders}
         epsilon = epsilon_pld([plan], delta=privacy.delta)
         by_round = epsilon_by_round(plan, rounds=manifest.trainings, delta=privacy.delta)
@@ -178,21 +169,24 @@ def price_of(manifest: Manifest, *, orders: tuple[float, ...]) -> dict[str, Any]
     }
 
 
-def _noise_multiplier(manifest: Manifest, *, delta: float) -> float:
-    """The multiplier that the plan names, or the least that reaches its epsilon."""
+def _schedule(manifest: Manifest, *, delta: float) -> GaussianRun:
+    """The schedule with the multiplier that the plan names, or with the least that reaches its epsilon."""
     privacy = manifest.privacy
+    terms = manifest.as_json()["privacy"] | {"steps": manifest.steps, "canaries": privacy.canaries}
     if privacy.noise_multiplier is not None:
-        return privacy.noise_multiplier
+        return schedule_of(terms)
     if privacy.epsilon is None:
         raise Refused(NOT_PRICEABLE)
-    return calibrate_noise_multiplier(
+    searched = schedule_of(terms | {"noise_multiplier": 1.0})
+    found = calibrate_noise_multiplier(
         epsilon=privacy.epsilon,
         delta=delta,
-        sampling_rate=_rate(manifest),
-        steps=manifest.steps,
-        relation=Relation(privacy.relation),
-        capped=_cap(manifest),
+        sampling_rate=searched.sampling_rate,
+        steps=searched.steps,
+        relation=searched.relation,
+        capped=searched.capped,
     )
+    return dataclasses.replace(searched, noise_multiplier=found)
 
 
 def _require_reach(privacy: Privacy, *, noise_multiplier: float, epsilon: float) -> None:
@@ -227,22 +221,6 @@ def commitment_of(manifest: Manifest, vault: Vault, run_id: UUID) -> str | None:
     if not manifest.privacy.canaries:
         return None
     return canaries_of(manifest, vault, run_id).commitment
-
-
-def _rate(manifest: Manifest) -> float:
-    """The probability with which the unit takes part in a noised step."""
-    privacy = manifest.privacy
-    if privacy.trust != "central":
-        return privacy.rate
-    return privacy.cohort.rate if isinstance(privacy.cohort, PoissonCohort) else 1.0
-
-
-def _cap(manifest: Manifest) -> CappedPoisson | None:
-    """The cut of a Poisson cohort: it couples the places of clients and canaries, which the price knows."""
-    cohort = manifest.privacy.cohort
-    if not isinstance(cohort, PoissonCohort):
-        return None
-    return CappedPoisson(population=cohort.n_max + manifest.privacy.canaries, cap=cohort.cap)
 
 
 def _by_silos(manifest: Manifest, plan: GaussianRun, *, epsilon: float, delta: float) -> dict[str, float]:
