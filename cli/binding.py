@@ -8,15 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cli.documents import ADAPTER, CONFIG, error, read, section
+from cli.documents import ADAPTER, CONFIG, MANIFEST, error, read, section
 from cli.i18n import _
+
+_REPEATED = (
+    *("trust", "unit", "relation", "cohort", "examples", "clip_norm", "noise_multiplier", "divisor"),
+    *("adaptive_clip", "person"),
+)
+"""Terms that a claim repeats from its run's manifest."""
 
 
 def bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
     """Hold the folder's files, and the base model that is installed, against the certificate."""
     lines = require_bound(folder, certificate)
     base = section(section(certificate, "release"), "base_model")
-    return [*lines, _("{name}: is the certified one", name=CONFIG), _base(base)]
+    terms = _terms(folder, certificate)
+    return [*lines, _("{name}: is the certified one", name=CONFIG), *terms, _base(base)]
 
 
 def require_bound(folder: Path, certificate: dict[str, Any]) -> list[str]:
@@ -88,6 +95,48 @@ def _require_config(folder: Path, release: dict[str, Any]) -> None:
             name=CONFIG,
             folder=str(folder),
         )
+
+
+def certified_manifest(folder: Path, certificate: dict[str, Any]) -> dict[str, Any]:
+    """The run's manifest, which says what head the model has; refused unless it is the certified one."""
+    from app.core.canonical import canonical_sha256
+
+    if not (folder / MANIFEST).is_file():
+        raise error("no_manifest", _("{path} holds no manifest: pull the release again"), path=str(folder))
+    found = read(folder / MANIFEST)
+    if canonical_sha256(found) != certificate.get("manifest_sha256"):
+        raise error(
+            "manifest_mismatch", _("the manifest in {path} is not the certified one"), path=str(folder)
+        )
+    if section(found, "base_model") != section(section(certificate, "release"), "base_model"):
+        raise error("certificate_invalid", _("certificate and manifest name different base models"))
+    return found
+
+
+def _terms(folder: Path, certificate: dict[str, Any]) -> list[str]:
+    """Refuse a claim whose terms are not those of the manifest, where the folder has it."""
+    if not (folder / MANIFEST).is_file():
+        return []
+    planned = _planned(certified_manifest(folder, certificate))
+    claim = section(certificate, "privacy") | {
+        "rounds": section(certificate, "release").get("rounds_planned")
+    }
+    differs = next((name for name, value in planned.items() if claim.get(name) != value), None)
+    if claim.get("claimed") is True and differs is not None:
+        raise error(
+            "terms_differ", _("the certificate's {member} is not that of the manifest"), member=differs
+        )
+    return [_("{name}: is the certified one", name=MANIFEST)]
+
+
+def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The terms of a manifest as a certificate's claim has to state them."""
+    privacy = section(manifest, "privacy")
+    return {name: privacy.get(name) for name in _REPEATED} | {
+        "canaries_commitment": (privacy.get("audit") or {}).get("commitment"),
+        "participations": (manifest.get("buffered") or {}).get("participations"),
+        "rounds": manifest.get("rounds"),
+    }
 
 
 def _base(base: dict[str, Any]) -> str:

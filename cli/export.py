@@ -18,7 +18,7 @@ from uuid import UUID
 import typer
 
 from cli.access import KeyFileOption, ProfileOption, ServerOption, open_session
-from cli.documents import ADAPTER, CERTIFICATE, CONFIG, MANIFEST, error, read, section
+from cli.documents import ADAPTER, CERTIFICATE, CONFIG, error, read
 from cli.i18n import _
 from cli.reporting import one_line_errors, quiet_libraries
 
@@ -189,12 +189,13 @@ def _merged(
     *,
     base_model: str | None,
 ) -> Form:
+    from cli.binding import certified_manifest
     from cli.card import Form
     from modelling.base import locate_base_model
     from modelling.exporting import write_merged
     from modelling.spec import ModelSpec
 
-    spec = ModelSpec.from_manifest(_manifest(folder, certificate))
+    spec = ModelSpec.from_manifest(certified_manifest(folder, certificate))
     locator = base_model or spec.base.locator
     if base_model is None and not locator.startswith("package:"):  # a server names no folder here
         raise error(
@@ -210,22 +211,6 @@ def _merged(
     )
     error_found = found.projection.relative_error
     return Form("merged", rank=config["r"], alpha=config["lora_alpha"], relative_error=error_found)
-
-
-def _manifest(folder: Path, certificate: dict[str, Any]) -> dict[str, Any]:
-    """The run's manifest, which says what head the model has; refused unless it is the certified one."""
-    from app.core.canonical import canonical_sha256
-
-    if not (folder / MANIFEST).is_file():
-        raise error("no_manifest", _("{path} holds no manifest: pull the release again"), path=str(folder))
-    found = read(folder / MANIFEST)
-    if canonical_sha256(found) != certificate.get("manifest_sha256"):
-        raise error(
-            "manifest_mismatch", _("the manifest in {path} is not the certified one"), path=str(folder)
-        )
-    if section(found, "base_model") != section(section(certificate, "release"), "base_model"):
-        raise error("certificate_invalid", _("certificate and manifest name different base models"))
-    return found
 
 
 def _shown(form: Form) -> str:

@@ -60,6 +60,11 @@ CENTRAL: dict[str, Any] = {
     "cohort": {"kind": "poisson", "rate": 0.25, "cap": 40, "n_max": 40},
     "noise_multiplier": 2.0,
 }
+CANARIES = Canaries(bytes(32), count=100, dimension=16)
+SEATED: dict[str, Any] = CENTRAL | {
+    "cohort": {"kind": "poisson", "rate": 0.25, "cap": 61, "n_max": 40},
+    "audit": {"canaries": 100, "commitment": CANARIES.commitment},
+}
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -256,6 +261,35 @@ def test_a_file_with_gaps_or_odd_entries_is_not_read(entries: Any) -> None:
     header = json.dumps(entries).encode()
     with pytest.raises(NoTensorFile):
         tensor_digests(io.BytesIO(len(header).to_bytes(8, "little") + header + bytes(8)))
+
+
+@pytest.mark.parametrize(
+    ("privacy", "member", "value"),
+    [
+        (LOCAL, "relation", "replace_one"),
+        (LOCAL, "noise_multiplier", 4.0),
+        (LOCAL, "divisor", 1.0),
+        (CENTRAL, "cohort", {"kind": "everyone"}),
+        (SEATED, "canaries_commitment", "0" * 64),
+    ],
+)
+def test_a_claim_of_other_terms_than_the_pulled_manifests_is_named(
+    release: Path, base: Path, privacy: dict[str, Any], member: str, value: object
+) -> None:
+    manifest = tiny_manifest(privacy=deepcopy(privacy))
+    manifest["base_model"] |= {"locator": str(base), "weights_sha256": weights_digest(base)}
+    (release / "manifest.json").write_bytes(canonical_bytes(manifest))
+    content = content_of(privacy, base=base, epsilon=20.0)
+    content["manifest_sha256"] = canonical_sha256(manifest)
+    (release / "certificate.json").write_text(json.dumps(signed(content)))
+    assert "manifest.json: is the certified one" in verify(release).stdout
+    content["privacy"][member] = value
+    (release / "certificate.json").write_text(json.dumps(signed(content)))
+    refused = verify(release, code=1).stderr
+    assert "[terms_differ]" in refused
+    assert member in refused
+    (release / "manifest.json").write_bytes(canonical_bytes(manifest | {"rounds": 3}))
+    assert "[manifest_mismatch]" in verify(release, code=1).stderr
 
 
 def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(
@@ -633,13 +667,6 @@ def test_an_audit_that_could_not_have_refuted_is_said_to_say_nothing(tmp_path: P
     content = content_of(little, base=base, epsilon=8.0)
     content["privacy"]["audit"] = {"report": report_of(little), "can_refute": False}
     assert "could not have refuted whatever the code does" in check(tmp_path, content).stdout
-
-
-CANARIES = Canaries(bytes(32), count=100, dimension=16)
-SEATED: dict[str, Any] = CENTRAL | {
-    "cohort": {"kind": "poisson", "rate": 0.25, "cap": 61, "n_max": 40},
-    "audit": {"canaries": 100, "commitment": CANARIES.commitment},
-}
 
 
 def run_report_of(content: dict[str, Any], canaries: Canaries = CANARIES) -> dict[str, Any]:
