@@ -1,5 +1,6 @@
 """What certificates say under each trust and unit, and what they chain and commit to."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.budget import ledger
 from app.budget.queries import account_of_client, accounts_reserving
-from app.core.canonical import canonical_sha256
+from app.core.canonical import canonical_bytes, canonical_sha256
 from app.core.settings import Settings
 from app.identity.keys import ensure_signing_keys
 from app.releases.certificate import ledger_of
@@ -19,8 +20,9 @@ from app.runs.charges import run_ref
 from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.publication import release_round
+from cli.binding import _terms
 from tests.builders import build_update
-from tests.central import EVERYONE, central_manifest, start_central_run
+from tests.central import EVERYONE, SEATED, central_manifest, start_central_run
 from tests.central import PRICE as CENTRAL_PRICE
 from tests.federation import PRICE, Federation
 from tests.http.accounts import VAULT
@@ -30,6 +32,10 @@ TENSORS = [{"name": "w", "dtype": "F32", "shape": [1], "sha256": "e" * 64}]
 PERSON: dict[str, Any] = {
     "unit": "person",
     "person": {"id_field": "author", "records_cap": 3, "silos": 2},
+}
+BUFFERED: dict[str, Any] = {
+    "buffered": {"participations": 2, "staleness": 1},
+    "quorum": {"min_updates": 2, "max_updates": 2},
 }
 ADAPTIVE: dict[str, Any] = {"adaptive_clip": {"quantile": 0.5, "learning_rate": 0.2, "bit_noise": 2.0}}
 
@@ -215,3 +221,27 @@ def test_a_clip_norm_that_moves_is_told_with_its_share_of_the_noise(
     assert claim["adaptive_clip"] == ADAPTIVE["adaptive_clip"]
     assert (claim["noise_multiplier"], claim["clip_noise_multiplier"]) == (1.5, 1.6)
     assert "clip_noise_multiplier" in claim["adaptive_clip_means"]
+
+
+@pytest.mark.parametrize("plan", [{}, EVERYONE, ADAPTIVE, SEATED])
+def test_a_central_claim_repeats_the_terms_of_its_runs_manifest(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(CENTRAL_PRICE, "clip_noise_multiplier", 1.6)
+    held(issuer, start_central_run(issuer.session, issuer.settings, **plan), tmp_path)
+
+
+@pytest.mark.parametrize("plan", [{}, {"privacy": PERSON}, BUFFERED])
+def test_a_local_claim_repeats_the_terms_of_its_runs_manifest(
+    issuer: Issuer, tmp_path: Path, plan: dict[str, Any]
+) -> None:
+    issuer.unit = plan.get("privacy", {}).get("unit", "example")
+    price = PRICE | {"epsilon_by_silos": {"1": 3.9, "2": 6.0}}
+    held(issuer, issuer.federation.running(price=price, **plan), tmp_path)
+
+
+def held(issuer: Issuer, run: Run, folder: Path) -> None:
+    """Hold a release's certificate against the manifest that is pulled with it."""
+    certificate = issuer.issue(run).certificate
+    (folder / "manifest.json").write_bytes(canonical_bytes(run.manifest))
+    assert _terms(folder, certificate) == ["manifest.json: is the certified one"]
