@@ -118,9 +118,15 @@ def _terms(folder: Path, certificate: dict[str, Any]) -> list[str]:
     if not (folder / MANIFEST).is_file():
         return []
     planned = _planned(certified_manifest(folder, certificate))
-    claim = section(certificate, "privacy") | {
-        "rounds": section(certificate, "release").get("rounds_planned")
-    }
+    claim, release = section(certificate, "privacy"), section(certificate, "release")
+    claim = (
+        {"canaries": 0}
+        | claim
+        | {
+            "rounds": release.get("rounds_planned"),
+            "lora_method": release.get("lora_method"),
+        }
+    )
     differs = next((name for name, value in planned.items() if claim.get(name) != value), None)
     if claim.get("claimed") is True and differs is not None:
         raise error(
@@ -130,12 +136,22 @@ def _terms(folder: Path, certificate: dict[str, Any]) -> list[str]:
 
 
 def _planned(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The terms of a manifest as a certificate's claim has to state them."""
+    """The terms of a manifest as a certificate's claim has to state them; what is drawn from them as well."""
+    from app.runs.canaries import seated
+    from app.runs.manifest import Manifest
+
     privacy = section(manifest, "privacy")
+    try:
+        plan = Manifest.model_validate(manifest)
+    except ValueError as failure:
+        raise error("terms_differ", _("the manifest is of a form that is not known here")) from failure
     return {name: privacy.get(name) for name in _REPEATED} | {
+        "canaries": seated(manifest),
         "canaries_commitment": (privacy.get("audit") or {}).get("commitment"),
         "participations": (manifest.get("buffered") or {}).get("participations"),
         "rounds": manifest.get("rounds"),
+        "steps": plan.steps,
+        "lora_method": plan.lora.method,
     }
 
 

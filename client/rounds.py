@@ -28,7 +28,7 @@ from client.pauses import pause_at
 from client.profile import Profile, raw_public_key
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
-from client.turns import Turn, keep, kept_before, kept_of, most_bytes, sent_and_kept, sent_shapes
+from client.turns import Turn, forget_kept, keep, kept_before, kept_of, most_bytes, sent_and_kept, sent_shapes
 from client.update_file import update_file
 from client.wire import Assignment, FrozenManifest, Receipt, parse
 from engines.lora.methods import TWO_TURNS, trains
@@ -117,6 +117,7 @@ def _finished(
         if known.adapter_sha256 == assignment.adapter_sha256 and own.holds_update(known.sha256):
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
+    forget_kept(own)
     make = _sketched if frozen.manifest.lora.method in TWO_TURNS else _trained
     try:
         turn, update = make(profile, files, trainer, own=own, on_step=on_step)

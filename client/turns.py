@@ -54,11 +54,12 @@ def require_planned(assignment: Assignment, manifest: Manifest) -> None:
 
 
 def manifest_at(values: Mapping[str, Any], rank: int | None) -> Mapping[str, Any]:
-    """The manifest's values for a client of this rank: the same scale alpha / rank, smaller factors."""
+    """The manifest's values for a client of this rank: the same scale, smaller factors."""
     lora = values["lora"]
     if rank is None or rank == lora["rank"]:
         return values
-    alpha = lora["alpha"] * rank / lora["rank"]
+    share = rank / lora["rank"]
+    alpha = lora["alpha"] * (math.sqrt(share) if lora.get("rank_stabilized") else share)
     tensors = [
         one | {"shape": list(shape_at_rank(one["name"], one["shape"], rank))}
         for one in values.get("tensors", ())
@@ -114,6 +115,11 @@ def most_bytes(manifest: Manifest) -> int:
         sketched = sketched_shapes(manifest.model_dump(mode="json"))
         taken = sum(math.prod(shape) for name, shape in sketched.items() if ".lora_B." in name)
     return 4 * (trained + taken)
+
+
+def forget_kept(files: RoundFiles) -> None:
+    """Drop what an earlier training for this round kept: its update was discarded, or never made."""
+    (files.folder / KEPT).unlink(missing_ok=True)
 
 
 def kept_before(profile: Profile, run_id: str, number: int) -> dict[str, Tensor] | None:

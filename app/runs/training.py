@@ -61,7 +61,7 @@ class Lora(Part):
     """Of the run's adapter, and the largest that a client trains."""
     ranks: Annotated[tuple[Rank, ...], Field(min_length=1, max_length=16)] | None = None
     """What clients may train at, `rank` among them: each at the largest that fits what it declared, all with
-    the run's scale alpha / rank. Null: everyone at `rank`."""
+    the run's scale. Null: everyone at `rank`."""
     energy: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
     """Of `flexlora`: only as many directions are released as hold this share of the noised aggregate's
     squares."""

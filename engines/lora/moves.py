@@ -75,9 +75,10 @@ def by_residual(target: Spectrum, *, mean: Pair, base: Pair) -> Moved:
     Source: FedEx-LoRA, arXiv:2410.09432.
     """
     wide = mean.wide()
-    reached, whole = norm(mean), norm(as_pair(target))
+    whole = norm(as_pair(target))
+    summands = wide.scale * float(wide.b.norm() * wide.a.norm())  # a product is rounded by as much
     minus = Pair(-wide.b, wide.a, wide.scale)
-    taken = compressed([base, as_pair(target), minus], beside=max(reached, whole))
+    taken = compressed([base, as_pair(target), minus], beside=max(summands, whole))
     return Moved(wide, taken, Projection(0.0, whole))
 
 

@@ -124,7 +124,14 @@ class Sketching(Training):
 
 
 @pytest.mark.parametrize(
-    ("lora", "ranks"), [({}, None), ({"ranks": [1, 2, 4]}, [1, 2, 4]), (OWN, None), (OWN_STABILIZED, None)]
+    ("lora", "ranks"),
+    [
+        ({}, None),
+        ({"ranks": [1, 2, 4]}, [1, 2, 4]),
+        ({"ranks": [1, 2, 4], "rank_stabilized": True, "alpha": SCALE * RANK**0.5}, [1, 2, 4]),
+        (OWN, None),
+        (OWN_STABILIZED, None),
+    ],
 )
 def test_two_rounds_release_the_nearest_adapter_of_the_mean_product(
     context: Context, lora: dict[str, Any], ranks: list[int] | None

@@ -271,6 +271,7 @@ def test_a_file_with_gaps_or_odd_entries_is_not_read(entries: Any) -> None:
         (LOCAL, "divisor", 1.0),
         (CENTRAL, "cohort", {"kind": "everyone"}),
         (SEATED, "canaries_commitment", "0" * 64),
+        (SEATED, "canaries", 50),
     ],
 )
 def test_a_claim_of_other_terms_than_the_pulled_manifests_is_named(
@@ -290,6 +291,21 @@ def test_a_claim_of_other_terms_than_the_pulled_manifests_is_named(
     assert member in refused
     (release / "manifest.json").write_bytes(canonical_bytes(manifest | {"rounds": 3}))
     assert "[manifest_mismatch]" in verify(release, code=1).stderr
+
+
+@pytest.mark.parametrize(("method", "fewer"), [("fedask", {}), ("ffa", {"steps": 4, "local_steps": 1})])
+def test_a_claim_cannot_have_fewer_steps_than_the_pulled_manifest_plans(
+    release: Path, base: Path, method: str, fewer: dict[str, int]
+) -> None:
+    manifest = tiny_manifest(privacy=deepcopy(LOCAL), rounds=4)
+    manifest["base_model"] |= {"locator": str(base), "weights_sha256": weights_digest(base)}
+    content = content_of(LOCAL, base=base, epsilon=20.0, rounds=4, method=method)
+    content["privacy"] |= fewer
+    content["manifest_sha256"] = canonical_sha256(manifest)
+    (release / "certificate.json").write_text(json.dumps(signed(content)))
+    assert "holds" in verify(release).stdout
+    (release / "manifest.json").write_bytes(canonical_bytes(manifest))
+    assert "[terms_differ]" in verify(release, code=1).stderr
 
 
 def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(

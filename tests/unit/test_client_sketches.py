@@ -18,7 +18,7 @@ from client.plan import TrainingPlan
 from client.pricing import terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles
-from client.rounds import fetch, submit, train
+from client.rounds import OnStep, fetch, submit, train
 from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.sketching import second_message
@@ -137,6 +137,31 @@ def test_a_sketch_that_was_dropped_before_it_left_takes_its_training_with_it(
     assert not torch.equal(kept[B], dropped[B])
     server.run.open_again(number=2, adapter=state(of=first))
     assert torch.equal(load(sent(profile, session, trainer))[HEAD], kept[HEAD])
+
+
+class Unusable(RandomTrainer):
+    """A trainer whose result fails its checks."""
+
+    def train(
+        self, profile: Profile, frozen: FrozenManifest, adapter: bytes, *, turn: Turn, on_step: OnStep
+    ) -> dict[str, torch.Tensor]:
+        raise ClientError("update_unusable", "the update cannot be used")
+
+
+def test_a_round_that_was_given_up_leaves_nothing_of_a_training_before(
+    server: RecordingServer, profile: Profile, session: Session, trainer: RandomTrainer
+) -> None:
+    files = fetched(profile, session)
+    made(profile, files, trainer)
+    first = files.update_path.read_bytes()
+    files.update_path.unlink()
+    with pytest.raises(RoundMissed):
+        made(profile, files, Unusable())
+    assert not (files.folder / KEPT).exists()
+    server.run.open_again(number=2, adapter=state(of=first))
+    with pytest.raises(RoundMissed) as missed:
+        made(profile, fetched(profile, session), trainer)
+    assert missed.value.code == "nothing_to_finish"
 
 
 @pytest.mark.parametrize("lost", ["never_sent", "folder"])
