@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	$$p -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 EPSILON ?= 8
 SEED ?= 1
-WORKERS ?= 2
+# One more than the cores that CI has: tests of processes wait a good part of their time.
+WORKERS ?= 3
 RUN := .venv/bin/python
 TORCH := $(shell grep '^torch==' constraints.txt)
 # One torch thread a process, and idle threads that sleep: two busy pools on two cores are many times slower.

@@ -21,6 +21,7 @@ from app.core.logs import configure_logs
 from app.core.settings import Settings
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
+from app.http.limits import RateLimits
 from app.identity import clients_router
 from app.identity import router as identity_router
 from app.identity.authentication import CHANNEL, Authenticator
@@ -69,6 +70,7 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.database = database
     app.state.blobs = LocalBlobs(settings.blob_folder)
     app.state.uploads = Uploads()
+    app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
     app.state.keys = KeyRing(database, app.state.vault)
     app.state.authenticator = Authenticator(

@@ -22,6 +22,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SERVICES] = services
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of processes, shuffled as they are: a long one at the end would idle a core."""
+    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Stop what `pytest_configure` started."""
     services = config.stash.get(SERVICES, None)

@@ -17,12 +17,14 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.testclient import TestClient
 
 from app.core.db import Database
+from app.core.logs import configure_logs
 from app.core.settings import Environment, Settings
 from app.main import build_app, install_state
 from migrations.upgrade import upgrade
@@ -140,11 +142,18 @@ def settings(template_name: str, tmp_path: Path) -> Settings:
     return settings_for(_with_name(os.environ[DATABASE_VARIABLE], template_name), tmp_path / "blobs")
 
 
+@pytest.fixture(scope="session")
+def shared_app(template_name: str, tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
+    """The gateway's routes, which no test changes; what requests use is installed anew for each."""
+    url = _with_name(os.environ[DATABASE_VARIABLE], template_name)
+    return build_app(settings_for(url, tmp_path_factory.getbasetemp() / "blobs"))
+
+
 @pytest.fixture
-def api(settings: Settings, rolled_back: Database) -> Iterator[TestClient]:
+def api(shared_app: FastAPI, settings: Settings, rolled_back: Database) -> Iterator[TestClient]:
     """The gateway on the rolled-back transaction. Its lifespan does not run: no pool, no hub."""
-    app = build_app(settings)
-    install_state(app, settings, rolled_back)
-    client = TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
+    configure_logs(settings.environment)
+    install_state(shared_app, settings, rolled_back)
+    client = TestClient(shared_app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     yield client
     client.close()

@@ -19,7 +19,7 @@ from app.core import clock
 from app.core.errors import DomainError
 from app.core.settings import Settings
 from app.http.failures import log_unhandled, operation_of
-from app.http.limits import BodyCeiling, RateLimits
+from app.http.limits import BodyCeiling
 from app.http.metrics import COHORT_OPERATIONS, Metrics
 from app.http.problems import problem
 
@@ -101,7 +101,6 @@ def _request_id(scope: Scope) -> str:
 
 def install(app: FastAPI, settings: Settings) -> None:
     """Add the middleware; the last one added is the outermost."""
-    app.state.rate_limits = RateLimits()
     app.state.metrics = Metrics(hidden=COHORT_OPERATIONS if "central" in settings.trusts else frozenset())
     app.add_middleware(BodyCeiling, max_bytes=settings.max_body_bytes)
     app.add_middleware(

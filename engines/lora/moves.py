@@ -76,9 +76,10 @@ def by_residual(target: Spectrum, *, mean: Pair, base: Pair) -> Moved:
     """
     wide = mean.wide()
     whole = norm(as_pair(target))
-    summands = wide.scale * float(wide.b.norm() * wide.a.norm())  # a product is rounded by as much
+    summands = wide.scale * float(wide.b.norm() * wide.a.norm())
+    rounded = (4 + wide.rank) * max(summands, whole)  # of so many additions, in products and decompositions
     minus = Pair(-wide.b, wide.a, wide.scale)
-    taken = compressed([base, as_pair(target), minus], beside=max(summands, whole))
+    taken = compressed([base, as_pair(target), minus], beside=rounded)
     return Moved(wide, taken, Projection(0.0, whole))
 
 
