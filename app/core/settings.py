@@ -23,7 +23,7 @@ class Environment(StrEnum):
 class Settings(BaseSettings):
     """Everything that an operator can set. Names in upper case are the environment variables."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL")] = None

@@ -130,21 +130,45 @@ def test_a_folder_without_a_client_is_told(tmp_path: Path) -> None:
     assert refused_code(lambda: read_key(tmp_path)) == "no_key"
 
 
+SOUND = """dataset = 'x'
+epsilon = 8
+delta = 1e-5
+epsilon_per_year = 4.0
+text_fields = ['body']
+label_field = 'label'
+labels = ['a', 'b']
+"""
+
+
 @pytest.mark.parametrize(
-    ("text", "code"),
+    ("old", "new", "named"),
     [
-        ("dataset = 'x'\nepsilon = 8\n", "policy_invalid"),
-        ("dataset = 'x'\nepsilon = nan\ndelta = 1e-5\n", "policy_invalid"),
-        ("dataset = 'x'\nepsilon = -1\ndelta = 1e-5\n", "policy_invalid"),
-        ("dataset = 'x'\nepsilon = 8\ndelta = 1e-5\nespilon = 1\n", "policy_invalid"),
-        ("dataset = 'x'\nepsilon = true\ndelta = 1e-5\n", "policy_invalid"),
-        ("epsilon = [", "policy_unreadable"),
+        ("delta = 1e-5\n", "", "delta"),
+        ("label_field", "espilon = 1\nlabel_field", "espilon"),
+        ("epsilon = 8", "epsilon = -1", "epsilon"),
+        ("epsilon = 8", "epsilon = true", "epsilon"),
+        ("epsilon = 8", "epsilon = nan", "epsilon"),
+        ("epsilon = 8", "epsilon = inf", "epsilon"),
+        ("delta = 1e-5", "delta = nan", "delta"),
+        ("delta = 1e-5", "delta = inf", "delta"),
+        ("epsilon_per_year = 4.0", "epsilon_per_year = nan", "epsilon_per_year"),
+        ("epsilon_per_year = 4.0", "epsilon_per_year = inf", "epsilon_per_year"),
     ],
 )
-def test_a_policy_that_is_not_whole_allows_nothing(tmp_path: Path, text: str, code: str) -> None:
+def test_a_policy_that_is_not_whole_allows_nothing(tmp_path: Path, old: str, new: str, named: str) -> None:
     path = tmp_path / "policy.toml"
-    path.write_text(text)
-    assert refused_code(lambda: Policy.load(path)) == code
+    path.write_text(SOUND)
+    assert Policy.load(path).delta == 1e-5
+    path.write_text(SOUND.replace(old, new, 1))
+    with pytest.raises(ClientError) as refused:
+        Policy.load(path)
+    assert (refused.value.code, refused.value.members["field"]) == ("policy_invalid", named)
+
+
+def test_a_policy_that_is_no_toml_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "policy.toml"
+    path.write_text("epsilon = [")
+    assert refused_code(lambda: Policy.load(path)) == "policy_unreadable"
 
 
 def test_a_policy_is_read_as_it_was_written(tmp_path: Path) -> None:
