@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import random
 from uuid import UUID, uuid4
 
 import pytest
@@ -62,6 +63,14 @@ def test_canaries_are_drawn_with_the_rate_and_cut_together_with_the_clients() ->
     for canary in (0, 17, 35):
         assert is_near(sum(canary in one.canaries for one in uncut), chance=0.25, of=DRAWS)
     assert all(one.canaries == sorted(one.canaries) for one in uncut)
+
+
+def test_no_seed_fixes_who_is_drawn() -> None:
+    found = []
+    for _time in range(2):
+        random.seed(0)
+        found.append(draws(0.5)[:50])
+    assert found[0] != found[1]
 
 
 def test_a_cohort_keeps_the_order_of_the_clients() -> None:

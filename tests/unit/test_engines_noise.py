@@ -5,6 +5,7 @@ import hashlib
 import math
 import os
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -149,6 +150,16 @@ def test_two_fresh_streams_differ_and_one_stream_never_repeats_a_byte_block() ->
     one, other = NoiseStream.fresh(), NoiseStream.fresh()
     blocks = [one.take(16) for _ in range(100)] + [other.take(16) for _ in range(100)]
     assert len(set(blocks)) == 200
+
+
+def test_no_generators_seed_fixes_a_fresh_stream() -> None:
+    taken = set()
+    for _ in range(2):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        taken.add(NoiseStream.fresh().take(32))
+    assert len(taken) == 2
 
 
 def test_a_key_gives_the_same_stream_however_it_is_cut() -> None:

@@ -66,6 +66,21 @@ def test_gradients_equal_those_of_one_example_at_a_time(
         assert relative_error(ours, theirs) <= 1e-5
 
 
+def test_a_tensor_that_two_layers_share_gets_the_gradient_of_both_uses(tiny: Path) -> None:
+    """Elsewhere one use overwrote the other, or a list of the two stood where the rows should."""
+    part, cache = ready(tiny, layers=[1, 2])
+    layers = part.model.get_base_model().bert.encoder.layer
+    first, second = (layers[number].attention.self.query.lora_B["default"] for number in (1, 2))
+    second.weight = first.weight
+    names = list(trained_parameters(part.model))
+    assert sum("query.lora_B" in name for name in names) == 1
+    wanted = one_by_one(part, cache)
+    with per_example_hooks(part):
+        found = per_example_gradients(part, cache)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative_error(ours, theirs) <= 1e-5
+
+
 def test_a_batch_in_two_parts_gives_the_same_gradients(tiny: Path) -> None:
     part, cache = ready(tiny, count=80)
     wanted = one_by_one(part, cache)

@@ -331,9 +331,11 @@ def test_a_round_that_diverges_is_not_sent(tiny: Path, monkeypatch: pytest.Monke
     assert refusal.value.code == "update_unusable"
 
 
+@pytest.mark.parametrize("trust", ["local", "none"])
 def test_examples_are_sampled_with_the_manifests_rate_not_with_one_of_their_own(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, trust: str
 ) -> None:
+    """Batches of one size, as a loop over shuffled data has them, would not be what a price is for."""
     sizes: list[int] = []
     take = CachedExamples.take
 
@@ -342,8 +344,9 @@ def test_examples_are_sampled_with_the_manifests_rate_not_with_one_of_their_own(
             sizes.append(len(positions))
         return take(self, positions)
 
-    manifest, part, cache, adapter = ready(tiny, trust="none", count=200)
-    manifest["training"]["local_steps"] = 100
+    manifest, part, cache, adapter = ready(tiny, trust=trust, count=200)
+    manifest["privacy"]["examples"] = {"kind": "poisson", "rate": 0.25}
+    manifest["training"] |= {"local_steps": 100, "learning_rate": 1e-3}
     monkeypatch.setattr(CachedExamples, "take", counting)
     train_round(part, cache, adapter, manifest=manifest)
     # 20,000 draws at rate .25: standard error of the mean rate .0031; batches vary as a binomial's do
