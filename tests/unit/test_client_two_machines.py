@@ -35,6 +35,12 @@ def server() -> Iterator[RecordingServer]:
         yield running
 
 
+def replaced(source: str, target: str) -> str:
+    """Copy as `cp -f` does: a finished update is read-only, which only root writes over."""
+    Path(target).unlink(missing_ok=True)
+    return str(shutil.copy2(source, target))
+
+
 @dataclass
 class Machines:
     """A: enrolled, without data. B: the data, without a network. Between them a folder that is carried."""
@@ -61,7 +67,7 @@ class Machines:
             fetch(self.a, session, list_assignments(session, wait_s=0)[0], into=self.on_a.folder)
 
     def carry_to_b(self) -> None:
-        shutil.copytree(self.on_a.folder, self.on_b.folder, dirs_exist_ok=True)
+        shutil.copytree(self.on_a.folder, self.on_b.folder, dirs_exist_ok=True, copy_function=replaced)
 
     def carry_to_a(self) -> None:
         shutil.rmtree(self.on_a.folder)
