@@ -72,8 +72,22 @@ def client_session(profile: Profile) -> Session:
         identity=Identity(config.client_id, profile.key()),
         ca_file=config.ca_file,
         proxy=config.proxy,
-        patience_s=float(os.environ.get("DPFL_PATIENCE_S", "300")),
+        patience_s=_patience_s(),
     )
+
+
+def _patience_s() -> float:
+    """How long a client asks a server that does not answer, in seconds."""
+    from client.errors import ClientError
+
+    found = os.environ.get("DPFL_PATIENCE_S", "300")
+    if not re.fullmatch(r"\d{1,5}(\.\d{1,3})?", found):
+        raise ClientError(
+            "setting_invalid",
+            _("DPFL_PATIENCE_S is a number of seconds, 0 to 99999; here it is {found}"),
+            found=found,
+        )
+    return float(found)
 
 
 def _read_key(path: Path) -> tuple[str | None, str]:

@@ -172,6 +172,16 @@ def test_a_file_without_a_key_is_refused_by_name(tmp_path: Path, content: str) -
     assert done.stderr.startswith("dpfl: [bad_key_file] ")
 
 
+@pytest.mark.parametrize("patience", ["nan", "inf", "-1", "soon", ""])
+def test_a_patience_that_is_no_number_of_seconds_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    monkeypatch.setenv("DPFL_PATIENCE_S", patience)
+    made = profile_in(tmp_path / "mailbox", server="http://127.0.0.1:9", client_id=str(uuid4()))
+    done = dpfl("client", "fetch", "--folder", str(made.folder), "--round", str(tmp_path / "round"), code=1)
+    assert "[setting_invalid]" in done.stderr
+
+
 def test_an_unforeseen_error_tells_lines_of_code_and_never_its_text(
     folder: str, server: RecordingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
