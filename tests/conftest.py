@@ -24,8 +24,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests of processes, shuffled as they are: a long one at the end would idle a core."""
-    items.sort(key=lambda item: item.get_closest_marker("system") is None)
+    """Begin with what may take longest, else shuffled as it is: at the end it would keep one core idle."""
+    items.sort(key=lambda item: (item.get_closest_marker("system") is None, -_limit_s(item)))
+
+
+def _limit_s(item: pytest.Item) -> float:
+    marker = item.get_closest_marker("timeout")
+    return float(marker.args[0]) if marker else 0.0
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
