@@ -6,6 +6,7 @@ million values, as the goals are meant. The peers come from `make bench-setup`; 
 """
 
 import argparse
+import ctypes
 import json
 import os
 import statistics
@@ -117,6 +118,8 @@ def _on_files(case: Case, folder: Path, digests: list[str]) -> Work:
 def _measure(warm: Work, work: Work) -> None:
     warm()  # imports and compilation are not what is compared
     del warm
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what was freed, the allocator keeps, and would use again unseen
     forget = Path("/proc/self/clear_refs")
     if forget.exists():
         forget.write_text("5")  # the peak so far, which the warming up may have set
@@ -237,7 +240,8 @@ def goals(medians: dict[Case, Figures], clients: int, dimension: int) -> list[di
 
     def grown(rule: str) -> float:
         short = min(dimension, GROWING_DIMENSION)
-        few, many = (medians[Case(rule, OURS, count, short)]["extra_mb"] for count in (FEW, MANY))
+        held = (medians[Case(rule, OURS, count, short)]["extra_mb"] for count in (FEW, MANY))
+        few, many = (max(1.0, extra) for extra in held)
         return many / few
 
     stated = [
