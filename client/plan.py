@@ -9,6 +9,7 @@ from typing import Any
 
 from client.errors import ClientError
 from client.i18n import _
+from engines.lora.methods import METHODS as METHODS_OF_LORA
 from engines.lora.methods import TWO_TURNS
 from modelling.spec import METHODS
 
@@ -47,6 +48,8 @@ class TrainingPlan:
     """z: the noise on a step's sum has the standard deviation z * C; 0 when not private."""
     proximal_mu: float
     """FedProx: each step, after its noise, goes back by this times the way from the round's adapter."""
+    control_variates: bool
+    """SCAFFOLD: each step, after its noise, is corrected by c - c_i."""
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> TrainingPlan:
@@ -75,6 +78,7 @@ class TrainingPlan:
             clip_norm=_number(privacy["clip_norm"], "clip_norm", least=1e-12, most=1e12) if private else 0.0,
             noise_multiplier=_number(privacy["noise_multiplier"], "noise_multiplier") if private else 0.0,
             proximal_mu=_number(mu, "proximal_mu") if (mu := training.get("proximal_mu", 0.0)) else 0.0,
+            control_variates=training.get("control_variates", "none") != "none",
         )
         if not 0 <= plan.momentum < 1 or type(plan.local_steps) is not int or plan.local_steps < 1:
             raise _unsupported("momentum, local_steps")
@@ -86,7 +90,7 @@ def _require_supported(
 ) -> None:
     if training["optimizer"] != "sgd":
         raise _unsupported("optimizer")
-    if training.get("control_variates", "none") != "none":
+    if training.get("control_variates", "none") != "none" and not _takes_variates(training, privacy, lora):
         raise _unsupported("control_variates")
     if training.get("gradient_checkpointing"):
         raise _unsupported("gradient_checkpointing")
@@ -106,6 +110,18 @@ def _require_supported(
         raise _unsupported("person")
     if privacy["examples"]["kind"] not in {"poisson", "all"}:
         raise _unsupported("examples")
+
+
+def _takes_variates(training: Mapping[str, Any], privacy: Mapping[str, Any], lora: Mapping[str, Any]) -> bool:
+    """Say whether variates follow from what is sent: noised or public, by plain SGD over the same numbers."""
+    return (
+        privacy["trust"] in {"local", "none"}
+        and lora["method"] in METHODS_OF_LORA
+        and METHODS_OF_LORA[lora["method"]].control_variates
+        and not training["momentum"]
+        and not training.get("proximal_mu", 0.0)
+        and len(lora.get("ranks") or (lora["rank"],)) == 1
+    )
 
 
 def _require_head(manifest: Mapping[str, Any]) -> None:

@@ -43,6 +43,9 @@ OnStep = Callable[[int, int], None]
 """Called with local steps done and the number of all: constants of the manifest, nothing of the data."""
 
 
+_Make = Callable[..., tuple[Turn, "dict[str, Tensor]"]]
+
+
 class Trainer(Protocol):
     """Trains on a profile's data. The only thing here that sees any."""
 
@@ -118,7 +121,7 @@ def _finished(
             return known
         profile.ledger.discard(run_id, number, sha256=known.sha256)
     forget_kept(own)
-    make = _sketched if frozen.manifest.lora.method in TWO_TURNS else _trained
+    make = _maker(frozen)
     try:
         turn, update = make(profile, files, trainer, own=own, on_step=on_step)
     except ClientError as error:
@@ -134,6 +137,12 @@ def _finished(
     profile.ledger.prepare(run_id, number, prepared)
     pause_at("after_prepared")
     return prepared
+
+
+def _maker(frozen: FrozenManifest) -> _Make:
+    if frozen.manifest.training.control_variates != "none":
+        return _corrected
+    return _sketched if frozen.manifest.lora.method in TWO_TURNS else _trained
 
 
 def _trained(
@@ -169,6 +178,19 @@ def _sketched(
             "nothing_to_finish", _("nothing of this client is in the round before, which this one finishes")
         )
     return turn, second_message(frozen.values, turn, kept, files.adapter())
+
+
+def _corrected(
+    profile: Profile, files: RoundFiles, trainer: Trainer, *, own: RoundFiles, on_step: OnStep
+) -> tuple[Turn, dict[str, Tensor]]:
+    """Train with SCAFFOLD's correction, and put aside the c_i that holds if the round counts the update."""
+    from client.variates import next_variate, variate_of  # noqa: PLC0415  (torch)
+
+    assignment, frozen = files.assignment(), files.manifest()
+    turn = Turn(assignment.number, assignment.rank, variate=variate_of(profile, assignment))
+    update = trainer.train(profile, frozen, files.adapter(), turn=turn, on_step=on_step)
+    keep(own, next_variate(frozen.manifest.training, turn, files.adapter(), update), before=None)
+    return turn, update
 
 
 def submit(profile: Profile, session: Session, files: RoundFiles) -> Receipt:

@@ -18,9 +18,9 @@ from client.errors import ClientError
 from client.i18n import _
 from client.plan import TrainingPlan
 from client.turns import Turn
-from engines.aggregation.client_terms import proximal_gradient
+from engines.aggregation.client_terms import corrected_gradient, proximal_gradient
 from engines.lora.methods import MERGING_METHODS, TWO_TURNS, is_sent
-from engines.lora.states import parted
+from engines.lora.states import parted, variates_in
 from engines.privacy.mechanism import noised_sum
 from engines.privacy.noise import NoiseStream
 from engines.privacy.sampling import poisson_subset
@@ -78,7 +78,8 @@ def train_round(
         keep_freed_memory()
         sampler = NoiseStream.fresh() if order_seed is None else _seeded_stream(order_seed, start)
         steps = _private_steps if plan.private else _plain_steps
-        steps(model, cache, plan, sampler, on_step)
+        descent = _Descent(model, plan, variates=_variates(adapter, turn) if plan.control_variates else {})
+        steps(model, cache, sampler, descent, on_step)
         return _change(model, start, plan)
 
 
@@ -128,12 +129,12 @@ def require_usable(model: TrainedPart, start: Mapping[str, Tensor], delta: Mappi
 def _private_steps(
     model: TrainedPart,
     cache: CachedExamples,
-    plan: TrainingPlan,
     sampler: NoiseStream,
+    descent: _Descent,
     on_step: Callable[[int, int], None],
 ) -> None:
     """Each step: sample, clip each unit, truncate, sum exactly, add noise, divide by the constant."""
-    noise, bf16, descent = NoiseStream.fresh(), bf16_in_frozen_part(), _Descent(model, plan)
+    plan, noise, bf16 = descent.plan, NoiseStream.fresh(), bf16_in_frozen_part()
     gradients = _of_persons if plan.per_person else _of_examples
     with per_example_hooks(model):
         for step in range(plan.local_steps):
@@ -166,12 +167,12 @@ def _of_persons(
 def _plain_steps(
     model: TrainedPart,
     cache: CachedExamples,
-    plan: TrainingPlan,
     sampler: NoiseStream,
+    descent: _Descent,
     on_step: Callable[[int, int], None],
 ) -> None:
     """The same sampler and optimizer without clipping and noise."""
-    bf16, descent = bf16_in_frozen_part(), _Descent(model, plan)
+    plan, bf16 = descent.plan, bf16_in_frozen_part()
     for step in range(plan.local_steps):
         batch = cache.take(poisson_subset(sampler, len(cache), rate=plan.rate))
         descent.step(summed_gradients(model, batch, bf16=bf16))
@@ -182,25 +183,33 @@ class _Descent:
     """SGD with momentum, from rest; under privacy everything here is a function of noised sums.
 
     FedProx's pull is added after the noise. It depends on the weights alone, which are such a function
-    themselves, so it changes no sensitivity and no price.
+    themselves, so it changes no sensitivity and no price. SCAFFOLD's correction is added there too, and is
+    known before the round.
     """
 
-    def __init__(self, model: TrainedPart, plan: TrainingPlan) -> None:
-        self._plan = plan
-        self._parameters = list(trained_parameters(model.model).values())
+    def __init__(
+        self, model: TrainedPart, plan: TrainingPlan, *, variates: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> None:
+        """`variates`: c_i and c by name of the trained tensors; empty: no correction."""
+        self.plan = plan
+        named = trained_parameters(model.model)
+        self._parameters = list(named.values())
+        self._variates = [variates[name] for name in named] if variates else None
         self._start = [parameter.detach().clone() for parameter in self._parameters]
         self._velocity = [torch.zeros_like(parameter) for parameter in self._start]
 
     def step(self, sums: list[Tensor]) -> None:
         """Take one step along the batch's sums of gradients, one for each trained tensor."""
-        plan = self._plan
+        plan = self.plan
         with torch.no_grad():
-            for parameter, start, total, speed in zip(
-                self._parameters, self._start, sums, self._velocity, strict=True
+            for place, (parameter, start, total, speed) in enumerate(
+                zip(self._parameters, self._start, sums, self._velocity, strict=True)
             ):
                 speed.mul_(plan.momentum).add_(total, alpha=1.0 / plan.divisor)
                 if plan.proximal_mu:
                     speed.add_(proximal_gradient(parameter, start, strength=plan.proximal_mu))
+                if self._variates is not None:
+                    speed.copy_(corrected_gradient(speed, *self._variates[place]))
                 parameter.sub_(speed, alpha=plan.learning_rate)
 
 
@@ -218,6 +227,14 @@ def _start_from(
         load_adapter(model.model, {**trained, **kept, **(own or {})})
     except (ModelRefused, ValueError) as error:
         raise _misfit() from error
+
+
+def _variates(adapter: Mapping[str, Tensor], turn: Turn) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return c_i and c by name; a client of which nothing was counted yet has a c_i of zero."""
+    own, shared = turn.variate or {}, variates_in(adapter)
+    if own and {name: one.shape for name, one in own.items()} != _shapes(shared):
+        raise _misfit()
+    return {name: (own.get(name, torch.zeros_like(one)), one) for name, one in shared.items()}
 
 
 def _require_drawable(plan: TrainingPlan, cache: CachedExamples, *, order_seed: int | None) -> None:

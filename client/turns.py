@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 KEPT = "kept.safetensors"
 """What a client keeps to itself of a round (`fedsa`: its B factors; `fedask`: all that it trained, until the
-round after it); never sent as it is, never handed over."""
+round after it; with control variates: its c_i, should the round count its update); never sent as it is, never
+handed over."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Turn:
     """None: the manifest's."""
     own: Mapping[str, Tensor] | None = None
     """What the client kept to itself in its last round, absolute values; None: nothing yet."""
+    variate: Mapping[str, Tensor] | None = None
+    """SCAFFOLD's c_i, by name of the trained tensors; None: zero, or a run without."""
 
 
 def require_planned(assignment: Assignment, manifest: Manifest) -> None:
@@ -101,7 +104,7 @@ def at_rank(adapter: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
 
 def most_bytes(manifest: Manifest) -> int:
     """Most bytes of a round's adapter: all trained tensors, what the base weights may have taken up, and the
-    bases of a second round of `fedask`.
+    bases of a second round of `fedask`, or the control variate.
     """
     trained = sum(math.prod(one.shape) for one in manifest.tensors if one.trained)
     taken = 0
@@ -114,6 +117,8 @@ def most_bytes(manifest: Manifest) -> int:
     if manifest.lora.method in TWO_TURNS:
         sketched = sketched_shapes(manifest.model_dump(mode="json"))
         taken = sum(math.prod(shape) for name, shape in sketched.items() if ".lora_B." in name)
+    if manifest.training.control_variates != "none":
+        taken = trained
     return 4 * (trained + taken)
 
 

@@ -246,6 +246,8 @@ class Assignment(Answer):
     adapter_sha256: Sha256
     rank: Annotated[int, Field(ge=1, le=1024)] | None = None
     """At which rank this client trains; None: at the manifest's."""
+    counted: Count | None = None
+    """With control variates, the last round whose release holds an update of this client; None: no round."""
 
 
 class Assignments(Answer):

@@ -36,9 +36,12 @@ def read_state(blobs: LocalBlobs, digest: str, manifest: Manifest) -> dict[str, 
     if manifest.lora.method in TWO_TURNS:
         sketched = sketched_shapes(manifest.as_json())
         bases = {module: sketched[f"{module}.lora_B.weight"] for module in modules_in(tensor_list(manifest))}
+    variates = manifest.training.control_variates != "none"
     with open_tensors(blobs, digest) as file:
         try:
-            require_whole(file.shapes, tensors=tensor_list(manifest), merges=merges, bases=bases)
+            require_whole(
+                file.shapes, tensors=tensor_list(manifest), merges=merges, bases=bases, variates=variates
+            )
         except ValueError as error:
             raise BrokenTensors(str(error)) from error
         return {name: file.tensor(name) for name in file.shapes}

@@ -17,16 +17,16 @@ from engines.lora.methods import trains
 from engines.lora.patterns import LoraPattern
 from engines.lora.seeding import seeded_a
 from engines.lora.spectrum import Projection, together
-from engines.lora.states import BASIS, bases_in, modules_in, parted
+from engines.lora.states import BASIS, VARIATE, bases_in, modules_in, parted
 from engines.lora.states import together as state_of
 from workers.layout import tensor_list
 from workers.tensors import open_tensors, write_tensors
 
 
 def start_of(blobs: LocalBlobs, digest: str) -> str:
-    """Return the blob of a state as a new run starts from it: one between two rounds loses its bases."""
+    """Return the blob of a state as a new run starts from it: without bases, and without control variates."""
     with open_tensors(blobs, digest) as file:
-        left = {name: file.tensor(name) for name in file.shapes if not name.endswith(BASIS)}
+        left = {name: file.tensor(name) for name in file.shapes if not name.endswith((BASIS, VARIATE))}
         return digest if len(left) == len(file.shapes) else write_tensors(blobs, left)[0]
 
 

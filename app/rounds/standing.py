@@ -64,6 +64,12 @@ def without_suspended(session: Session, client_ids: list[UUID]) -> list[UUID]:
     return [one for one in client_ids if stands.get(one, Stand()).step is not Step.SUSPEND]
 
 
+def unsuspected(session: Session, client_ids: list[UUID]) -> list[UUID]:
+    """The clients whose updates count whole by their standing, in the order that was given."""
+    stands = stands_of(session, client_ids)
+    return [one for one in client_ids if stands.get(one, Stand()).step is Step.OBSERVE]
+
+
 def keep(session: Session, rows: Iterable[Evidence]) -> None:
     """Keep a round's evidence."""
     session.add_all(rows)

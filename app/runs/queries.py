@@ -109,6 +109,8 @@ class OpenAssignment:
     run: Run
     rank: int | None = None
     """At which the client trains, where the run mixes ranks."""
+    counted: int | None = None
+    """In a run with control variates, the last round whose release holds an update of the client."""
 
 
 def senders_of(session: Session, round_id: UUID) -> list[UUID]:
@@ -149,4 +151,23 @@ def assignments_of(session: Session, client_id: UUID, *, limit: int = 100) -> li
         .order_by(Round.id)
         .limit(limit)
     )
-    return [OpenAssignment(round=round_, run=run, rank=rank) for round_, run, rank in rows]
+    return [
+        OpenAssignment(round=round_, run=run, rank=rank, counted=_last_counted(session, run, client_id))
+        for round_, run, rank in rows
+    ]
+
+
+def _last_counted(session: Session, run: Run, client_id: UUID) -> int | None:
+    """Number of the last published round that took an update of the client; None without control variates."""
+    if run.manifest["training"].get("control_variates", "none") == "none":
+        return None
+    return session.scalar(
+        sa.select(sa.func.max(Round.number))
+        .join(UPDATES, UPDATES.c.round_id == Round.id)
+        .where(
+            Round.run_id == run.id,
+            Round.state == RoundState.PUBLISHED,
+            UPDATES.c.client_id == client_id,
+            UPDATES.c.state == "received",
+        )
+    )

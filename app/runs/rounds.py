@@ -159,6 +159,8 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
         client_ids = senders_of(session, former[-1].id)  # nobody else has a second message
     if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
         client_ids = standing.without_suspended(session, client_ids)
+    if manifest.training.control_variates != "none":
+        client_ids = standing.unsuspected(session, client_ids)  # there, who takes part counts whole
     given = ranks_of(session, manifest, client_ids)
     round_ = lifecycle.plan(
         session,

@@ -182,6 +182,9 @@ class AssignmentOut(BaseModel):
     adapter_sha256: str
     rank: int | None = None
     """The LoRA rank at which the client trains, where the run mixes ranks; null is the manifest's."""
+    counted: int | None = None
+    """In a run with control variates, the last round whose release holds an update of this client; null
+    before there is one, and in every other run."""
 
     @classmethod
     def of(cls, found: OpenAssignment) -> Self:
@@ -196,6 +199,7 @@ class AssignmentOut(BaseModel):
                 "manifest_sha256": found.run.manifest_sha256,
                 "adapter_sha256": found.round.adapter_sha256,
                 "rank": found.rank,
+                "counted": found.counted,
             }
         )
 

@@ -6,6 +6,10 @@ from app.core.errors import Invalid
 from app.core.i18n import _
 from app.runs.manifest import Manifest
 
+VARIATE_METHODS = ("ffa", "fedsb")
+"""Methods that train the same numbers every round and add them up, as SCAFFOLD's correction does: the copy of
+engines/lora/methods.py's, which a contract test holds against it."""
+
 
 class ProximalRefused(Invalid):
     """FedProx where it does nothing, or where it diverges by itself."""
@@ -30,22 +34,49 @@ class StepRefused(Invalid):
 
 
 class VariatesRefused(Invalid):
-    """SCAFFOLD, which no run can use: unsound under one trust, and not built under the others."""
+    """SCAFFOLD where somebody would have to pay for it, or server and client would count differently."""
 
-    code, title = "control_variates_refused", _("Control variates cannot be used")
+    code, title = "control_variates_refused", _("Control variates cannot be used here")
     meaning = _(
         "A variate is made of one client's updates. Under `central` these are data that nobody was charged "
-        "for. Under `local` it would cost nothing, but this version keeps no state for each client."
+        "for. Elsewhere the server's must be the mean of the clients': every update counts whole, as it was "
+        "sent, and moves the same numbers by steps of plain SGD."
     )
-    remedy = _("Set control_variates to `none`; training.proximal_mu also keeps clients from drifting apart.")
+    remedy = _(
+        "Change what the answer names, or set control_variates to `none`; training.proximal_mu also keeps "
+        "clients from drifting apart."
+    )
 
 
 def check_steps(manifest: Manifest) -> None:
     """Refuse client terms and step lengths that do not hold; raises an `Invalid` error above."""
     if manifest.training.control_variates != "none":
-        raise VariatesRefused(_("no run can use control variates in this version; use proximal_mu"))
+        _check_variates(manifest)
     _check_proximal(manifest)
     _check_extrapolation(manifest)
+
+
+def _check_variates(manifest: Manifest) -> None:
+    lora, training, aggregation = manifest.lora, manifest.training, manifest.aggregation
+    for field, found, allowed in (
+        ("privacy.trust", manifest.privacy.trust, ("local", "none")),
+        ("lora.method", lora.method, VARIATE_METHODS),
+        ("lora.ranks", lora.ranks if lora.has_mixed_ranks else None, (None,)),
+        ("training.momentum", training.momentum, (0.0,)),
+        ("training.proximal_mu", training.proximal_mu, (0.0,)),
+        ("aggregation.rule", aggregation.rule, ("mean",)),
+        ("aggregation.mixing", aggregation.mixing, ("none",)),
+        ("aggregation.clip_norm", aggregation.clip_norm, (None,)),
+        ("aggregation.wire_dtype", aggregation.wire_dtype, ("float32",)),
+        ("aggregation.server_optimizer", aggregation.server_optimizer, (None,)),
+        ("buffered", manifest.buffered, (None,)),
+    ):
+        if found not in allowed:
+            raise VariatesRefused(
+                _("with control variates `{field}` must be {allowed}"),
+                field=field,
+                allowed=", ".join("null" if one is None else f"{one}" for one in allowed),
+            )
 
 
 def _check_proximal(manifest: Manifest) -> None:

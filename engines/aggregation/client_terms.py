@@ -1,19 +1,15 @@
 """What FedProx and SCAFFOLD add to a client's training, as functions of vectors.
 
-A SCAFFOLD variate is another output of the client's data: it is accounted for like an update, and with LoRA
-it is meaningful only where the trained factors add up (`ffa`, `fedsb`).
+SCAFFOLD's variates are those of option II: functions of the updates and of each other, so that whoever sees
+noised updates has noised variates. With LoRA they mean something only where the trained factors add up
+(`ffa`, `fedsb`).
 
 Source: Li et al. 2020, arXiv:1812.06127 (FedProx); Karimireddy et al. 2020, arXiv:1910.06378 (SCAFFOLD).
 """
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
-
-Values = NDArray[np.float64]
 
 
 def proximal_gradient(weights: Tensor, start: Tensor, *, strength: float) -> Tensor:
@@ -36,55 +32,68 @@ def proximal_gradient(weights: Tensor, start: Tensor, *, strength: float) -> Ten
     return strength * (weights - start)
 
 
-def corrected_gradient(gradient: Values, own: Values, shared: Values) -> Values:
-    """Return g - c_i + c, shape (d,): SCAFFOLD's step direction."""
-    _require_alike(gradient, own, shared)
-    corrected: Values = gradient - own + shared
-    return corrected
+def corrected_gradient(gradient: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+    """Return g - c_i + c, SCAFFOLD's step direction.
 
-
-def next_own_variate(
-    own: Values, shared: Values, *, start: Values, end: Values, steps: int, rate: float
-) -> Values:
-    """Return c_i+ = c_i - c + (w_t - w_i) / (K eta), shape (d,) (option II of the paper).
+    Under DP-SGD g is the noised, divided sum: the correction is known before it is drawn, and is not clipped.
 
     Args:
-        own: c_i.
-        shared: c.
-        start: w_t, the model that the client began with.
-        end: w_i, its model after K steps.
+        gradient: g, any shape.
+        own: c_i, the same shape.
+        shared: c, the same shape.
+    Raises:
+        ValueError: shapes differ.
+    """
+    _require_alike(gradient, own, shared)
+    return gradient - own + shared
+
+
+def next_own_variate(own: Tensor, shared: Tensor, change: Tensor, *, steps: int, rate: float) -> Tensor:
+    """Return c_i+ = c_i - c - Delta_i / (K eta): the mean gradient of a client's K steps (option II).
+
+    Args:
+        own: c_i, any shape.
+        shared: c, the same shape.
+        change: Delta_i = w_i - w_t, how far the client moved in K steps without momentum, the same shape.
         steps: K, at least 1.
         rate: eta, the client's learning rate, positive.
     Raises:
         ValueError: shapes differ, or K or eta is out of range.
     """
-    if steps < 1 or not 0.0 < rate < math.inf:
-        raise ValueError("a variate needs at least one step and a positive rate")
-    _require_alike(own, shared, start, end)
-    fresh: Values = own - shared + (start - end) / (steps * rate)
-    return fresh
+    _require_alike(own, shared, change)
+    _require_steps(steps, rate)
+    return own - shared - change / (steps * rate)
 
 
-def next_shared_variate(shared: Values, changes: Sequence[Values], *, population: int) -> Values:
-    """Return c + (|S| / N) mean(c_i+ - c_i) = c + sum of changes / N, shape (d,).
+def next_shared_variate(
+    shared: Tensor, mean_change: Tensor, *, cohort: int, population: int, steps: int, rate: float
+) -> Tensor:
+    """Return c + (|S| / N) mean(c_i+ - c_i) = c - (|S| / N) (c + mean(Delta_i) / (K eta)).
+
+    No c_i is needed for it.
 
     Args:
-        shared: c.
-        changes: c_i+ - c_i of the cohort S, in the order of client ids.
+        shared: c, any shape.
+        mean_change: the unweighted mean of Delta_i over the cohort S, the same shape.
+        cohort: |S|, at least 1.
         population: N, at least |S|.
+        steps: K, at least 1.
+        rate: eta, the clients' learning rate, positive.
     Raises:
-        ValueError: shapes differ, or the cohort is empty or larger than the population.
+        ValueError: shapes differ, or a number is out of range.
     """
-    if not 1 <= len(changes) <= population:
+    if not 1 <= cohort <= population:
         raise ValueError("a cohort has at least one client and at most the population")
-    _require_alike(shared, *changes)
-    total = np.zeros_like(shared)
-    for change in changes:
-        total += change
-    fresh: Values = shared + total / population
-    return fresh
+    _require_alike(shared, mean_change)
+    _require_steps(steps, rate)
+    return shared - (cohort / population) * (shared + mean_change / (steps * rate))
 
 
-def _require_alike(first: Values, *others: Values) -> None:
-    if first.ndim != 1 or any(other.shape != first.shape for other in others):
-        raise ValueError("these vectors must have one and the same length")
+def _require_steps(steps: int, rate: float) -> None:
+    if steps < 1 or not 0.0 < rate < math.inf:
+        raise ValueError("a variate needs at least one step and a positive rate")
+
+
+def _require_alike(first: Tensor, *others: Tensor) -> None:
+    if any(other.shape != first.shape for other in others):
+        raise ValueError("these tensors must have one and the same shape")

@@ -5,7 +5,8 @@ taken up: for a module two tensors more, `base_A` of shape (R, k) and `base_B` o
 is added to the frozen weight. R is its own in every module and grows to min(d, k) at most.
 
 Between the two rounds of `fedask` it holds the basis that the first messages gave, too: for a module `lora_Q`
-of shape (d, p). A release has none of it.
+of shape (d, p). A run with control variates holds SCAFFOLD's c: for every trained tensor one more of its
+shape, named `<name>.variate`; none of them before the first round was counted. A release has none of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from engines.lora.target import compressed
 
 BASE_A, BASE_B = ".base_A.weight", ".base_B.weight"
 BASIS = ".lora_Q.weight"
+VARIATE = ".variate"
 Entries = Sequence[Mapping[str, Any]]
 
 
@@ -51,9 +53,9 @@ def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Pa
             if f"{module}{BASE_B}" not in state:
                 raise ValueError(f"{module}: one of its two base factors is missing")
             base[module] = Pair(state[f"{module}{BASE_B}"], tensor, 1.0)
-        elif not name.endswith((BASE_B, BASIS)):
+        elif not name.endswith((BASE_B, BASIS, VARIATE)):
             trained[name] = tensor
-        elif name.endswith(BASIS):
+        elif name.endswith((BASIS, VARIATE)):
             continue
         elif f"{name.removesuffix(BASE_B)}{BASE_A}" not in state:
             raise ValueError(f"{name}: one of its two base factors is missing")
@@ -63,6 +65,15 @@ def parted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Pa
 def bases_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the bases that a state carries to the second round of `fedask`, by module path; mostly none."""
     return {name.removesuffix(BASIS): tensor for name, tensor in state.items() if name.endswith(BASIS)}
+
+
+def variates_in(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return SCAFFOLD's c, by the names of the trained tensors; zeros where a state has none yet."""
+    trained, _base = parted(state)
+    return {
+        name: state.get(f"{name}{VARIATE}", torch.zeros_like(tensor, dtype=torch.float32))
+        for name, tensor in trained.items()
+    }
 
 
 def together(trained: Mapping[str, Tensor], base: Mapping[str, Pair]) -> dict[str, Tensor]:
@@ -81,6 +92,7 @@ def require_whole(
     tensors: Entries,
     merges: bool,
     bases: Mapping[str, tuple[int, ...]] | None = None,
+    variates: bool = False,
 ) -> None:
     """Refuse shapes that are not a state of the manifest's.
 
@@ -89,11 +101,14 @@ def require_whole(
         tensors: the manifest's list of {"name", "shape", "trained"}.
         merges: the method puts a part of what was learned into the base weights.
         bases: shapes by module path of the bases that the state may have, all or none (`fedask`).
+        variates: the state may have SCAFFOLD's c, of every trained tensor or of none.
     Raises:
         ValueError: a tensor is missing, unknown or of another shape; the text names it.
     """
     expected = {str(entry["name"]): tuple(entry["shape"]) for entry in tensors if entry["trained"]}
     left = dict(state)
+    if variates and any(name.endswith(VARIATE) for name in state):
+        expected |= {f"{name}{VARIATE}": shape for name, shape in expected.items()}
     if bases and any(name.endswith(BASIS) for name in state):
         expected |= {f"{module}{BASIS}": tuple(shape) for module, shape in bases.items()}
     for module, (rows, columns) in modules_in(tensors).items() if merges else ():

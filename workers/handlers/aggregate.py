@@ -53,6 +53,7 @@ from workers.merging import QUORUM_LOST, Began, Judged, Refusal, merged
 from workers.optimizing import optimized, stepped
 from workers.sketches import next_state
 from workers.tensors import Shapes, write_tensors
+from workers.variates import moved_variates
 
 NON_FINITE = "non_finite"
 
@@ -78,6 +79,8 @@ class Sealed:
     """In a buffered run, how many releases the adapter of each client's update is behind."""
     noised: NoisedRound | None
     """Where the server adds the noise: with what."""
+    clients: int
+    """Of the whole run."""
     ranks: Mapping[UUID, int]
     """LoRA ranks of clients that do not train at the run's."""
 
@@ -141,11 +144,17 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             adapter_sha256=row.adapter_sha256,
             updates=updates,
             optimizer_sha256=optimizer_state(session, run),
-            worth=standings.worths(session, [client_id for client_id, _digest in updates]),
+            worth=_worths(session, manifest, [client_id for client_id, _digest in updates]),
             ages=ages_of(session, row),
             noised=_spend(context, session, run, row),
+            clients=len(client_ids_of(session, run.id)),
             ranks=ranks_in(session, round_id),
         )
+
+
+def _worths(session: Session, manifest: Manifest, client_ids: list[UUID]) -> Mapping[UUID, float]:
+    """What updates count; with control variates whole, or a client's c_i would not be what is in c."""
+    return {} if manifest.training.control_variates != "none" else standings.worths(session, client_ids)
 
 
 def _spend(context: Context, session: Session, run: Run, row: Round) -> NoisedRound | None:
@@ -207,7 +216,8 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
             context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
         )
         shapes = update_shapes(sealed.manifest, number=sealed.number)
-        digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
+        counted = sum(one.finite for one in found.judged)
+        digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes), counted=counted)
     reach("aggregate.after_blob")
     return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=missed)
 
@@ -220,10 +230,17 @@ def _sketched(context: Context, sealed: Sealed, change: Numbers) -> tuple[str, P
     return write_tensors(context.blobs, state)[0], missed
 
 
-def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor]) -> str:
-    """Put the start plus a step of what this round trained as the candidate's blob."""
+def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor], *, counted: int = 0) -> str:
+    """Put the start plus a step of what this round trained as the candidate's blob.
+
+    With control variates the step is the mean change of `counted` updates, and moves c as well.
+    """
     start = read_state(context.blobs, sealed.adapter_sha256, sealed.manifest)
     moved = {name: start[name] + step[name] for name in step}
+    if sealed.manifest.training.control_variates != "none":
+        moved |= moved_variates(
+            sealed.manifest.training, start, step, counted=counted, clients=sealed.clients
+        )
     digest, _size_bytes = write_tensors(context.blobs, {**start, **moved})
     return digest
 
