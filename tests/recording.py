@@ -56,6 +56,8 @@ class PlayedRun:
     received: set[str] = field(default_factory=set)
     account: dict[str, Any] | None = None
     """The account that receipts show."""
+    counted: int | None = None
+    """With control variates, the last round whose release holds an update of the client."""
 
     @property
     def manifest_bytes(self) -> bytes:
@@ -74,6 +76,7 @@ class PlayedRun:
             "deadline": "2100-01-01T00:00:00Z",
             "manifest_sha256": self.manifest_sha256,
             "adapter_sha256": hashlib.sha256(self.adapter).hexdigest(),
+            "counted": self.counted,
         }
 
     def shown(self) -> dict[str, Any]:

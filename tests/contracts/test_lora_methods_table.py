@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from app.runs import methods, sending
+from app.runs.steps import VARIATE_METHODS
 from app.runs.training import Lora
 from engines.lora import methods as engines
 from engines.lora.ranks import Capability, NoRankFits, largest_rank
@@ -33,6 +34,10 @@ def test_the_gateway_refuses_what_the_engines_do_not_allow_and_names_the_same_al
         theirs = engines.impossible(engines.Combination(name, trust, mode, **wanted))  # type: ignore[arg-type]
         ours = methods.impossible(methods.Wanted(name, trust, mode, **wanted))  # type: ignore[arg-type]
         assert ours == (None if theirs is None else (theirs.code, theirs.alternatives)), (name, trust, wanted)
+
+
+def test_control_variates_go_with_the_methods_that_the_engines_allow_them_for() -> None:
+    assert {name for name, terms in engines.METHODS.items() if terms.control_variates} == {*VARIATE_METHODS}
 
 
 def test_a_manifest_can_name_every_method_and_clients_train_all_of_them() -> None:

@@ -248,6 +248,7 @@ def test_an_assignment_tells_what_to_fetch_and_disappears_with_the_round(
         "manifest_sha256": run.manifest_sha256,
         "adapter_sha256": "a" * 64,
         "rank": None,
+        "counted": None,
     }
     api.post(f"/v1/runs/{run.id}/stop", json={"reason": "enough"}, headers=coordinator.headers)
     assert api.get("/v1/assignments", headers=own).json()["items"] == []

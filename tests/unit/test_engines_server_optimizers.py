@@ -13,6 +13,7 @@ from engines.aggregation import client_terms, steps
 from engines.aggregation.optimizers import Optimizer, Server, start, step
 from engines.aggregation.rows import Held
 
+ONE = torch.ones(1)
 CHANGES = np.array([[1.0, -0.5], [1.0, 0.5], [0.2, -0.5]])
 # Exact vectors: x0 = 0, rate 0.1, momentum .9, decay .99, tau .001.
 VECTORS = {
@@ -212,9 +213,10 @@ def test_scaffold_reaches_the_common_optimum_where_plain_local_steps_drift() -> 
     best = float(curvature @ optimum / curvature.sum())
 
     def train(*, corrected: bool) -> float:
-        at, shared, own = np.zeros(1), np.zeros(1), [np.zeros(1), np.zeros(1)]
+        zero = torch.zeros(1, dtype=torch.float64)
+        at, shared, own = zero, zero, [zero, zero]
         for _ in range(200):
-            ends, changes = [], []
+            moves = []
             for client in (0, 1):
                 now = at
                 for _ in range(5):
@@ -222,14 +224,16 @@ def test_scaffold_reaches_the_common_optimum_where_plain_local_steps_drift() -> 
                     if corrected:
                         gradient = client_terms.corrected_gradient(gradient, own[client], shared)
                     now = now - 0.05 * gradient
-                fresh = client_terms.next_own_variate(
-                    own[client], shared, start=at, end=now, steps=5, rate=0.05
+                moves.append(now - at)
+                own[client] = client_terms.next_own_variate(
+                    own[client], shared, moves[-1], steps=5, rate=0.05
                 )
-                changes.append(fresh - own[client])
-                own[client] = fresh
-                ends.append(now)
-            at = np.mean(ends, axis=0)
-            shared = client_terms.next_shared_variate(shared, changes, population=2)
+            mean = (moves[0] + moves[1]) / 2
+            at = at + mean
+            shared = client_terms.next_shared_variate(
+                shared, mean, cohort=2, population=2, steps=5, rate=0.05
+            )
+            assert torch.allclose(shared, (own[0] + own[1]) / 2, atol=1e-12)
         return float(at[0])
 
     assert train(corrected=True) == pytest.approx(best, abs=1e-6)
@@ -237,8 +241,23 @@ def test_scaffold_reaches_the_common_optimum_where_plain_local_steps_drift() -> 
 
 
 def test_the_shared_variate_moves_by_the_cohorts_share_of_the_population() -> None:
-    moved = client_terms.next_shared_variate(np.ones(1), [np.array([2.0]), np.array([4.0])], population=12)
-    assert moved == pytest.approx([1.5])  # 1 + (2/12) * 3
+    """Two of twelve: c_i+ - c_i = -1 - Delta_i / (4 * .5) is 2 and 4, and c + (2/12) * 3 is 1.5."""
+    one, own = torch.ones(1), torch.zeros(1)
+    changes = [torch.tensor([-6.0]), torch.tensor([-10.0])]
+    fresh = [client_terms.next_own_variate(own, one, change, steps=4, rate=0.5) for change in changes]
+    assert torch.cat(fresh).tolist() == [2.0, 4.0]
+    mean = (changes[0] + changes[1]) / 2
+    moved = client_terms.next_shared_variate(one, mean, cohort=2, population=12, steps=4, rate=0.5)
+    assert moved.tolist() == pytest.approx([1.5])
+
+
+def test_an_own_variate_is_the_mean_gradient_of_the_steps_whatever_it_was_before() -> None:
+    """So a rounding, or a c_i of long ago, is gone once a round has counted the client again."""
+    gradients = torch.tensor([[1.0, -2.0], [0.5, 4.0], [0.0, 1.0]], dtype=torch.float64)
+    own, shared = torch.tensor([3.0, -1.0]).double(), torch.tensor([0.25, 2.0]).double()
+    change = sum(-0.1 * client_terms.corrected_gradient(one, own, shared) for one in gradients)
+    found = client_terms.next_own_variate(own, shared, torch.as_tensor(change), steps=3, rate=0.1)
+    assert torch.allclose(found, gradients.mean(dim=0), atol=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -246,15 +265,13 @@ def test_the_shared_variate_moves_by_the_cohorts_share_of_the_population() -> No
     [
         lambda: client_terms.proximal_gradient(torch.ones(2), torch.ones(3), strength=0.1),
         lambda: client_terms.proximal_gradient(torch.ones(2), torch.ones(2), strength=math.nan),
-        lambda: client_terms.corrected_gradient(np.ones(2), np.ones(2), np.ones(1)),
-        lambda: client_terms.next_own_variate(
-            np.ones(1), np.ones(1), start=np.ones(1), end=np.ones(1), steps=0, rate=0.1
-        ),
-        lambda: client_terms.next_own_variate(
-            np.ones(1), np.ones(1), start=np.ones(1), end=np.ones(1), steps=1, rate=math.nan
-        ),
-        lambda: client_terms.next_shared_variate(np.ones(1), [], population=3),
-        lambda: client_terms.next_shared_variate(np.ones(1), [np.ones(1)] * 2, population=1),
+        lambda: client_terms.corrected_gradient(torch.ones(2), torch.ones(2), torch.ones(1)),
+        lambda: client_terms.next_own_variate(ONE, ONE, torch.ones(2), steps=1, rate=0.1),
+        lambda: client_terms.next_own_variate(ONE, ONE, ONE, steps=0, rate=0.1),
+        lambda: client_terms.next_own_variate(ONE, ONE, ONE, steps=1, rate=math.nan),
+        lambda: client_terms.next_shared_variate(ONE, ONE, cohort=0, population=3, steps=1, rate=0.1),
+        lambda: client_terms.next_shared_variate(ONE, ONE, cohort=2, population=1, steps=1, rate=0.1),
+        lambda: client_terms.next_shared_variate(ONE, ONE, cohort=1, population=1, steps=1, rate=0.0),
     ],
 )
 def test_terms_that_do_not_fit_are_refused(build: Callable[[], object]) -> None:

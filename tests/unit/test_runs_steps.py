@@ -14,6 +14,7 @@ from client.plan import TrainingPlan
 from tests.builders import tiny_manifest
 from tests.central import CLIENTS, SEATED, central_manifest
 
+CENTRAL = central_manifest()
 FEDEXP = {"server_optimizer": {"kind": "fedexp"}}
 
 
@@ -37,13 +38,75 @@ def test_a_proximal_term_that_does_nothing_or_drives_away_is_refused(training: d
     accept(tiny_manifest(training=training | {"proximal_mu": 0.0}))
 
 
-def test_control_variates_are_refused_by_the_server_and_by_a_client() -> None:
-    document = tiny_manifest(training={"control_variates": "scaffold"})
+def scaffold(**parts: Any) -> dict[str, Any]:
+    """A plan with control variates, by plain SGD; keywords change its parts."""
+    document = tiny_manifest(training={"control_variates": "scaffold", "momentum": 0.0})
+    document["privacy"]["noise_multiplier"] = 1.0
+    for name, part in parts.items():
+        document[name] = document[name] | part
+    return document
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"privacy": CENTRAL["privacy"], "quorum": CENTRAL["quorum"]}, "privacy.trust"),
+        ({"lora": {"method": "fedit"}}, "lora.method"),
+        ({"lora": {"ranks": [1, 2]}}, "lora.ranks"),
+        ({"training": {"momentum": 0.9}}, "training.momentum"),
+        ({"training": {"proximal_mu": 0.1}}, "training.proximal_mu"),
+        ({"aggregation": {"rule": "trimmed_mean"}}, "aggregation.rule"),
+        ({"aggregation": {"clip_norm": 1.0}}, "aggregation.clip_norm"),
+        ({"aggregation": {"wire_dtype": "bfloat16"}}, "aggregation.wire_dtype"),
+        ({"aggregation": {"server_optimizer": {"kind": "fedavgm"}}}, "aggregation.server_optimizer"),
+    ],
+)
+def test_control_variates_are_refused_where_they_cost_or_would_drift(
+    parts: dict[str, Any], named: str
+) -> None:
+    document = scaffold(**parts)
+    if named == "lora.method":
+        document = with_method(document, "fedit")
     refused = refusal(document)
     assert (refused.status, refused.code) == (422, "control_variates_refused")
+    assert refused.members["field"] == named
+
+
+def test_control_variates_are_refused_in_buffered_rounds() -> None:
+    document = buffered() | {"training": scaffold()["training"]}
+    assert refusal(document).code == "control_variates_refused"
+
+
+@pytest.mark.parametrize("trust", ["local", "none"])
+def test_control_variates_are_taken_by_the_server_and_by_a_client(trust: str) -> None:
+    document = scaffold()
+    if trust == "none":
+        document["privacy"] |= {"trust": "none", "clip_norm": None, "epsilon": None, "delta": None}
+        document["privacy"]["noise_multiplier"] = None
+    accept(document)
+    assert TrainingPlan.from_manifest(document).control_variates
+    assert not TrainingPlan.from_manifest(tiny_manifest(privacy=document["privacy"])).control_variates
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"privacy": CENTRAL["privacy"]},
+        {"training": {"momentum": 0.9}},
+        {"training": {"proximal_mu": 0.1}},
+        {"lora": {"method": "fedit"}},
+        {"lora": {"ranks": [1, 2]}},
+    ],
+)
+def test_a_client_does_not_train_with_variates_that_do_not_follow_from_what_it_sends(
+    parts: dict[str, Any],
+) -> None:
     with pytest.raises(ClientError) as unsupported:
-        TrainingPlan.from_manifest(document)
-    assert unsupported.value.code == "unsupported_plan"
+        TrainingPlan.from_manifest(scaffold(**parts))
+    assert (unsupported.value.code, unsupported.value.members["field"]) == (
+        "unsupported_plan",
+        "control_variates",
+    )
 
 
 @pytest.mark.parametrize("trust", ["local", "none", "central"])

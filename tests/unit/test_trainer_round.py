@@ -9,6 +9,8 @@ from torch import Tensor
 
 from client.errors import ClientError
 from client.trainer import require_usable, train_round
+from client.turns import Turn
+from engines.lora.states import VARIATE
 from modelling.adapters import load_adapter
 from modelling.cache import CachedExamples
 from modelling.evaluation import logits_of
@@ -126,6 +128,55 @@ def test_the_proximal_pull_keeps_an_unprivate_round_nearer_to_its_start(tiny: Pa
         delta = train_round(part, cache, adapter, manifest=manifest, order_seed=1)
         lengths.append(float(flat(delta).norm()))
     assert lengths == sorted(lengths, reverse=True)
+
+
+def corrected(adapter: dict[str, Tensor]) -> tuple[dict[str, Tensor], Turn, dict[str, Tensor]]:
+    """An adapter with c, a turn with c_i, and c - c_i: far longer than any bound on a gradient."""
+    shared = {
+        name: 20.0 + number + torch.zeros_like(one) for number, (name, one) in enumerate(adapter.items())
+    }
+    own = {name: 3.0 * number + torch.zeros_like(one) for number, (name, one) in enumerate(adapter.items())}
+    state = adapter | {f"{name}{VARIATE}": one for name, one in shared.items()}
+    return state, Turn(2, variate=own), {name: one - own[name] for name, one in shared.items()}
+
+
+def test_the_correction_is_added_after_the_noise_and_is_not_clipped(tiny: Path) -> None:
+    # Nobody in any batch: each of two steps goes -lr (n + c - c_i), with the plan's noise and c - c_i whole.
+    manifest, part, cache, adapter = ready(tiny, rank=64)
+    manifest["training"] |= {"local_steps": 2, "momentum": 0.0, "control_variates": "scaffold"}
+    nobody = cache.take(torch.zeros(0, dtype=torch.int64))
+    state, turn, correction = corrected(adapter)
+    rest = [
+        {name: one + 2 * 0.5 * correction[name] for name, one in delta.items()}
+        for delta in (train_round(part, nobody, state, manifest=manifest, turn=turn) for _ in range(6))
+    ]
+    draws = torch.cat([flat(one) for one in rest])
+    assert float(draws.std()) == pytest.approx(0.5 / 8 * math.sqrt(2), rel=0.02)
+    assert abs(float(draws.mean())) < 4 * float(draws.std()) / math.sqrt(len(draws))
+
+
+def test_the_correction_leaves_each_gradient_and_its_clip_as_they_are(tiny: Path) -> None:
+    """One step from one adapter, with and without: they differ by the correction alone."""
+    manifest, part, cache, adapter = ready(tiny)
+    manifest["privacy"] |= {"clip_norm": 0.01, "noise_multiplier": 1e-6}
+    manifest["privacy"]["examples"]["rate"] = 1.0
+    manifest["training"] |= {"local_steps": 1, "momentum": 0.0}
+    plain = train_round(part, cache, adapter, manifest=manifest)
+    state, turn, correction = corrected(adapter)
+    manifest["training"]["control_variates"] = "scaffold"
+    found = train_round(part, cache, state, manifest=manifest, turn=turn)
+    for name, one in found.items():
+        assert torch.allclose(one + 0.5 * correction[name], plain[name], atol=1e-5)
+    assert float(flat(plain).norm()) <= 0.5 * 24 * 0.01 / 8 + 1e-4
+
+
+def test_a_variate_of_other_tensors_is_refused(tiny: Path) -> None:
+    manifest, part, cache, adapter = ready(tiny)
+    manifest["training"] |= {"momentum": 0.0, "control_variates": "scaffold"}
+    name = next(iter(adapter))
+    with pytest.raises(ClientError) as refused:
+        train_round(part, cache, adapter, manifest=manifest, turn=Turn(2, variate={name: adapter[name]}))
+    assert refused.value.code == "adapter_unusable"
 
 
 def plain_step(folder: Path, *, count: int, divisor: float) -> Tensor:
