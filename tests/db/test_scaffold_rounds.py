@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class Quadratics(Training):
     def off(self) -> float:
         """How far the adapter is from the common optimum."""
         state, best = parted(self.started_from())[0], self.best()
-        return sum(float((state[name] - one).square().sum()) for name, one in best.items()) ** 0.5
+        return math.sqrt(sum(float((state[name] - one).square().sum()) for name, one in best.items()))
 
 
 @pytest.mark.parametrize("method", ["ffa", "fedsb"])

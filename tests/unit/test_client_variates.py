@@ -33,7 +33,8 @@ def state(*, seed: int | None = None) -> bytes:
     if seed is not None:
         generator = torch.Generator().manual_seed(seed)
         tensors |= {f"{name}{VARIATE}": torch.randn(NAMES[name], generator=generator) for name in NAMES}
-    return save(tensors)
+    content: bytes = save(tensors)
+    return content
 
 
 class Noting(RandomTrainer):
@@ -85,7 +86,8 @@ def sent(profile: Profile, session: Session, trainer: RandomTrainer) -> dict[str
     files = fetched(profile, session)
     made(profile, files, trainer)
     submit(profile, session, files)
-    return load(files.update_path.read_bytes())
+    update: dict[str, Tensor] = load(files.update_path.read_bytes())
+    return update
 
 
 def expected(own: dict[str, Tensor] | None, adapter: bytes, update: dict[str, Tensor]) -> dict[str, Tensor]:
