@@ -127,12 +127,7 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             leases.finish(session, claim)
             return None
         run = session.get_one(Run, row.run_id)
-        rows = session.execute(
-            sa.select(Update.client_id, Update.blob_sha256)
-            .where(Update.round_id == round_id, Update.state == UpdateState.RECEIVED)
-            .order_by(Update.client_id)
-        )
-        updates = tuple((client_id, str(digest)) for client_id, digest in rows)
+        updates = _received(session, round_id)
         manifest = Manifest.model_validate(run.manifest)
         return Sealed(
             round_id=round_id,
@@ -150,6 +145,15 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             clients=len(client_ids_of(session, run.id)),
             ranks=ranks_in(session, round_id),
         )
+
+
+def _received(session: Session, round_id: UUID) -> tuple[tuple[UUID, str], ...]:
+    rows = session.execute(
+        sa.select(Update.client_id, Update.blob_sha256)
+        .where(Update.round_id == round_id, Update.state == UpdateState.RECEIVED)
+        .order_by(Update.client_id)
+    )
+    return tuple((client_id, str(digest)) for client_id, digest in rows)
 
 
 def _worths(session: Session, manifest: Manifest, client_ids: list[UUID]) -> Mapping[UUID, float]:
