@@ -154,13 +154,7 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
         raise Conflict(_("the run has no adapter to start from"))
     manifest = Manifest.model_validate(run.manifest)
     drawn = _drawn(session, run, manifest)
-    client_ids = drawn.clients
-    if manifest.lora.method in TWO_TURNS and len(former) % 2 == 1:
-        client_ids = senders_of(session, former[-1].id)  # nobody else has a second message
-    if manifest.privacy.trust != "central":  # there, who takes part may not hang on what was sent
-        client_ids = standing.without_suspended(session, client_ids)
-    if manifest.training.control_variates != "none":
-        client_ids = standing.unsuspected(session, client_ids)  # there, who takes part counts whole
+    client_ids = _invited(session, manifest, former, drawn=drawn.clients)
     given = ranks_of(session, manifest, client_ids)
     round_ = lifecycle.plan(
         session,
@@ -180,6 +174,19 @@ def open_next(session: Session, run: Run, *, actor: str) -> Round:
     )
     lifecycle.open_round(session, round_.id, actor=actor)
     return round_
+
+
+def _invited(
+    session: Session, manifest: Manifest, former: Sequence[Round], *, drawn: list[UUID]
+) -> list[UUID]:
+    """Of those who were drawn, who can take part and may."""
+    if manifest.lora.method in TWO_TURNS and len(former) % 2 == 1:
+        drawn = senders_of(session, former[-1].id)  # nobody else has a second message
+    if manifest.privacy.trust == "central":  # there, who takes part may not hang on what was sent
+        return drawn
+    if manifest.training.control_variates != "none":
+        return standing.unsuspected(session, drawn)  # there, who takes part counts whole
+    return standing.without_suspended(session, drawn)
 
 
 def _drawn(session: Session, run: Run, manifest: Manifest) -> Cohort:

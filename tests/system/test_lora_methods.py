@@ -24,6 +24,7 @@ from client.enrolment import Wish, enrol
 from client.policy import Policy
 from client.profile import Profile
 from client.session import Session
+from engines.lora.states import VARIATE
 from modelling.adapters import adapter_tensors
 from modelling.spec import ModelSpec
 from tests.client_folders import DECLARED
@@ -186,6 +187,22 @@ def test_fedsa_keeps_b_at_the_client_and_goes_on_from_it(house: House) -> None:
         moved = [float((second[name] - first[name]).norm() / first[name].norm()) for name in first]
         assert 0.1 < max(moved) < 10.0
     assert not torch.equal(*(one[1][name] for one in kept[:2] for name in sorted(one[1])[:1]))
+
+
+def test_with_control_variates_the_servers_is_the_mean_of_what_the_clients_keep(house: House) -> None:
+    plan = house.plan("ffa")
+    plan["training"] |= {"momentum": 0.0, "control_variates": "scaffold"}
+    run_id = house.run(plan)
+    kept = [load_file(one.round_folder(run_id, 1) / "kept.safetensors") for one in house.profiles]
+    second = load_file(house.profiles[0].round_folder(run_id, 2) / "adapter.safetensors")
+    shared = {name: one for name, one in second.items() if name.endswith(VARIATE)}
+    assert {name.removesuffix(VARIATE) for name in shared} == set(kept[0])
+    for name, one in shared.items():
+        mean = torch.stack([own[name.removesuffix(VARIATE)] for own in kept]).mean(dim=0)
+        assert bool(one.all())
+        assert torch.allclose(one, mean, atol=1e-4 * float(one.abs().max()))
+    items = house.admin.get("/v1/releases", query={"run_id": run_id}).json("releases")["items"]
+    assert len(items) == 2
 
 
 @pytest.mark.parametrize(("method", "wire_dtype"), [("ffa", "int8"), ("flexlora", "bfloat16")])
