@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from cli.access import client_session
@@ -24,6 +26,7 @@ from client.profile import Profile
 from client.round_files import RoundFiles
 from client.rounds import fetch, submit, train
 from client.session import Identity, Session
+from client.turns import KEPT
 from client.wire import Receipt
 from tests.client_folders import MAILS, TERMS, RandomTrainer, adapter, manifest
 from tests.recording import PlayedRun, RecordingServer
@@ -155,6 +158,28 @@ def test_what_was_handed_over_is_never_trained_again(machines: Machines, server:
     assert machines.on_b.handover() is not None
     machines.submit()
     assert server.bodies() == [first]
+
+
+def test_a_control_variate_stays_with_the_machine_that_trains(
+    machines: Machines, server: RecordingServer
+) -> None:
+    """What is carried names the round that counted; the c_i of it never travels."""
+    plain = {"momentum": 0.0, "control_variates": "scaffold"}
+    server.run.manifest = manifest(training=plain)
+    machines.round_trip()
+    machines.submit()
+    assert not (machines.on_b.folder / KEPT).exists()
+    server.run.open_again(number=2)
+    server.run.counted = 1
+    machines.fetch()
+    shutil.rmtree(machines.on_b.folder)
+    machines.carry_to_b()
+    assert machines.train() == 1
+    run_id = server.run.run_id
+    first, second = (load_file(machines.b.round_folder(run_id, number) / KEPT) for number in (1, 2))
+    update = load_file(machines.on_b.update_path)
+    for name, change in update.items():  # c is zero, and c_i' = c_i - Delta / (2 * .5)
+        assert np.allclose(second[name], first[name] - change, atol=1e-5)
 
 
 def test_a_round_from_another_adapter_is_not_trained_a_second_time(
