@@ -185,8 +185,8 @@ def _require_whole_schedule(privacy: dict[str, Any], release: dict[str, Any]) ->
     updates, each = privacy.get("participations", rounds), privacy.get("local_steps")
     if privacy.get("trust") == "central":  # where no round is a buffer
         updates, each = rounds, 1
-    elif release.get("lora_method") == "fedask" and _is_count(rounds):  # which trains in every other one
-        updates = -(-rounds // 2)
+    elif release.get("lora_method") == "fedask" and "participations" not in privacy and _is_count(rounds):
+        updates = -(-rounds // 2)  # every other round trains; in no buffered run
     if not (_is_count(steps) and _is_count(rounds) and _is_count(updates)) or not (
         updates <= rounds and steps % updates == 0 and each in (None, steps // updates)
     ):

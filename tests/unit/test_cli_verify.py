@@ -308,6 +308,17 @@ def test_a_claim_cannot_have_fewer_steps_than_the_pulled_manifest_plans(
     assert "[terms_differ]" in verify(release, code=1).stderr
 
 
+def test_a_buffered_claim_cannot_halve_its_steps_by_naming_a_method_of_two_messages(
+    release: Path, base: Path
+) -> None:
+    buffered = {"participations": 8, "staleness": 2}
+    content = content_of(LOCAL, base=base, epsilon=20.0, buffered=buffered, rounds=8)
+    content["release"]["lora_method"] = "fedask"
+    content["privacy"]["steps"] //= 2
+    (release / "certificate.json").write_text(json.dumps(signed(content)))
+    assert "[schedule_differs]" in verify(release, code=1).stderr
+
+
 def test_a_base_model_that_is_not_installed_is_said_not_to_be_compared(
     release: Path, content: dict[str, Any]
 ) -> None:

@@ -11,14 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save
 
-from client.asking import list_assignments
 from client.errors import ClientError, RoundMissed
 from client.ledger import Contribution, Stage
 from client.plan import TrainingPlan
 from client.pricing import terms_of
 from client.profile import Profile
 from client.round_files import RoundFiles
-from client.rounds import OnStep, fetch, submit, train
+from client.rounds import OnStep, submit
 from client.serving import Seat, Service
 from client.session import Identity, Session
 from client.sketching import second_message
@@ -28,6 +27,7 @@ from client.wire import FrozenManifest
 from engines.lora.fedask import basis
 from engines.lora.states import BASIS
 from tests.client_folders import RandomTrainer, manifest, profile_in
+from tests.client_steps import fetched, made
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer, canonical
 
 MODULE = "base_model.model.layer.0.query"
@@ -74,14 +74,6 @@ def session(profile: Profile) -> Iterator[Session]:
 @pytest.fixture
 def trainer() -> RandomTrainer:
     return RandomTrainer()
-
-
-def fetched(profile: Profile, session: Session) -> RoundFiles:
-    return fetch(profile, session, list_assignments(session, wait_s=0)[0])
-
-
-def made(profile: Profile, files: RoundFiles, trainer: RandomTrainer) -> Contribution:
-    return train(profile, files, trainer, on_step=lambda _done, _steps: None)
 
 
 def sent(profile: Profile, session: Session, trainer: RandomTrainer) -> bytes:

@@ -10,17 +10,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from client.asking import list_assignments
 from client.errors import RoundMissed
-from client.ledger import Contribution
 from client.profile import Profile
-from client.round_files import RoundFiles
-from client.rounds import OnStep, fetch, submit, train
+from client.rounds import OnStep, submit
 from client.session import Identity, Session
 from client.turns import KEPT, Turn
 from client.wire import FrozenManifest
 from engines.lora.states import VARIATE
 from tests.client_folders import NAMES, RandomTrainer, manifest, profile_in
+from tests.client_steps import fetched, made
 from tests.recording import PlayedRun, RecordingServer
 
 STEPS, RATE = 2, 0.5
@@ -72,14 +70,6 @@ def session(profile: Profile) -> Iterator[Session]:
 @pytest.fixture
 def trainer() -> Noting:
     return Noting()
-
-
-def fetched(profile: Profile, session: Session) -> RoundFiles:
-    return fetch(profile, session, list_assignments(session, wait_s=0)[0])
-
-
-def made(profile: Profile, files: RoundFiles, trainer: RandomTrainer) -> Contribution:
-    return train(profile, files, trainer, on_step=lambda _done, _steps: None)
 
 
 def sent(profile: Profile, session: Session, trainer: RandomTrainer) -> dict[str, Tensor]:
