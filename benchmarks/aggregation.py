@@ -58,6 +58,8 @@ FEW, MANY, GROWING_DIMENSION = 8, 512, 500_000
 """How memory grows: the same files over and over, so that 512 of them need no more disk than 8."""
 FLEXLORA = "flexlora"
 WARM_COLUMNS = 100_000
+QUICK_S = 4.0
+"""A way that takes less is run three times, as its floor is, and its fastest run counts."""
 PATIENCE_S = 600.0
 """A way that takes longer is stopped, and its row says so."""
 
@@ -92,7 +94,7 @@ def cases(clients: int, dimension: int) -> Iterator[Case]:
 
 
 def run_once(case: Case, folder: Path) -> None:
-    """Child process: load, warm up on a few columns, run once, and print the figures as JSON."""
+    """Child process: load, warm up on a few columns, run, and print the figures as JSON."""
     torch.set_num_threads(1)
     kernels.COMPILED_AFTER = -1  # as in a worker that has seen some rounds
     if case.rule in IN_FILES:
@@ -125,7 +127,10 @@ def _measure(warm: Work, work: Work) -> None:
         forget.write_text("5")  # the peak so far, which the warming up may have set
     before = memory_bytes("VmRSS")
     seconds = seconds_of(work)
-    _say(seconds, (memory_bytes("VmHWM") - before) / MIB)
+    extra_mb = (memory_bytes("VmHWM") - before) / MIB
+    if seconds < QUICK_S:  # the first run also pays for the machine's first look at its pages
+        seconds = min(seconds, *(seconds_of(work) for _ in range(2)))
+    _say(seconds, extra_mb)
 
 
 def _say(seconds: float, extra_mb: float) -> None:
@@ -252,7 +257,8 @@ def goals(medians: dict[Case, Figures], clients: int, dimension: int) -> list[di
             at_most=64.0,
         ),
         goal("files_mean_over_raw_read", over(FILES_MEAN, OURS, FLOOR), at_most=2.0),
-        goal("memory_growth_8_to_512", max(grown(rule) for rule in IN_FILES), at_most=1.1),
+        goal("memory_growth_8_to_512", grown(FILES_MEAN), at_most=1.1),
+        goal("memory_growth_8_to_512_of_pairs", grown(FILES_DEFAULT), at_most=1.1),
     ]
     for rule, times in TIMES_FASTER.items():
         if Case(rule, BYZFL, clients, dimension) in medians:

@@ -124,8 +124,13 @@ def floor(rule: str, updates: Matrix) -> float:
 
 
 def read_floor(updates: Matrix) -> float:
-    """Seconds to read all updates once: the fastest of three passes that do next to nothing."""
-    return min(seconds_of(lambda: [float(row.max()) for row in updates]) for _ in range(3))
+    """Seconds to read all updates once: the fastest of passes that do next to nothing."""
+    pairs = updates[:, : updates.shape[1] // 2 * 2].view(np.int64)
+    passes: tuple[Work, ...] = (
+        lambda: [row.max() for row in updates],
+        lambda: [np.bitwise_or.reduce(row) for row in pairs],
+    )
+    return min(seconds_of(once) for once in passes * 3)
 
 
 def product_floor(updates: Matrix) -> float:

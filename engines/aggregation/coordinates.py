@@ -6,7 +6,7 @@ around the median).
 
 import numpy as np
 
-from engines.aggregation.kernels import Numbers, add_rows, sorted_rows, tile_columns
+from engines.aggregation.kernels import Numbers, sorted_rows, sum_ranks, tile_columns
 from engines.aggregation.rows import Rows
 
 TILE_COLUMNS = 1024
@@ -63,12 +63,9 @@ def mean_around_median(rows: Rows, *, kept: int) -> Numbers:
 
 def _rank_sum(rows: Rows, low: int, high: int, *, divisor: int) -> Numbers:
     """Add ranks `low` to `high` - 1 of each column, smallest first, and divide."""
-    wide = np.float64 if rows.dtype.kind == "f" else np.int64
-    ones = np.ones(high - low, dtype=wide)
     out = np.empty(rows.dimension, dtype=rows.dtype)
     for start, tile in rows.tiles(tile_columns(TILE_COLUMNS)):
-        total = np.zeros(tile.shape[1], dtype=wide)
-        add_rows(total, sorted_rows(tile, low, high), ones)
+        total = sum_ranks(tile, low, high)
         out[start : start + len(total)] = total if divisor == 1 else total / divisor
     return out
 

@@ -45,8 +45,9 @@ def squared_distances(products: Weights) -> Weights:
     """Return |x_i - x_j|^2 from a Gram matrix: shape (n, n), symmetric, never negative, 0 on the diagonal."""
     squares = np.diag(products)
     sums = squares[:, None] + squares[None, :]
-    distances: Weights = sums - 2.0 * products
-    distances[distances <= ROUNDING * sums] = 0.0
+    distances = sums - 2.0 * products
+    sums *= ROUNDING
+    distances[distances <= sums] = 0.0
     np.fill_diagonal(distances, 0.0)
     return distances
 
@@ -86,7 +87,7 @@ def product_gram(
 
 
 def _symmetric(products: Weights) -> Weights:
-    """Copy one triangle onto the other, so that a distance is the same seen from either end."""
-    lower = np.tril(products)
-    symmetric: Weights = lower + np.tril(products, -1).T
-    return symmetric
+    """Copy the lower triangle onto the upper, in place: a distance is the same seen from either end."""
+    for row in range(len(products)):
+        products[row, row + 1 :] = products[row + 1 :, row]
+    return products

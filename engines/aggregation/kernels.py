@@ -39,7 +39,9 @@ class Compiled:
         self.add_rows: Any = compiler(_add_rows)
         self.subtract_row: Any = compiler(_subtract_row)
         self.add_squares: Any = compiler(_add_squares)
-        self.sort_strips: Any = compiler(_sort_strips)
+        sort = compiler(_sort_strip)
+        self.sort_strips: Any = compiler(_keeping(sort))
+        self.sum_ranks: Any = compiler(_adding(sort))
 
 
 @functools.cache
@@ -162,6 +164,25 @@ def sorted_rows(rows: Numbers, low: int, high: int) -> Numbers:
     return out
 
 
+def sum_ranks(rows: Numbers, low: int, high: int) -> Numbers:
+    """Add ranks `low` to `high` - 1 of every column, smallest first.
+
+    Args:
+        rows: shape (n, w), no NaN; left as it was.
+        low: first rank, from 0.
+        high: one past the last.
+    Returns:
+        Shape (w,), float64, or int64 for integer rows.
+    """
+    total = np.zeros(rows.shape[1], dtype=np.float64 if rows.dtype.kind == "f" else np.int64)
+    if chosen() is not None or (fast := worth_compiling(rows)) is None:
+        add_rows(total, sorted_rows(rows, low, high), np.ones(high - low, dtype=total.dtype))
+        return total
+    strip = np.zeros((len(rows), STRIP_COLUMNS), dtype=rows.dtype)
+    fast.sum_ranks(*_flat(rows), comparators(len(rows), low, high), low, high, strip, total)
+    return total
+
+
 def _flat(rows: Numbers) -> tuple[Numbers, int]:
     """Return rows as one line of memory and the step from row to row: the compiler then knows neighbours."""
     size = rows.dtype.itemsize
@@ -206,21 +227,46 @@ def _add_squares(lanes: Numbers, flat: Numbers, stride: int, width: int) -> None
                 own[j] += wide * wide
 
 
-def _sort_strips(  # noqa: PLR0917  (a compiled loop takes its arguments by position)
-    flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers
+def _sort_strip(  # noqa: PLR0917  (a compiled loop takes its arguments by position)
+    flat: Numbers, stride: int, start: int, width: int, pairs: Numbers, strip: Numbers
 ) -> None:
-    for start in range(0, out.shape[1], STRIP_COLUMNS):
-        width = min(STRIP_COLUMNS, out.shape[1] - start)
-        for i in range(len(strip)):
-            row, into = flat[i * stride + start : i * stride + start + width], strip[i]
-            for j in range(width):
-                into[j] = row[j]
-        for k in range(len(pairs)):
-            lower, upper = strip[pairs[k, 0]], strip[pairs[k, 1]]
-            for j in range(STRIP_COLUMNS):
-                one, other = lower[j], upper[j]
-                lower[j] = one if one < other else other
-                upper[j] = other if one < other else one
-        for i in range(len(out)):
-            for j in range(width):
-                out[i, start + j] = strip[low + i, j]
+    for i in range(len(strip)):
+        row, into = flat[i * stride + start : i * stride + start + width], strip[i]
+        for j in range(width):
+            into[j] = row[j]
+    for k in range(len(pairs)):
+        lower, upper = strip[pairs[k, 0]], strip[pairs[k, 1]]
+        for j in range(STRIP_COLUMNS):
+            one, other = lower[j], upper[j]
+            lower[j] = one if one < other else other
+            upper[j] = other if one < other else one
+
+
+def _keeping(sort: Any) -> Any:
+    def sort_strips(  # noqa: PLR0917  (as above)
+        flat: Numbers, stride: int, pairs: Numbers, low: int, strip: Numbers, out: Numbers
+    ) -> None:
+        for start in range(0, out.shape[1], STRIP_COLUMNS):
+            width = min(STRIP_COLUMNS, out.shape[1] - start)
+            sort(flat, stride, start, width, pairs, strip)
+            for i in range(len(out)):
+                for j in range(width):
+                    out[i, start + j] = strip[low + i, j]
+
+    return sort_strips
+
+
+def _adding(sort: Any) -> Any:
+    def sum_ranks(  # noqa: PLR0917  (as above)
+        flat: Numbers, stride: int, pairs: Numbers, low: int, high: int, strip: Numbers, total: Numbers
+    ) -> None:
+        for start in range(0, len(total), STRIP_COLUMNS):
+            width = min(STRIP_COLUMNS, len(total) - start)
+            sort(flat, stride, start, width, pairs, strip)
+            into = total[start : start + width]
+            for i in range(low, high):
+                row = strip[i]
+                for j in range(width):
+                    into[j] += row[j]
+
+    return sum_ranks
