@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.errors import ClientError, printable
 from client.i18n import _
+from client.possession import Holder, sign_update
 from client.wire import Problem, TokenAnswer, parse, read_json
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -102,6 +103,7 @@ class Session:
         self._bearer = bearer
         self._patience_s = patience_s
         self._on_wait = on_wait or (lambda _reason: None)
+        self._holder = Holder()
         self._lock = threading.Lock()
         self._token: tuple[str, float] | None = None
         self._http = httpx2.Client(
@@ -190,11 +192,16 @@ class Session:
         limit_bytes: int = _MAX_JSON_BYTES,
     ) -> Reply:
         sent = dict(headers or {})
-        if token is not None:
+        address = f"{self.server}{path}"
+        if self._identity is not None:
+            sent |= self._proven(method, address, token)
+            if body is not None:
+                sign_update(sent, address=address, client_id=self._identity.client_id, key=self._identity.key)
+        elif token is not None:
             sent["Authorization"] = f"Bearer {token}"
         with self._http.stream(
             method,
-            f"{self.server}{path}",
+            address,
             params=dict(query) if query else None,
             json=payload,
             data=dict(form) if form else None,
@@ -204,6 +211,11 @@ class Session:
         ) as response:
             content = _read_at_most(response, limit_bytes)
             return Reply(status=response.status_code, headers=response.headers, content=content)
+
+    def _proven(self, method: str, address: str, token: str | None) -> dict[str, str]:
+        """A token with the proof that its key is held here; or the proof that binds the next token."""
+        proof = {"DPoP": self._holder.proof(method, address, token=token)}
+        return proof if token is None else proof | {"Authorization": f"DPoP {token}"}
 
     def _access(self) -> str | None:
         """Return a token that holds for a while yet, asking for a new one when needed."""

@@ -132,7 +132,7 @@ def settings_for(database_url: str, blob_folder: Path, **values: object) -> Sett
         blob_url=f"file://{blob_folder}",
         master_key=SecretStr(TEST_MASTER_KEY),
         environment=Environment.DEVELOPMENT,
-        **({"trusts": ("local", "central", "none")} | values),  # type: ignore[arg-type]  # names and types are Settings' own
+        **({"trusts": ("local", "central", "none"), "proof_of_possession": False} | values),  # type: ignore[arg-type]  # names and types are Settings' own
     )
 
 

@@ -162,7 +162,7 @@ class RecordingServer:
             return Answer(content=self.run.adapter)
         is_open = self.run.state == "running" and self.run.round_id not in self.run.received
         known = {
-            "/v1/tokens": Answer(payload={"access_token": "t", "token_type": "Bearer", "expires_in": 600}),
+            "/v1/tokens": Answer(payload={"access_token": "t", "token_type": "DPoP", "expires_in": 600}),
             "/v1/clients": Answer(201, {"client_id": self.client_id, "region": "eu-west-1"}),
             "/v1/assignments": Answer(payload={"items": [self.run.assignment()] if is_open else []}),
             f"/v1/runs/{self.run.run_id}": Answer(payload=self.run.shown()),

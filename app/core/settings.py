@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_BODY_BYTES", ge=1024)] = 4 * 1024**2
     """Ceiling for JSON bodies; update bodies have their own."""
     access_token_s: Annotated[int, Field(validation_alias="DPFL_ACCESS_TOKEN_S", ge=10, le=3600)] = 600
+    proof_of_possession: Annotated[bool, Field(validation_alias="DPFL_PROOF_OF_POSSESSION")] = True
+    """Whether a training client's tokens must be bound to a key and its updates signed; off only in
+    development. What is sent is checked either way."""
     clock_leeway_s: Annotated[int, Field(validation_alias="DPFL_CLOCK_LEEWAY_S", ge=0, le=120)] = 30
     grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
     grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5
@@ -84,6 +87,12 @@ class Settings(BaseSettings):
         if parts.scheme != "file" or not parts.path.startswith("/"):
             raise ValueError("BLOB_URL must be file:///an/absolute/folder")
         return value
+
+    @model_validator(mode="after")
+    def _is_safe(self) -> Self:
+        if not self.proof_of_possession and self.environment is Environment.PRODUCTION:
+            raise ValueError("DPFL_PROOF_OF_POSSESSION is off only where DPFL_ENVIRONMENT is development")
+        return self
 
     @property
     def master_key_bytes(self) -> bytes:

@@ -17,6 +17,7 @@ from app.core.errors import Forbidden
 from app.core.i18n import _
 from app.core.settings import Settings
 from app.identity.permissions import scope_of
+from app.identity.possession import Presented
 from app.identity.roles import Principal
 
 T = TypeVar("T")
@@ -53,6 +54,17 @@ async def short_tx(request: Request, name: str, work: Callable[[Session], T]) ->
     return await run_in_threadpool(run)
 
 
+def presented(request: Request) -> Presented:
+    """What the request shows beside its token; its address is the one that its sender knows."""
+    base: str = request.app.state.settings.public_url.rstrip("/")
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    return Presented(
+        method=request.method,
+        target=base + raw.partition(b"?")[0].decode("latin-1"),
+        proof=", ".join(request.headers.getlist("dpop")) or None,  # two are no proof
+    )
+
+
 class Requires:
     """A dependency that yields the principal if it holds the permission, in any scope."""
 
@@ -65,7 +77,9 @@ class Requires:
         _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Principal:
         """Authenticate the request's bearer and check its role (401, 403)."""
-        principal: Principal = request.app.state.authenticator.principal(request.headers.get("authorization"))
+        principal: Principal = request.app.state.authenticator.principal(
+            request.headers.get("authorization"), presented(request)
+        )
         if scope_of(principal, self.permission) is None:
             raise Forbidden(_("this needs the permission {permission}"), permission=self.permission)
         request.state.principal = principal

@@ -71,7 +71,7 @@ def problem(request: Request, error: DomainError, headers: dict[str, str] | None
     if error.retry_after_s is not None:
         sent["Retry-After"] = str(error.retry_after_s)
     if error.status == 401:
-        sent["WWW-Authenticate"] = 'Bearer realm="dpfl"'
+        sent["WWW-Authenticate"] = 'Bearer realm="dpfl", DPoP realm="dpfl", algs="EdDSA"'
     return JSONResponse(document, status_code=error.status, media_type=MEDIA_TYPE, headers=sent)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -32,8 +32,10 @@ from app.core.tokens import (
 from app.identity.authentication import Suspended
 from app.identity.keys import KeyRing
 from app.identity.models import Client, ClientState, UsedAssertion
+from app.identity.possession import Possession, Presented
 from app.identity.roles import Role
 
+TokenType = Literal["Bearer", "DPoP"]
 ASSERTION_LIFETIME_S = 300
 _JTI = re.compile(r"[\x21-\x7e]{1,100}")
 # Stands in for the key of a client that does not exist, so that the answer takes as long.
@@ -72,15 +74,25 @@ class AccessToken:
 
     access_token: str
     expires_in: int
+    token_type: TokenType
 
 
-def exchange(session: Session, settings: Settings, keys: KeyRing, *, assertion: str) -> AccessToken:
-    """Check an assertion, note that it was used, and sign an access token for its client."""
+def exchange(
+    session: Session,
+    settings: Settings,
+    keys: KeyRing,
+    *,
+    assertion: str,
+    possession: Possession,
+    presented: Presented,
+) -> AccessToken:
+    """Check an assertion, note that it was used, and sign an access token for its client and its key."""
     kid, key = keys.current()  # first: it may read the database, and this session holds no connection yet
     client, claims = _verified(session, settings, assertion)
     if client.state is ClientState.SUSPENDED:
         raise Suspended(_("this training client is suspended"))
     _use_once(session, client.id, str(claims["jti"]), ends=float(claims["exp"]))
+    bound = possession.confirmation(session, presented)
     token = sign_token(
         key,
         kid=kid,
@@ -88,9 +100,10 @@ def exchange(session: Session, settings: Settings, keys: KeyRing, *, assertion: 
         audience=settings.public_url,
         subject=str(client.id),
         lifetime_s=settings.access_token_s,
-        claims={"org": str(client.organisation_id), "role": Role.CLIENT.value},
+        claims={"org": str(client.organisation_id), "role": Role.CLIENT.value} | bound,
     )
-    return AccessToken(access_token=token, expires_in=settings.access_token_s)
+    token_type: TokenType = "DPoP" if presented.proof is not None else "Bearer"
+    return AccessToken(access_token=token, expires_in=settings.access_token_s, token_type=token_type)
 
 
 def _verified(session: Session, settings: Settings, assertion: str) -> tuple[Client, dict[str, Any]]:

@@ -25,6 +25,7 @@ from app.core.tokens import ACCESS_TOKEN, Expected, TokenRefused, read_header, v
 from app.identity.credentials import API_KEY_PREFIX, read_key_id
 from app.identity.keys import KeyRing
 from app.identity.models import ApiKey, Client, ClientState, Member
+from app.identity.possession import BEARER, DPOP, Possession, Presented
 from app.identity.roles import Principal, Role
 
 CHANNEL = "dpfl_principals"
@@ -90,6 +91,7 @@ class Authenticator:
         self._vault = vault
         self._keys = keys
         self.suspensions = Suspensions(database)
+        self.possession = Possession(settings, database)
         self._expected = Expected(
             typ=ACCESS_TOKEN,
             issuer=settings.public_url,
@@ -98,17 +100,17 @@ class Authenticator:
             leeway_s=settings.clock_leeway_s,
         )
 
-    def principal(self, authorization: str | None) -> Principal:
+    def principal(self, authorization: str | None, presented: Presented) -> Principal:
         """Return who calls. Raises Unauthorized, or Suspended (403) for one who is known and switched off."""
         scheme, _blank, credential = (authorization or "").partition(" ")
-        credential = credential.strip()
-        if scheme.lower() != "bearer" or not credential:
+        scheme, credential = scheme.lower(), credential.strip()
+        if scheme not in (BEARER, DPOP) or not credential:
             raise Unauthorized(_("send an access token or an API key as `Authorization: Bearer ...`"))
-        if credential.startswith(API_KEY_PREFIX):
+        if credential.startswith(API_KEY_PREFIX) and scheme == BEARER:
             return self._by_api_key(credential)
-        return self._by_token(credential)
+        return self._by_token(credential, scheme, presented)
 
-    def _by_token(self, token: str) -> Principal:
+    def _by_token(self, token: str, scheme: str, presented: Presented) -> Principal:
         try:
             kid = read_header(token).get("kid")
             key = self._keys.public_key(kid) if isinstance(kid, str) else None
@@ -126,6 +128,7 @@ class Authenticator:
             raise Unauthorized(_("the access token does not hold: {reason}"), reason="claims") from error
         if found.id in self.suspensions:
             raise Suspended(_("this account is suspended"))
+        self.possession.check(claims, found.role, scheme=scheme, token=token, presented=presented)
         return found
 
     def _by_api_key(self, text: str) -> Principal:

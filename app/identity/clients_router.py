@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Form, Response
+from fastapi import APIRouter, Form, Request, Response
 
-from app.http.deps import SessionDep, SettingsDep, public, requires
+from app.core.canonical import Json
+from app.http.deps import SessionDep, SettingsDep, presented, public, requires
 from app.http.idempotency import IdempotentRoute
 from app.http.limits import limited
 from app.http.pagination import Page, PageDep, page
 from app.http.state import KeyRingDep
 from app.identity import assertions, queries, service
+from app.identity.authentication import Authenticator
 from app.identity.models import Client, ClientState, Enrolment
 from app.identity.roles import Principal
 from app.identity.schemas import (
@@ -25,6 +27,14 @@ from app.identity.schemas import (
 
 router = APIRouter(tags=["clients"], route_class=IdempotentRoute)
 keys_router = APIRouter(tags=["clients"])
+PROOF_PARAMETER: Json = {
+    "name": "DPoP",
+    "in": "header",
+    "required": False,
+    "description": "A proof that the caller holds the key to which the token is to be bound (RFC 9449): a "
+    "JWT of type `dpop+jwt`, signed with Ed25519, about this method and address.",
+    "schema": {"type": "string", "maxLength": 4096},
+}
 CanSuspend = Annotated[Principal, requires("clients:suspend")]
 
 
@@ -68,13 +78,33 @@ def reinstate_client(client_id: UUID, session: SessionDep, principal: CanSuspend
     return ClientView.model_validate(row)
 
 
-@router.post("/tokens", dependencies=[public("the login itself"), limited("tokens", per_minute=240)])
+@router.post(
+    "/tokens",
+    dependencies=[public("the login itself"), limited("tokens", per_minute=240)],
+    openapi_extra={"parameters": [PROOF_PARAMETER]},
+)
 def create_token(
-    form: Annotated[TokenForm, Form()], session: SessionDep, settings: SettingsDep, keys: KeyRingDep
+    form: Annotated[TokenForm, Form()],
+    session: SessionDep,
+    settings: SettingsDep,
+    keys: KeyRingDep,
+    request: Request,
 ) -> TokenView:
-    """Exchange a signed client assertion for an access token (RFC 7523)."""
-    made = assertions.exchange(session, settings, keys, assertion=form.client_assertion)
-    return TokenView(access_token=made.access_token, expires_in=made.expires_in)
+    """Exchange a signed client assertion for an access token (RFC 7523).
+
+    The token is bound to the key of the proof in the header `DPoP` (RFC 9449), or without one to the
+    connection's client certificate (RFC 8705): whoever copies it alone can do nothing with it.
+    """
+    authenticator: Authenticator = request.app.state.authenticator
+    made = assertions.exchange(
+        session,
+        settings,
+        keys,
+        assertion=form.client_assertion,
+        possession=authenticator.possession,
+        presented=presented(request),
+    )
+    return TokenView(access_token=made.access_token, token_type=made.token_type, expires_in=made.expires_in)
 
 
 @keys_router.get("/.well-known/jwks.json", dependencies=[public("public keys are public")])

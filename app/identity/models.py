@@ -130,3 +130,13 @@ class UsedAssertion(Base):
     jti: Mapped[str] = mapped_column(sa.String(100), primary_key=True)
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True)
     expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class UsedProof(Base):
+    """A proof of possession that came with a request: none is taken twice."""
+
+    __tablename__ = "used_proofs"
+
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    """SHA-256 of the key's thumbprint and the proof's id."""
+    ends_at: Mapped[datetime] = mapped_column(index=True)

@@ -244,7 +244,8 @@ class TokenView(StrictModel):
     """An access token."""
 
     access_token: str
-    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  RFC 6750's word
+    token_type: Literal["Bearer", "DPoP"]
+    """How to send it: with a proof of the key that it is bound to (RFC 9449), or as it is."""
     expires_in: int
     """Seconds."""
 

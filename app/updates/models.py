@@ -30,6 +30,7 @@ class Update(Base):
     __table_args__ = (
         sa.UniqueConstraint("round_id", "client_id"),
         sa.UniqueConstraint("base_round_id", "client_id"),
+        sa.UniqueConstraint("client_id", "signature_nonce"),
         sa.CheckConstraint("state <> 'received' OR blob_sha256 IS NOT NULL", name="received_has_bytes"),
     )
 
@@ -44,6 +45,11 @@ class Update(Base):
     """The digest that the first PUT announced; only these bytes are ever taken."""
     blob_sha256: Mapped[str | None] = mapped_column(sa.String(64))
     size_bytes: Mapped[int | None]
+    signature_input: Mapped[str | None] = mapped_column(sa.String(1000))
+    """What the client's key signed of the request's head (RFC 9421); with `signature` and the digest it is
+    evidence of who sent which bytes. None where development goes without."""
+    signature: Mapped[str | None] = mapped_column(sa.String(1000))
+    signature_nonce: Mapped[str | None] = mapped_column(sa.String(100))
     reject_code: Mapped[str | None] = mapped_column(sa.String(64))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     received_at: Mapped[datetime | None]

@@ -14,12 +14,12 @@ from app.budget.schemas import AccountOut
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.i18n import _
-from app.http.deps import SessionDep, requires, short_tx
+from app.http.deps import SessionDep, presented, requires, short_tx
 from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
 from app.identity.roles import Principal
 from app.rounds.lifecycle import RoundClosed, purge_late
-from app.updates import buffered, declared, service
+from app.updates import buffered, declared, service, signing
 from app.updates.disclaimers import disclaim
 from app.updates.models import Update
 from app.updates.schemas import DisclaimerIn, Receipt, UpdateView
@@ -38,6 +38,22 @@ BODY: dict[str, Any] = {
             "description": "RFC 9530; the SHA-256 of the body.",
             "schema": {"type": "string", "maxLength": 1000},
             "example": "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:",
+        },
+        {
+            "name": signing.INPUT,
+            "in": "header",
+            "required": False,
+            "description": "RFC 9421: what the client's key signs of this request. The components are "
+            '`"@method" "@target-uri" "content-digest" "content-length"`, the parameters created, keyid (the '
+            f'client\'s id), nonce and tag="{signing.TAG}". Required outside development.',
+            "schema": {"type": "string", "maxLength": signing.MOST_CHARACTERS},
+        },
+        {
+            "name": signing.SIGNATURE,
+            "in": "header",
+            "required": False,
+            "description": "RFC 9421: the Ed25519 signature.",
+            "schema": {"type": "string", "maxLength": signing.MOST_CHARACTERS},
         },
         {
             "name": declared.HEADER,
@@ -118,6 +134,11 @@ def _sent(request: Request, round_id: UUID, update_id: UUID) -> service.Sent:
         size_bytes=size_bytes,
         declared=request.headers.get(declared.HEADER),
         base=_base(request),
+        signed=signing.head_of(
+            request.headers,
+            target=presented(request).target,
+            is_required=request.app.state.settings.proof_of_possession,
+        ),
     )
 
 

@@ -20,6 +20,7 @@ from app.core.clock import now
 from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid, NotFound, TooLarge
 from app.core.i18n import _
+from app.identity.models import Client
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.rounds import lifecycle
@@ -30,7 +31,7 @@ from app.runs.methods import update_tensors
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
-from app.updates import buffered, declared
+from app.updates import buffered, declared, signing
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Expected, size_bounds
 
@@ -71,6 +72,8 @@ class Sent:
     """What the client says of how it was made; looked at under local trust alone."""
     base: int | None = None
     """In a buffered run, the number of the round from whose adapter it was trained."""
+    signed: signing.Head | None = None
+    """The head of the request, with its signature; None where development goes without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +93,12 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
         BaseInvalid, UpdateTooStale, ParticipationsUsed: of a buffered run; see app.updates.buffered.
         RoundClosed: the round takes no updates (one that is here already gets its receipt all the same).
         UpdateTooBig, SizeMismatch: the length is not one of this run; nothing is charged.
+        SignatureInvalid, NonceUsed: the head is not signed by this client; see app.updates.signing.
         DeclarationInvalid, NoiseDiffers: by the client's own word this is not what the plan asks for.
     """
     if not is_assigned(session, sent.round_id, principal.id):
         raise NotFound(_("there is no such round"))
+    signature = _signature(session, principal, sent)
     round_ = lock_round(session, sent.round_id)
     run = session.get_one(Run, round_.run_id)
     base = buffered.base_of(session, run, round_, sent.base)
@@ -110,15 +115,20 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
     if run.manifest["privacy"]["trust"] == "local":
         _spend(session, principal, base or round_, run, sent)
     if row is None:
-        _make_room(session, principal, sent, base=base)
-    else:
-        row.round_id = sent.round_id  # a buffer that closed over the same bytes left them to a later one
-        session.flush()
+        row = _make_room(session, principal, sent, base=base)
+    row.round_id = sent.round_id  # a buffer that closed over the same bytes left them to a later one
+    signing.keep(session, row, signature)
     return Admission(expected)
 
 
-def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> None:
-    made = session.scalar(
+def _signature(session: Session, principal: Principal, sent: Sent) -> signing.Signature | None:
+    if sent.signed is None:
+        return None
+    return signing.verified(sent.signed, session.get_one(Client, principal.id))
+
+
+def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> Update:
+    made: Update | None = session.scalar(
         insert(Update)
         .values(
             id=sent.update_id,
@@ -130,10 +140,11 @@ def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Roun
             size_bytes=sent.size_bytes,
         )
         .on_conflict_do_nothing()
-        .returning(Update.id)
+        .returning(Update)
     )
     if made is None:  # the id was taken at the same moment, or another update came from the same adapter
         raise UpdateConflict(_("this update id, or this adapter's update of this client, is there already"))
+    return made
 
 
 def _own_update(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> Update | None:

@@ -6,8 +6,6 @@ who talks to the gateway.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import os
 import signal
@@ -33,6 +31,7 @@ from cli.embedded.valkey import Valkey
 from tests.builders import tiny_manifest
 from tests.database import TEST_MASTER_KEY, settings_for
 from tests.http.accounts import VAULT, Applicant, token_form
+from tests.proofs import Hand, signed_update
 
 PATIENCE_S = 60.0
 NO_DP: dict[str, Any] = {
@@ -164,19 +163,33 @@ def _module(name: str) -> Sequence[str]:
 
 @dataclass
 class Silo:
-    """A training client with its key and a token."""
+    """A training client with its key, and a token that is bound to another one."""
 
     applicant: Applicant
     client_id: str
-    headers: dict[str, str] = field(default_factory=dict)
+    public_url: str
+    """The server's address by which it is called."""
+    hand: Hand = field(default_factory=Hand)
+    token: str = ""
+
+    def headers(self, method: str, path: str) -> dict[str, str]:
+        """The token with its proof for one request."""
+        return self.hand.headers(method, f"{self.public_url}/v1{path}", self.token)
+
+    def update_headers(self, path: str, body: bytes) -> dict[str, str]:
+        """All that an update's PUT needs."""
+        signed = signed_update(
+            body, address=f"{self.public_url}/v1{path}", client_id=self.client_id, key=self.applicant.key
+        )
+        return self.headers("PUT", path) | signed
 
 
 class Federation:
     """An administrator and some silos, over HTTP."""
 
-    def __init__(self, url: str, *, api_key: str, audience: str | None = None) -> None:
+    def __init__(self, url: str, *, api_key: str, public_url: str | None = None) -> None:
         self.http = httpx2.Client(base_url=f"{url}/v1", timeout=PATIENCE_S)
-        self.audience = audience or f"{url}/v1/tokens"
+        self.public_url = public_url or url
         self.admin = {"Authorization": f"Bearer {api_key}"}
         self.silos: list[Silo] = []
 
@@ -184,9 +197,10 @@ class Federation:
         """Close the connections."""
         self.http.close()
 
-    def ask(self, method: str, path: str, *, headers: dict[str, str] | None = None, **options: Any) -> Any:
-        """One request as the administrator, or as somebody else; refusals are failures."""
-        answer = self.http.request(method, path, headers=headers or self.admin, **options)
+    def ask(self, method: str, path: str, *, silo: Silo | None = None, **options: Any) -> Any:
+        """One request as the administrator, or as a silo; refusals are failures."""
+        headers = self.admin if silo is None else silo.headers(method, path)
+        answer = self.http.request(method, path, headers=headers, **options)
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json()
 
@@ -199,9 +213,12 @@ class Federation:
             token = self.ask("POST", "/enrolments", json=body)["token"]
             applicant = Applicant()
             client_id = self.ask("POST", "/clients", json=applicant.body(token))["client_id"]
-            form = token_form(applicant.assertion(client_id, aud=self.audience))
-            access = self.http.post("/tokens", data=form).json()["access_token"]
-            self.silos.append(Silo(applicant, client_id, {"Authorization": f"Bearer {access}"}))
+            silo = Silo(applicant, client_id, self.public_url)
+            address = f"{self.public_url}/v1/tokens"
+            form = token_form(applicant.assertion(client_id, aud=address))
+            proof = {"DPoP": silo.hand.proof("POST", address)}
+            silo.token = self.http.post("/tokens", data=form, headers=proof).json()["access_token"]
+            self.silos.append(silo)
         self.silos.sort(key=lambda silo: silo.client_id)
 
     def start_run(self, manifest: dict[str, Any] | None = None) -> str:
@@ -221,11 +238,8 @@ class Federation:
 
     def send(self, round_id: str, silo: Silo, body: bytes, *, update_id: str | None = None) -> int:
         """Upload one update; returns the status."""
-        return self.http.put(
-            f"/rounds/{round_id}/updates/{update_id or uuid4()}",
-            content=body,
-            headers=silo.headers | update_headers(body),
-        ).status_code
+        path = f"/rounds/{round_id}/updates/{update_id or uuid4()}"
+        return self.http.put(path, content=body, headers=silo.update_headers(path, body)).status_code
 
     def send_all(self, round_id: str, bodies: Sequence[bytes]) -> None:
         """Every silo uploads; the last one completes the cohort."""
@@ -248,12 +262,6 @@ class Federation:
         assert shown["state"] == "published", shown
         (release,) = self.ask("GET", "/releases", params={"run_id": shown["run_id"]})["items"]
         return str(release["adapter_sha256"])
-
-
-def update_headers(body: bytes) -> dict[str, str]:
-    """What announces an update's bytes."""
-    digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
-    return {"Content-Type": "application/octet-stream", "Content-Digest": f"sha-256=:{digest}:"}
 
 
 def update_file(value: Callable[[tuple[int, ...]], Tensor], manifest: dict[str, Any] | None = None) -> bytes:

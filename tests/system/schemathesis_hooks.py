@@ -1,5 +1,6 @@
 """Loaded by schemathesis: no long-polls, and ids that exist in most of the places where an id fits."""
 
+import base64
 import hashlib
 import json
 import os
@@ -7,7 +8,13 @@ from typing import Any
 from uuid import UUID
 
 import schemathesis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.proofs import Hand
+
+_KEY = os.environ["DPFL_TEST_KEY"]
+HAND = Hand(Ed25519PrivateKey.from_private_bytes(base64.urlsafe_b64decode(_KEY + "="))) if _KEY else None
+"""Who proves that the training client's token is held."""
 KNOWN: dict[str, list[str]] = json.loads(os.environ["DPFL_TEST_IDS"])
 
 
@@ -29,3 +36,6 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.path_parameters[name] = known_instead_of(name, value)
     if case.query and "wait" in case.query:
         case.query["wait"] = 0
+    if HAND is not None:
+        address = os.environ["DPFL_TEST_PUBLIC_URL"] + case.formatted_path
+        case.headers["DPoP"] = HAND.proof(case.method, address, token=os.environ["DPFL_TEST_TOKEN"])

@@ -23,7 +23,6 @@ from tests.system.driver import (
     eventually,
     random_updates,
     update_file,
-    update_headers,
 )
 
 pytestmark = [pytest.mark.system, pytest.mark.xdist_group("kills")]
@@ -121,8 +120,8 @@ def test_a_gateway_killed_in_the_middle_of_an_upload_takes_the_same_bytes_again(
         yield body[len(body) // 2 :]
 
     def upload() -> None:
-        headers = silo.headers | update_headers(body) | {"Content-Length": str(len(body))}
-        url = f"{processes.url}/v1/rounds/{round_id}/updates/{update_id}"
+        path = f"/rounds/{round_id}/updates/{update_id}"
+        headers, url = silo.update_headers(path, body), f"{processes.url}/v1{path}"
         with pytest.raises(httpx2.TransportError):
             httpx2.put(url, content=dribble(), headers=headers, timeout=30)
 

@@ -72,8 +72,7 @@ def drawn(federation: Federation, round_id: str) -> list[Silo]:
         silo
         for silo in federation.silos
         if any(
-            one["round_id"] == round_id
-            for one in federation.ask("GET", "/assignments", headers=silo.headers)["items"]
+            one["round_id"] == round_id for one in federation.ask("GET", "/assignments", silo=silo)["items"]
         )
     ]
 
@@ -89,9 +88,9 @@ def accounts(federation: Federation) -> list[tuple[float, float, list[str]]]:
     """Spent, reserved, and what the entries are, on the account of each silo."""
     found = []
     for silo in federation.silos:
-        (account,) = federation.ask("GET", "/budgets", headers=silo.headers)["items"]
-        entries = federation.ask("GET", f"/budgets/{account['id']}/entries", headers=silo.headers)["items"]
-        assert federation.ask("GET", f"/budgets/{account['id']}/chain", headers=silo.headers)["holds"]
+        (account,) = federation.ask("GET", "/budgets", silo=silo)["items"]
+        entries = federation.ask("GET", f"/budgets/{account['id']}/entries", silo=silo)["items"]
+        assert federation.ask("GET", f"/budgets/{account['id']}/chain", silo=silo)["holds"]
         kinds = [entry["kind"] for entry in entries]
         found.append((account["amounts"]["spent"], account["amounts"]["reserved"], kinds))
     return found

@@ -26,7 +26,10 @@ from app.runs.states import RunState
 from tests.builders import build_round, build_run
 from tests.database import TEST_MASTER_KEY
 from tests.http.accounts import Applicant, token_form
+from tests.proofs import Hand, base64url
 
+PUBLIC_URL = "http://127.0.0.1:8000"
+"""Not where it listens: proofs are about the address that clients call."""
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"
     "response_headers_conformance,response_schema_conformance"
@@ -51,7 +54,8 @@ class Gateway:
     """A served gateway with something in it."""
 
     url: str
-    keys: dict[str, str]
+    authorizations: dict[str, str]
+    hand: Hand
     ids: dict[str, list[str]]
 
 
@@ -99,7 +103,7 @@ def serve(folder: Path, database_url: str) -> tuple[subprocess.Popen[bytes], str
         "BLOB_URL": f"file://{folder}/blobs",
         "DPFL_MASTER_KEY": TEST_MASTER_KEY,
         "DPFL_ADMIN_FILE": str(folder / "admin.json"),
-        "DPFL_PUBLIC_URL": "http://127.0.0.1:8000",
+        "DPFL_PUBLIC_URL": PUBLIC_URL,
         "DPFL_PORT": str(port),
     }
     command = [sys.executable, "-m", "app"]
@@ -130,13 +134,15 @@ def gateway(database_url: str, database: Database, tmp_path: Path) -> Iterator[G
             token = http.post("/v1/enrolments", json=invitation).json()["token"]
             applicant = Applicant()
             made = http.post("/v1/clients", json=applicant.body(token)).json()
-            form = token_form(applicant.assertion(made["client_id"]))
-            access = http.post("/v1/tokens", data=form).json()["access_token"]
+            form, hand = token_form(applicant.assertion(made["client_id"])), Hand()
+            proof = {"DPoP": hand.proof("POST", f"{PUBLIC_URL}/v1/tokens")}
+            access = http.post("/v1/tokens", data=form, headers=proof).json()["access_token"]
         with database.run_tx("seed") as session:
             client = session.get_one(Client, UUID(made["client_id"]))
             ids = seed(session, client, LocalBlobs(tmp_path / "blobs"))
         ids |= {"client_id": [made["client_id"]], "account_id": [made["account_id"]]}
-        yield Gateway(url=url, keys={"admin": admin_key, "client": access}, ids=ids)
+        told = {"admin": f"Bearer {admin_key}", "client": f"DPoP {access}"}
+        yield Gateway(url=url, authorizations=told, hand=hand, ids=ids)
     finally:
         process.terminate()
         process.wait(20)
@@ -148,7 +154,7 @@ def gateway(database_url: str, database: Database, tmp_path: Path) -> Iterator[G
 def test_the_gateway_answers_as_it_declares_to(gateway: Gateway, tmp_path: Path, caller: str) -> None:
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"),
-        *("--header", f"Authorization: Bearer {gateway.keys[caller]}"),
+        *("--header", f"Authorization: {gateway.authorizations[caller]}"),
         *("--checks", CHECKS, "--phases", PHASES[caller]),
         # One thread: Python 3.11's parser, which hypothesis uses, counts its depth across threads and fails.
         *("--seed", "20261125", "--max-examples", "6", "--workers", "1"),
@@ -159,6 +165,9 @@ def test_the_gateway_answers_as_it_declares_to(gateway: Gateway, tmp_path: Path,
     variables = os.environ | {
         "SCHEMATHESIS_HOOKS": "tests.system.schemathesis_hooks",
         "DPFL_TEST_IDS": json.dumps(gateway.ids),
+        "DPFL_TEST_KEY": base64url(gateway.hand.key.private_bytes_raw()) if caller == "client" else "",
+        "DPFL_TEST_TOKEN": gateway.authorizations[caller].partition(" ")[2],
+        "DPFL_TEST_PUBLIC_URL": PUBLIC_URL,
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     done = subprocess.run(

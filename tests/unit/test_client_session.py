@@ -46,7 +46,7 @@ def test_a_token_is_asked_for_by_assertion_and_used_again(server: RecordingServe
     )
     assert (claims["iss"], claims["sub"]) == ("client-1", "client-1")
     assert 0 < claims["exp"] - time.time() <= 300
-    assert server.heard[1].headers["Authorization"] == "Bearer t"
+    assert server.heard[1].headers["Authorization"] == "DPoP t"
 
 
 def test_a_token_that_no_longer_holds_is_renewed_once(server: RecordingServer, session: Session) -> None:
@@ -194,6 +194,7 @@ def test_the_user_agent_tells_name_and_version_only(server: RecordingServer, ses
             "Connection",
             "User-Agent",
             "Authorization",
+            "DPoP",
             "Content-Length",
             "Content-Type",
         }

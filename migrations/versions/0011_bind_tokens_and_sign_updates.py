@@ -1,0 +1,36 @@
+"""bind tokens and sign updates
+
+Proofs of possession that were used, and the signature that each update came with.
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0011"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "used_proofs",
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("ends_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_used_proofs")),
+    )
+    op.create_index(op.f("ix_used_proofs_ends_at"), "used_proofs", ["ends_at"])
+    op.add_column("updates", sa.Column("signature_input", sa.String(1000), nullable=True))
+    op.add_column("updates", sa.Column("signature", sa.String(1000), nullable=True))
+    op.add_column("updates", sa.Column("signature_nonce", sa.String(100), nullable=True))
+    op.create_unique_constraint(
+        op.f("uq_updates_client_id_signature_nonce"), "updates", ["client_id", "signature_nonce"]
+    )
+
+
+def downgrade() -> None:
+    op.drop_constraint(op.f("uq_updates_client_id_signature_nonce"), "updates")
+    for name in ("signature_nonce", "signature", "signature_input"):
+        op.drop_column("updates", name)
+    op.drop_index(op.f("ix_used_proofs_ends_at"), "used_proofs")
+    op.drop_table("used_proofs")
