@@ -7,8 +7,8 @@ be changed or removed; an entry is given its place in the tree once. Openings of
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0011"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
