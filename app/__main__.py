@@ -19,6 +19,7 @@ from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.http import tls
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.main import build_app
@@ -32,9 +33,11 @@ def serve() -> None:
     """Run the gateway until it is told to stop."""
     settings = Settings.load()
     trusted_proxies = os.environ.get("FORWARDED_ALLOW_IPS")
+    host = os.environ.get("DPFL_HOST", "127.0.0.1")
+    tls.require_private(settings, host=host)
     uvicorn.run(
         build_app(settings),
-        host=os.environ.get("DPFL_HOST", "127.0.0.1"),
+        host=host,
         port=int(os.environ.get("DPFL_PORT", "8000")),
         # httptools refuses a request with both Content-Length and Transfer-Encoding; h11 guesses.
         http=BoundedHeads,
@@ -47,6 +50,7 @@ def serve() -> None:
         forwarded_allow_ips=trusted_proxies,
         timeout_graceful_shutdown=GRACE_S,
         limit_concurrency=MAX_CONNECTIONS,
+        ssl_context_factory=tls.context_factory(settings),
     )
 
 

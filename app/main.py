@@ -14,6 +14,7 @@ from app.admin import audit_router
 from app.admin import router as admin_router
 from app.budget import enrolment_router, violations_router
 from app.budget import router as budget_router
+from app.core.authority import Authority
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
@@ -23,7 +24,7 @@ from app.core.settings import Settings
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.http.limits import RateLimits
-from app.identity import clients_router
+from app.identity import certificates_router, clients_router
 from app.identity import router as identity_router
 from app.identity.authentication import CHANNEL, Authenticator
 from app.identity.keys import KeyRing
@@ -38,6 +39,7 @@ from app.updates.stream import Uploads
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
     clients_router.router,
+    certificates_router.router,
     enrolment_router.invitations,
     enrolment_router.router,
     runs_router.router,
@@ -76,9 +78,17 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
     app.state.keys = KeyRing(database, app.state.vault)
+    app.state.authority = _authority(settings)
     app.state.authenticator = Authenticator(
         settings=settings, database=database, vault=app.state.vault, keys=app.state.keys
     )
+
+
+def _authority(settings: Settings) -> Authority | None:
+    """What signs client certificates, where the operator gave this server its key."""
+    if settings.tls_ca is None or settings.tls_ca_key is None:
+        return None
+    return Authority.read(settings.tls_ca.read_bytes(), settings.tls_ca_key.read_bytes())
 
 
 @asynccontextmanager

@@ -51,7 +51,18 @@ def open_session(server: str | None, key_file: Path | None, profile: Path | None
     if address is None:
         raise ClientError("no_server", _("name the server: --server"))
     allow_http = os.environ.get("DPFL_ALLOW_HTTP") == "1"
-    return Session(server_address(address, allow_http=allow_http), bearer=key, patience_s=30.0)
+    return Session(
+        server_address(address, allow_http=allow_http),
+        bearer=key,
+        ca_file=_authority(key_file),
+        patience_s=30.0,
+    )
+
+
+def _authority(key_file: Path) -> str | None:
+    """The authority that `dpfl up --public-url` made, where the key lies beside it, or the one named."""
+    made = key_file.parent / "tls" / "ca.pem"
+    return os.environ.get("DPFL_CA_FILE") or (str(made) if made.exists() else None)
 
 
 def client_session(profile: Profile) -> Session:

@@ -46,22 +46,39 @@ def fail(reason: object) -> NoReturn:
 
 @app.command(help=_("Run the whole stack here: services, migrations, gateway, dispatcher and workers."))
 def up(
+    *,
     data: DataOption = None,
-    host: Annotated[str, typer.Option(help=_("Address the gateway listens on."))] = "127.0.0.1",
+    host: Annotated[
+        str | None,
+        typer.Option(help=_("Address the gateway listens on; this machine alone without --public-url.")),
+    ] = None,
     port: Annotated[
-        int,
-        typer.Option(help=_("Its port; 0 takes any free one."), envvar="DPFL_PORT", min=0, max=65535),
-    ] = 8000,
+        int | None,
+        typer.Option(
+            help=_("Its port; 0 takes any free one; else 8000, or that of --public-url."),
+            envvar="DPFL_PORT",
+            min=0,
+            max=65535,
+        ),
+    ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(
+            help=_("https://host:port by which other machines call; makes an authority and certificates."),
+            envvar="DPFL_PUBLIC_URL",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help=_("Processes that compute."), min=1, max=64)] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help=_("Only dpfl's own lines on the terminal."))] = False,
 ) -> None:
     """Run the whole stack here: services, migrations, gateway, dispatcher and workers."""
     from cli.embedded.errors import EmbeddedError
     from cli.embedded.folder import data_folder
-    from cli.embedded.up import Choices, run_stack
+    from cli.embedded.up import chosen, run_stack
 
     try:
-        run_stack(data_folder(data), Choices(host=host, port=port, workers=workers, quiet=quiet))
+        choices = chosen(host=host, port=port, workers=workers, quiet=quiet, public_url=public_url)
+        run_stack(data_folder(data), choices)
     except EmbeddedError as error:
         fail(error)
 

@@ -15,6 +15,8 @@ class Action(StrEnum):
     CLIENT_ENROLLED = "client.enrolled"
     CLIENT_SUSPENDED = "client.suspended"
     CLIENT_REINSTATED = "client.reinstated"
+    CERTIFICATE_ISSUED = "certificate.issued"  # to a training client
+    CERTIFICATE_REVOKED = "certificate.revoked"
     STANDING_REVERSED = "standing.reversed"  # a step of the ladder was taken back by hand
     SIGNING_KEYS_ROTATED = "signing_keys.rotated"
     AUDIT_KEY_ROTATED = "audit_key.rotated"  # another key signs this log's checkpoints

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -57,10 +58,30 @@ class Settings(BaseSettings):
     grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
     grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5
     """The budget mirrored for a client's data set where its enrolment names none."""
+    tls_certificate: Annotated[Path | None, Field(validation_alias="DPFL_TLS_CERT")] = None
+    tls_key: Annotated[Path | None, Field(validation_alias="DPFL_TLS_KEY")] = None
+    """PEM files: with both the gateway speaks TLS 1.3 itself."""
+    tls_ca: Annotated[Path | None, Field(validation_alias="DPFL_TLS_CA")] = None
+    """PEM file of the authority whose client certificates are taken."""
+    tls_ca_key: Annotated[Path | None, Field(validation_alias="DPFL_TLS_CA_KEY")] = None
+    """PEM file of its key: with it the gateway issues client certificates."""
+    client_certificates: Annotated[
+        Literal["off", "optional", "required"], Field(validation_alias="DPFL_CLIENT_CERTIFICATES")
+    ] = "optional"
+    client_certificate_s: Annotated[
+        int, Field(validation_alias="DPFL_CLIENT_CERTIFICATE_S", ge=300, le=604_800)
+    ] = 86_400
+    """For how long a certificate is issued to a training client, seconds."""
+    tls_ends_elsewhere: Annotated[bool, Field(validation_alias="DPFL_TLS_ENDS_ELSEWHERE")] = False
+    """Says that what is in front of this gateway speaks TLS: else plain HTTP is for this machine alone."""
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_TRUSTED_PROXIES")] = ()
+    """Addresses or networks of proxies that end TLS and may say which client certificate they checked."""
+    proxy_secret: Annotated[SecretStr | None, Field(validation_alias="DPFL_PROXY_SECRET")] = None
+    """What such a proxy sends along, 32 characters or more."""
     evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
     """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
-    @field_validator("trusts", mode="before")
+    @field_validator("trusts", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -92,6 +113,14 @@ class Settings(BaseSettings):
     def _is_safe(self) -> Self:
         if not self.proof_of_possession and self.environment is Environment.PRODUCTION:
             raise ValueError("DPFL_PROOF_OF_POSSESSION is off only where DPFL_ENVIRONMENT is development")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("DPFL_TLS_CERT and DPFL_TLS_KEY go together")
+        if self.trusted_proxies and (
+            self.proxy_secret is None or len(self.proxy_secret.get_secret_value()) < 32
+        ):
+            raise ValueError("DPFL_TRUSTED_PROXIES needs a DPFL_PROXY_SECRET of 32 characters or more")
+        for proxy in self.trusted_proxies:
+            ip_network(proxy)
         return self
 
     @property

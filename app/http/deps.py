@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.core.errors import Forbidden
 from app.core.i18n import _
 from app.core.settings import Settings
+from app.http.peers import certificate_of
 from app.identity.permissions import scope_of
 from app.identity.possession import Presented
 from app.identity.roles import Principal
@@ -62,6 +63,7 @@ def presented(request: Request) -> Presented:
         method=request.method,
         target=base + raw.partition(b"?")[0].decode("latin-1"),
         proof=", ".join(request.headers.getlist("dpop")) or None,  # two are no proof
+        certificate=certificate_of(request),
     )
 
 

@@ -6,10 +6,15 @@ Bodies have their own: app/http/limits.py counts them, and app/updates/stream.py
 from __future__ import annotations
 
 import asyncio
+import ssl
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.http.peers import PEER
+
 MAX_HEAD_BYTES = 64 * 1024
+_VERSIONS = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 HEAD_S = 20.0
 """From the connection, or from a further request's first bytes, to the end of the head."""
 
@@ -21,10 +26,12 @@ class BoundedHeads(HttpToolsProtocol):
     _head_bytes = 0
     _clock: asyncio.TimerHandle | None = None
     _ended_a_message = False
+    _extensions: dict[str, Any]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Expect a head from now on."""
+        """Expect a head from now on, from the peer whose certificate was verified in the handshake."""
         super().connection_made(transport)
+        self._extensions = _extensions(transport)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -48,6 +55,7 @@ class BoundedHeads(HttpToolsProtocol):
         """The head is whole."""
         self._in_head = False
         self._stop_clock()
+        self.scope["extensions"] = dict(self._extensions)
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -66,3 +74,21 @@ class BoundedHeads(HttpToolsProtocol):
     def _give_up(self) -> None:
         self._stop_clock()
         self.send_400_response("The head of the request is too long, or took too long.")
+
+
+def _extensions(transport: asyncio.Transport) -> dict[str, Any]:
+    """What the scope says of the connection; `tls` as the ASGI extension of that name has it."""
+    peer = transport.get_extra_info("peername")
+    found: dict[str, Any] = {PEER: peer[0] if isinstance(peer, tuple) else None}
+    encrypted = transport.get_extra_info("ssl_object")
+    if encrypted is not None:
+        der = encrypted.getpeercert(True)
+        found["tls"] = {
+            "server_cert": None,
+            "client_cert_chain": [ssl.DER_cert_to_PEM_cert(der)] if der else [],
+            "client_cert_name": None,
+            "client_cert_error": None,
+            "tls_version": _VERSIONS.get(encrypted.version()),
+            "cipher_suite": None,
+        }
+    return found

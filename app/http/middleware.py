@@ -21,6 +21,7 @@ from app.core.settings import Settings
 from app.http.failures import log_unhandled, operation_of
 from app.http.limits import BodyCeiling
 from app.http.metrics import COHORT_OPERATIONS, Metrics
+from app.http.peers import Peers
 from app.http.problems import problem
 
 log = structlog.get_logger("access")
@@ -102,7 +103,13 @@ def _request_id(scope: Scope) -> str:
 def install(app: FastAPI, settings: Settings) -> None:
     """Add the middleware; the last one added is the outermost."""
     app.state.metrics = Metrics(hidden=COHORT_OPERATIONS if "central" in settings.trusts else frozenset())
+    secret = settings.proxy_secret
     app.add_middleware(BodyCeiling, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Peers,
+        proxies=settings.trusted_proxies,
+        secret=None if secret is None else secret.get_secret_value(),
+    )
     app.add_middleware(
         Envelope, metrics=app.state.metrics, is_https=settings.public_url.startswith("https://")
     )

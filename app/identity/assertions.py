@@ -92,7 +92,7 @@ def exchange(
     if client.state is ClientState.SUSPENDED:
         raise Suspended(_("this training client is suspended"))
     _use_once(session, client.id, str(claims["jti"]), ends=float(claims["exp"]))
-    bound = possession.confirmation(session, presented)
+    bound = possession.confirmation(session, client.id, presented)
     token = sign_token(
         key,
         kid=kid,

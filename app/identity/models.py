@@ -140,3 +140,17 @@ class UsedProof(Base):
     digest: Mapped[bytes] = mapped_column(primary_key=True)
     """SHA-256 of the key's thumbprint and the proof's id."""
     ends_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class ClientCertificate(Base):
+    """A short-lived certificate that was issued to a training client."""
+
+    __tablename__ = "client_certificates"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), index=True)
+    thumbprint: Mapped[str] = mapped_column(sa.String(43), unique=True)
+    """Base64url of the SHA-256 of its DER form, as tokens name it."""
+    ends_at: Mapped[datetime]
+    revoked_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())

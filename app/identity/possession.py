@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -23,7 +24,7 @@ from app.core.errors import Unauthorized
 from app.core.i18n import _
 from app.core.settings import Settings
 from app.core.tokens import TokenRefused
-from app.identity.models import UsedProof
+from app.identity.models import ClientCertificate, UsedProof
 from app.identity.roles import Role
 
 CONFIRMATION = "cnf"
@@ -82,7 +83,7 @@ class Possession:
         self._leeway_s = settings.clock_leeway_s
         self._is_required = settings.proof_of_possession
 
-    def confirmation(self, session: Session, presented: Presented) -> dict[str, Any]:
+    def confirmation(self, session: Session, client_id: UUID, presented: Presented) -> dict[str, Any]:
         """The claim that binds a training client's new token.
 
         Returns: `{"cnf": {...}}`, or nothing where development goes without.
@@ -93,6 +94,7 @@ class Possession:
             _use_once(session, proof)
             return {CONFIRMATION: {KEY: proof.thumbprint}}
         if presented.certificate is not None:
+            _require_own(session, client_id, presented.certificate)
             return {CONFIRMATION: {CERTIFICATE: certificate_thumbprint(presented.certificate)}}
         if self._is_required:
             raise ProofRequired(_("a token is only made for a key: send a DPoP proof"))
@@ -114,12 +116,18 @@ class Possession:
             return
         if not isinstance(bound, dict) or not bound.keys() & {KEY, CERTIFICATE}:
             raise ProofRefused(_("this token is bound to something unknown"))
-        if CERTIFICATE in bound and not _is_of(presented.certificate, bound[CERTIFICATE]):
-            raise ProofRefused(_("this token is bound to another client certificate"))
+        if CERTIFICATE in bound:
+            self._check_certificate(bound[CERTIFICATE], claims, presented.certificate)
         if KEY in bound:
             self._check_proof(bound[KEY], scheme=scheme, token=token, presented=presented)
         elif scheme == DPOP:
             raise ProofRefused(_("this token is bound to a certificate: send it as a bearer"))
+
+    def _check_certificate(self, expected: Any, claims: Mapping[str, Any], shown: bytes | None) -> None:
+        if shown is None or not _is_of(shown, expected):
+            raise ProofRefused(_("this token is bound to another client certificate"))
+        with self._database.run_tx("check_certificate") as session:
+            _require_own(session, UUID(claims["sub"]), shown)
 
     def _check_proof(self, key: Any, *, scheme: str, token: str, presented: Presented) -> None:
         if scheme != DPOP or presented.proof is None:
@@ -157,10 +165,22 @@ def certificate_thumbprint(der: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(der).digest()).rstrip(b"=").decode()
 
 
-def _is_of(certificate: bytes | None, expected: Any) -> bool:
-    if certificate is None or not isinstance(expected, str):
-        return False
-    return hmac.compare_digest(certificate_thumbprint(certificate), expected)
+def _is_of(certificate: bytes, expected: Any) -> bool:
+    return isinstance(expected, str) and hmac.compare_digest(certificate_thumbprint(certificate), expected)
+
+
+def _require_own(session: Session, client_id: UUID, certificate: bytes) -> None:
+    """Refuse a certificate that was not issued here to this client, has ended, or was taken back."""
+    found = session.scalar(
+        sa.select(ClientCertificate.id).where(
+            ClientCertificate.thumbprint == certificate_thumbprint(certificate),
+            ClientCertificate.client_id == client_id,
+            ClientCertificate.revoked_at.is_(None),
+            ClientCertificate.ends_at > clock.now(),
+        )
+    )
+    if found is None:
+        raise ProofRefused(_("the client certificate is not this client's, has ended, or was revoked"))
 
 
 def _use_once(session: Session, proof: Proof) -> None:

@@ -86,6 +86,11 @@ class DataFolder:
         return self.root / "blobs"
 
     @property
+    def tls(self) -> Path:
+        """The certificates of `--public-url`; 0700."""
+        return self.root / "tls"
+
+    @property
     def postgres(self) -> Path:
         """PostgreSQL's files."""
         return self.root / "postgres"

@@ -33,12 +33,15 @@ class Addresses:
     database_url: str
     redis_url: str
     blob_url: str
+    public_url: str | None = None
+    """By which other machines call, with TLS."""
 
     @property
     def gateway_url(self) -> str:
         """Where the gateway answers, seen from this machine."""
         host = LOOPBACK if _means_every_address(self.host) else self.host
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self.public_url is None else "https"
+        return f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
 
 
 def _means_every_address(host: str) -> bool:
@@ -56,7 +59,7 @@ def process_environment(
     return {
         "BLOB_URL": addresses.blob_url,
         "DPFL_MASTER_KEY": master_key,
-        "DPFL_PUBLIC_URL": addresses.gateway_url,
+        "DPFL_PUBLIC_URL": addresses.public_url or addresses.gateway_url,
         "DPFL_ENVIRONMENT": "development" if local else "production",
         "DPFL_ADMIN_FILE": str(admin_file),
         **inherited,

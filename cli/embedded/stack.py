@@ -4,6 +4,7 @@ import http
 import http.client
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -56,10 +57,14 @@ class Stack:
         return read_record(self.folder.running).children[name].pid
 
 
-def answers(url: str) -> bool:
-    """Say whether the gateway at `url` is ready to serve."""
+def answers(url: str, *, authority: Path | None = None) -> bool:
+    """Say whether the gateway at `url` is ready to serve; with https, by the authority in this file."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=ANSWER_LIMIT_S)
+    host, port = parts.hostname or "", parts.port
+    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_LIMIT_S)
+    if parts.scheme == "https":
+        context = ssl.create_default_context(cafile=authority)
+        connection = http.client.HTTPSConnection(host, port, timeout=ANSWER_LIMIT_S, context=context)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == http.HTTPStatus.OK

@@ -3,6 +3,7 @@
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from cli.embedded import plan
 from cli.embedded.console import Console
@@ -10,12 +11,14 @@ from cli.embedded.credentials import Credentials, load_credentials
 from cli.embedded.errors import ServiceFailed
 from cli.embedded.folder import DataFolder
 from cli.embedded.orphans import RunRecord, stop_orphans
-from cli.embedded.processes import free_port, require_free_port
+from cli.embedded.processes import LOOPBACK, free_port, require_free_port
 from cli.embedded.services import PostgresLauncher, ValkeyLauncher
 from cli.embedded.stack import answers
 from cli.embedded.supervisor import NAME, Launcher, StopRequested, Supervisor
+from cli.embedded.tls import ensure_tls, public_address
 from cli.i18n import _
 
+DEFAULT_PORT = 8000
 MIGRATION_LIMIT_S = 300.0
 BOOTSTRAP_LIMIT_S = 60.0
 READY_LIMIT_S = 120
@@ -28,10 +31,35 @@ POLITE_STOP = {PostgresLauncher.name: PostgresLauncher.stop[0]}
 class Choices:
     """What a person may choose on the command line."""
 
-    host: str = "127.0.0.1"
-    port: int = 8000
+    host: str = LOOPBACK
+    port: int = DEFAULT_PORT
     workers: int = 1
     quiet: bool = False
+    public_url: str | None = None
+    """https://host:port by which other machines call: TLS is then made and spoken."""
+
+
+def chosen(
+    *, host: str | None, port: int | None, workers: int, quiet: bool, public_url: str | None
+) -> Choices:
+    """Complete what was chosen: a public address is listened for on every interface.
+
+    A public URL without TLS names this machine, or a proxy in front of it, which is left to its operator.
+
+    Raises PublicUrlUnusable.
+    """
+    if public_url is None or public_url.startswith("http://"):
+        chosen_port = DEFAULT_PORT if port is None else port
+        return Choices(host=host or LOOPBACK, port=chosen_port, workers=workers, quiet=quiet)
+    public_host, public_port = public_address(public_url)
+    everywhere = LOOPBACK if public_host in plan.LOOPBACK_HOSTS else "0.0.0.0"  # noqa: S104  # nosec B104
+    return Choices(
+        host=host or everywhere,
+        port=public_port if port is None else port,
+        workers=workers,
+        quiet=quiet,
+        public_url=public_url.rstrip("/"),
+    )
 
 
 def run_stack(folder: DataFolder, choices: Choices) -> None:
@@ -67,9 +95,12 @@ def _start_all(
     folder: DataFolder, supervisor: Supervisor, record: RunRecord, *, choices: Choices, port: int
 ) -> plan.Addresses:
     credentials = load_credentials(folder.secrets)
+    public = choices.public_url
+    tls = None if public is None else ensure_tls(folder.tls, public_address(public)[0])
     addresses = plan.Addresses(
         host=choices.host,
         port=port,
+        public_url=public,
         database_url=_database(folder, supervisor, credentials),
         redis_url=_broker(folder, supervisor, credentials),
         blob_url=os.environ.get("BLOB_URL") or folder.blobs.as_uri(),
@@ -87,11 +118,13 @@ def _start_all(
         data=folder.root,
         admin_file=folder.admin,
     )
+    if tls is not None:
+        environment |= tls.environment()
     supervisor.run_to_end(plan.migration_command(environment), limit_s=MIGRATION_LIMIT_S)
     supervisor.run_to_end(plan.bootstrap_command(environment), limit_s=BOOTSTRAP_LIMIT_S)
     for command in plan.lasting_commands(environment, workers=choices.workers, cuda=plan.cuda_is_there()):
         supervisor.start(command)
-    _await_gateway(supervisor, addresses.gateway_url)
+    _await_gateway(supervisor, addresses.gateway_url, None if tls is None else tls.authority)
     return addresses
 
 
@@ -123,9 +156,9 @@ def _start_service(supervisor: Supervisor, launcher: Launcher) -> None:
     )
 
 
-def _await_gateway(supervisor: Supervisor, url: str) -> None:
+def _await_gateway(supervisor: Supervisor, url: str, authority: Path | None) -> None:
     deadline = time.monotonic() + READY_LIMIT_S
-    while not answers(url):
+    while not answers(url, authority=authority):
         if time.monotonic() > deadline:
             log = supervisor.console.log_path("gateway")
             raise ServiceFailed(
@@ -135,8 +168,11 @@ def _await_gateway(supervisor: Supervisor, url: str) -> None:
 
 
 def _say_ready(folder: DataFolder, console: Console, addresses: plan.Addresses) -> None:
-    console.say(NAME, _("ready: {url}", url=addresses.gateway_url))
-    console.say(NAME, _("try it in Swagger UI: {url}", url=f"{addresses.gateway_url}/docs"))
+    url = addresses.public_url or addresses.gateway_url
+    console.say(NAME, _("ready: {url}", url=url))
+    console.say(NAME, _("try it in Swagger UI: {url}", url=f"{url}/docs"))
+    if addresses.public_url is not None:
+        console.say(NAME, _("other machines trust {path}", path=folder.tls / "ca.pem"))
     if folder.admin.exists():
         console.say(NAME, _("the administrator's credentials are in {path}", path=folder.admin))
     console.say(NAME, _("data and logs are in {folder}; Ctrl-C stops", folder=folder.root))
