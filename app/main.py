@@ -22,10 +22,11 @@ from app.core.settings import Settings
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.http.limits import RateLimits
-from app.identity import clients_router
+from app.identity import account_router, clients_router, keys_router, members_router, sessions_router
 from app.identity import router as identity_router
-from app.identity.authentication import CHANNEL, Authenticator
-from app.identity.keys import KeyRing
+from app.identity.authentication import Authenticator
+from app.identity.keys import CHANNEL, KeyRing
+from app.identity.passwords import Hashing
 from app.releases import router as releases_router
 from app.rounds import evidence_router
 from app.rounds import router as rounds_router
@@ -36,6 +37,10 @@ from app.updates.stream import Uploads
 
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
+    members_router.router,
+    sessions_router.router,
+    account_router.router,
+    keys_router.router,
     clients_router.router,
     enrolment_router.invitations,
     enrolment_router.router,
@@ -72,6 +77,7 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.uploads = Uploads()
     app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
+    app.state.hashing = Hashing()
     app.state.keys = KeyRing(database, app.state.vault)
     app.state.authenticator = Authenticator(
         settings=settings, database=database, vault=app.state.vault, keys=app.state.keys
@@ -89,6 +95,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     install_state(app, settings, database)
     app.state.hub = Hub(settings.database_url.get_secret_value())
     app.state.hub.subscribe(CHANNEL, app.state.authenticator.suspensions.announce)
+    app.state.hub.subscribe(CHANNEL, app.state.keys.announce)
     app.state.hub.start()
     try:
         yield

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_BODY_BYTES", ge=1024)] = 4 * 1024**2
     """Ceiling for JSON bodies; update bodies have their own."""
     access_token_s: Annotated[int, Field(validation_alias="DPFL_ACCESS_TOKEN_S", ge=10, le=3600)] = 600
+    session_s: Annotated[int, Field(validation_alias="DPFL_SESSION_S", ge=60, le=48 * 3600)] = 12 * 3600
+    """How long after a sign-in its refresh tokens work, however often they are used."""
     clock_leeway_s: Annotated[int, Field(validation_alias="DPFL_CLOCK_LEEWAY_S", ge=0, le=120)] = 30
     grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
     grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5

@@ -64,7 +64,7 @@ def sign_token(
     audience: str,
     subject: str,
     lifetime_s: int,
-    claims: Mapping[str, str],
+    claims: Mapping[str, str | int],
 ) -> str:
     """Sign an access token that holds from now on for `lifetime_s` seconds."""
     issued = int(clock.now().timestamp())

@@ -13,8 +13,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
-from app.core.errors import Forbidden
-from app.core.i18n import _
 from app.core.settings import Settings
 from app.identity.permissions import scope_of
 from app.identity.roles import Principal
@@ -53,6 +51,11 @@ async def short_tx(request: Request, name: str, work: Callable[[Session], T]) ->
     return await run_in_threadpool(run)
 
 
+def address_of(request: Request) -> str | None:
+    """The caller's address: the peer's, or what a trusted proxy says."""
+    return request.client.host if request.client else None
+
+
 class Requires:
     """A dependency that yields the principal if it holds the permission, in any scope."""
 
@@ -65,9 +68,10 @@ class Requires:
         _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Principal:
         """Authenticate the request's bearer and check its role (401, 403)."""
-        principal: Principal = request.app.state.authenticator.principal(request.headers.get("authorization"))
-        if scope_of(principal, self.permission) is None:
-            raise Forbidden(_("this needs the permission {permission}"), permission=self.permission)
+        principal: Principal = request.app.state.authenticator.principal(
+            request.headers.get("authorization"), address_of(request)
+        )
+        scope_of(principal, self.permission)
         request.state.principal = principal
         return principal
 

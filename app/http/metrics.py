@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from app.budget.violations import counted
 from app.core.db import Database
-from app.http.deps import public
+from app.http.deps import address_of, public
 from app.identity.permissions import scope_of
 from app.jobs.models import Job
 from app.rounds.models import Round
@@ -110,7 +110,9 @@ class _Recorded(Collector):
 def get_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text form: from this host to anyone, from elsewhere to administrators."""
     if not _is_local(request):
-        principal = request.app.state.authenticator.principal(request.headers.get("authorization"))
+        principal = request.app.state.authenticator.principal(
+            request.headers.get("authorization"), address_of(request)
+        )
         scope_of(principal, "metrics:read")
     recorded = CollectorRegistry()
     recorded.register(_Recorded(request.app.state.database))

@@ -20,7 +20,7 @@ from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Authorize with an API key (people, automation) or an access token (training clients). Every refusal is a
+Authorize with an access token (of a sign-in, or of a training client) or an API key (automation). Every refusal is a
 problem document (RFC 9457) with a stable `code`; its `type` leads to a page that says what to do."""
 
 TAGS = [
@@ -29,7 +29,8 @@ TAGS = [
     {"name": "releases", "description": "Published adapters with their certificates."},
     {"name": "budgets", "description": "The privacy ledger: what may be spent, was reserved and was spent."},
     {"name": "clients", "description": "Enrolment, training clients and their tokens."},
-    {"name": "organisations", "description": "Organisations, members and API keys."},
+    {"name": "organisations", "description": "Organisations, members, API keys and signing keys."},
+    {"name": "sessions", "description": "Signing in, one's own account, signing out."},
     {"name": "operation", "description": "Health, readiness and metrics."},
     {"name": "admin", "description": "For operators."},
 ]
@@ -168,6 +169,8 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"409"}
     if not _is_secured(operation) and method == "post":
         found |= {"403", "429"}
+    if path.startswith("/v1/account/"):  # passwords and codes are asked for, and guessing is slowed down
+        found |= {"429"}
     if path == "/metrics":
         found |= {"401", "403"}
     return sorted(found)
