@@ -130,9 +130,8 @@ def settings_for(database_url: str, blob_folder: Path, **values: object) -> Sett
         database_url=SecretStr(database_url),
         redis_url=SecretStr(os.environ[REDIS_VARIABLE]),
         blob_url=f"file://{blob_folder}",
-        master_key=SecretStr(TEST_MASTER_KEY),
         environment=Environment.DEVELOPMENT,
-        **({"trusts": ("local", "central", "none")} | values),  # type: ignore[arg-type]  # names and types are Settings' own
+        **({"trusts": ("local", "central", "none"), "master_key": SecretStr(TEST_MASTER_KEY)} | values),  # type: ignore[arg-type]  # names and types are Settings' own
     )
 
 

@@ -12,6 +12,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_LEAST_DIFFERENT = 12
+"""Of 32 random bytes fewer are different about once in 10**20 draws."""
+
 
 class Environment(StrEnum):
     """Where this process runs."""
@@ -77,6 +80,8 @@ class Settings(BaseSettings):
             raise ValueError("DPFL_MASTER_KEY must be base64") from error
         if len(raw) != 32:
             raise ValueError("DPFL_MASTER_KEY must be the base64 of exactly 32 bytes")
+        if len(set(raw)) < _LEAST_DIFFERENT:
+            raise ValueError("DPFL_MASTER_KEY is no random key: draw one with `openssl rand -base64 32`")
         return value
 
     @field_validator("blob_url")

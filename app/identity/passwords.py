@@ -52,6 +52,7 @@ class Hashing:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
         self._lock = threading.Lock()
         self._waiting = 0
+        self._pool.submit(nobodys_hash)  # now, and not at the first unknown address
 
     async def run(self, work: Callable[[], T]) -> T:
         """Compute `work` on one of the threads; raises SignInsBusy when too many wait already."""
