@@ -30,7 +30,7 @@ from app.identity.passwords import Hashing
 from app.releases import router as releases_router
 from app.rounds import evidence_router
 from app.rounds import router as rounds_router
-from app.runs import assignments_router, plans_router, projection_router
+from app.runs import assignments_router, moving_router, plans_router, projection_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
 from app.updates.stream import Uploads
@@ -46,6 +46,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     enrolment_router.router,
     runs_router.router,
     plans_router.router,
+    moving_router.router,
     assignments_router.router,
     rounds_router.router,
     evidence_router.router,

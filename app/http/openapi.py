@@ -20,8 +20,8 @@ from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Authorize with an access token (of a sign-in, or of a training client) or an API key (automation). Every refusal is a
-problem document (RFC 9457) with a stable `code`; its `type` leads to a page that says what to do."""
+Authorize with an access token (of a sign-in, or of a training client) or an API key (automation). Every
+refusal is a problem document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
 
 TAGS = [
     {"name": "runs", "description": "Federated fine-tuning runs: plan, price, start, follow."},

@@ -21,7 +21,7 @@ from pydantic import (
 from app.core.networks import read_network
 from app.core.strict import Delta, Epsilon, Name, Region, RenyiOrder, StrictModel
 from app.identity.capability import AssessedCapability, Capability
-from app.identity.models import ClientState
+from app.identity.models import Approval, ClientState
 
 _DAY_S = 86_400
 _ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
@@ -174,6 +174,8 @@ class EnrolmentIn(StrictModel):
     budget: BudgetTerms | None = None
     """The server's default where it is left out."""
     expires_in_s: Annotated[int, Field(strict=True, ge=1, le=30 * _DAY_S)] = _DAY_S
+    approval: Literal["automatic", "manual"] = "automatic"
+    """`manual`: the client gets no token before an administrator or coordinator approves it."""
 
 
 class EnrolmentView(View):
@@ -183,6 +185,7 @@ class EnrolmentView(View):
     organisation_id: UUID
     region: str
     budget: BudgetTerms
+    approval: Approval
     expires_at: datetime
     used_at: datetime | None
     client_id: UUID | None
@@ -224,6 +227,32 @@ class ClientIn(StrictModel):
         return _of_length(value, 32)
 
     @field_validator("proof")
+    @classmethod
+    def _is_a_signature(cls, value: str) -> str:
+        return _of_length(value, 64)
+
+
+class ClientKeyIn(StrictModel):
+    """A training client's new key, vouched for by its present one."""
+
+    model_config = example(public_key=_B64_KEY, proof=_B64_PROOF, own_proof=_B64_PROOF, overlap_s=3600)
+
+    public_key: Base64Url
+    """The raw new Ed25519 public key, 32 bytes, in base64url."""
+    proof: Base64Url
+    """The present key's signature over `dpfl-rotate-v1`, a zero byte, the client id, a zero byte and the raw
+    new key."""
+    own_proof: Base64Url
+    """The new key's signature over the same."""
+    overlap_s: Annotated[int, Field(strict=True, ge=0, le=7 * _DAY_S)] = 3600
+    """How long the present key is taken beside the new one; with 0 its running tokens end at once."""
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_key(cls, value: str) -> str:
+        return _of_length(value, 32)
+
+    @field_validator("proof", "own_proof")
     @classmethod
     def _is_a_signature(cls, value: str) -> str:
         return _of_length(value, 64)

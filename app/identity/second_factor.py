@@ -100,7 +100,8 @@ def _new_recovery_codes(session: Session, vault: Vault, member: Member) -> list[
 def _step_of(secret: bytes, code: str, *, after: int | None) -> int | None:
     """The time step whose code this is, among those near now and after the last that was used."""
     now = int(clock.now().timestamp()) // STEP_S
-    totp = TOTP(secret, DIGITS, SHA1(), STEP_S, enforce_key_length=False)  # noqa: S303  RFC 6238  # nosec B303
+    algorithm = SHA1()  # noqa: S303  RFC 6238's, and what authenticators expect  # nosec B303
+    totp = TOTP(secret, DIGITS, algorithm, STEP_S, enforce_key_length=False)
     found = _equal_steps([now + shift for shift in _WINDOW], totp, code)
     return next((step for step in found if after is None or step > after), None)
 
