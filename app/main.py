@@ -16,17 +16,26 @@ from app.budget import router as budget_router
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
+from app.core.few_threads import FewThreads
 from app.core.hub import Hub
 from app.core.logs import configure_logs
 from app.core.settings import Settings
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.http.limits import RateLimits
-from app.identity import account_router, clients_router, keys_router, members_router, sessions_router
+from app.identity import (
+    account_router,
+    clients_router,
+    keys_router,
+    members_router,
+    oidc_router,
+    sessions_router,
+)
 from app.identity import router as identity_router
 from app.identity.authentication import Authenticator
 from app.identity.keys import CHANNEL, KeyRing
-from app.identity.passwords import Hashing
+from app.identity.oidc import providers_of
+from app.identity.passwords import hashing_threads
 from app.releases import router as releases_router
 from app.rounds import evidence_router
 from app.rounds import router as rounds_router
@@ -39,6 +48,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
     members_router.router,
     sessions_router.router,
+    oidc_router.router,
     account_router.router,
     keys_router.router,
     clients_router.router,
@@ -78,7 +88,9 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.uploads = Uploads()
     app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
-    app.state.hashing = Hashing()
+    app.state.hashing = hashing_threads()
+    app.state.asking = FewThreads("issuers", threads=4, most_waiting=32)
+    app.state.providers = providers_of(settings)
     app.state.keys = KeyRing(database, app.state.vault)
     app.state.authenticator = Authenticator(
         settings=settings, database=database, vault=app.state.vault, keys=app.state.keys

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from pydantic import BaseModel
 
 from app.core.canonical import Json
+from app.core.settings import Settings
 from app.http import idempotency
 from app.http.problems import MEDIA_TYPE
 
@@ -112,9 +113,31 @@ def describe(app: FastAPI) -> Json:
     for route in routes.values():
         _restore_examples(schemas, route)
     schemas["Problem"] = PROBLEM
+    _offer_issuers(document, app.state.settings)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return document
+
+
+def _offer_issuers(document: Json, settings: Settings) -> None:
+    """Offer the sign-in through each configured issuer wherever a bearer is taken."""
+    schemes = document["components"].get("securitySchemes", {})
+    for issuer in settings.oidc:
+        schemes[f"oidc-{issuer.name}"] = {
+            "type": "oauth2",
+            "description": f"Sign in at {issuer.issuer}.",
+            "flows": {
+                "authorizationCode": {
+                    "authorizationUrl": f"/v1/oidc/{issuer.name}/authorize",
+                    "tokenUrl": "/v1/oidc/token",
+                    "scopes": {},
+                }
+            },
+        }
+    for item in document["paths"].values():
+        for operation in item.values():
+            if _is_secured(operation):
+                operation["security"] += [{f"oidc-{issuer.name}": []} for issuer in settings.oidc]
 
 
 def _routes(app: FastAPI) -> Iterator[tuple[tuple[str, str], RouteContext]]:
@@ -165,6 +188,8 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"400", "401", "404", "413", "415", "422", "507" if _UPDATE_PATH in path else "422"}
     if operation.get("parameters") or method == "post":
         found |= {"422"}
+    if "/oidc/" in path:  # asks another server, and refuses what does not hold
+        found |= {"401", "403", "404", "429"}
     if method != "get" or path.endswith("/projections/{run_id}"):  # a plan without a price projects nothing
         found |= {"409"}
     if not _is_secured(operation) and method == "post":

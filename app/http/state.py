@@ -7,8 +7,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.core.crypto import Vault
+from app.core.few_threads import FewThreads
 from app.identity.keys import KeyRing
-from app.identity.passwords import Hashing
 
 
 async def request_vault(request: Request) -> Vault:
@@ -23,12 +23,12 @@ async def request_keys(request: Request) -> KeyRing:
     return keys
 
 
-async def request_hashing(request: Request) -> Hashing:
+async def request_hashing(request: Request) -> FewThreads:
     """The threads of this process that hash passwords."""
-    hashing: Hashing = request.app.state.hashing
+    hashing: FewThreads = request.app.state.hashing
     return hashing
 
 
 VaultDep = Annotated[Vault, Depends(request_vault)]
 KeyRingDep = Annotated[KeyRing, Depends(request_keys)]
-HashingDep = Annotated[Hashing, Depends(request_hashing)]
+HashingDep = Annotated[FewThreads, Depends(request_hashing)]

@@ -218,3 +218,36 @@ class PasswordFromTokenIn(StrictModel):
 
     token: TokenText
     password: NewPassword
+
+
+class IssuerView(StrictModel):
+    """An issuer through which members may sign in."""
+
+    name: str
+    issuer: str
+
+
+class IssuersView(StrictModel):
+    """All of them."""
+
+    items: list[IssuerView]
+
+
+class OidcTokenForm(StrictModel):
+    """A code to exchange (RFC 6749, RFC 7636), form-encoded."""
+
+    model_config = example(
+        grant_type="authorization_code",
+        code="dpfl_code_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw",
+        redirect_uri="https://dpfl.example/docs/oauth2-redirect.html",
+        code_verifier="dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk",
+    )
+
+    grant_type: Literal["authorization_code"]
+    code: TokenText
+    redirect_uri: Annotated[str, StringConstraints(max_length=500)]
+    code_verifier: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{43,128}$")]
+    client_id: Annotated[str, StringConstraints(max_length=200)] | None = None
+    """Allowed for OAuth libraries that send it; the verifier decides."""
+    client_secret: Annotated[str, StringConstraints(max_length=200)] | None = None
+    """The same; there is none."""

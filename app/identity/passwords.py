@@ -1,27 +1,21 @@
 """Passwords: argon2id, computed by a few threads of their own.
 
-A hash takes 19 MiB and some 50 ms of a core on purpose. Requests that wait for one hold neither a thread of
-the gateway nor a connection, so that a flood of sign-ins slows sign-ins and nothing else.
+A hash takes 19 MiB and some 50 ms of a core on purpose, so it is computed apart from what serves requests.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import secrets
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
-from app.core.errors import Invalid, Unavailable
+from app.core.errors import Invalid
+from app.core.few_threads import FewThreads
 from app.core.i18n import _
 
-T = TypeVar("T")
 HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, hash_len=32, salt_len=16)
 """OWASP's first choice of parameters (argon2id, 19 MiB, 2 passes, 1 lane)."""
 THREADS = max(1, (os.cpu_count() or 2) // 2)
@@ -38,33 +32,11 @@ class PasswordTooWeak(Invalid):
     remedy = _("Choose at least 12 characters that others would not try: several words, or a manager's draw.")
 
 
-class SignInsBusy(Unavailable):
-    """More passwords are being checked than can be."""
-
-    code, title = "sign_ins_busy", _("Too many sign-ins at once")
-    meaning = _("More passwords wait to be checked than this server checks at a time.")
-
-
-class Hashing:
-    """The threads that hash, and how many may wait for them."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="argon2")
-        self._lock = threading.Lock()
-        self._waiting = 0
-        self._pool.submit(nobodys_hash)  # now, and not at the first unknown address
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """Compute `work` on one of the threads; raises SignInsBusy when too many wait already."""
-        with self._lock:
-            if self._waiting >= _MOST_WAITING:
-                raise SignInsBusy(_("too many passwords wait to be checked"))
-            self._waiting += 1
-        try:
-            return await asyncio.wrap_future(self._pool.submit(work))
-        finally:
-            with self._lock:
-                self._waiting -= 1
+def hashing_threads() -> FewThreads:
+    """The threads of one process that hash passwords."""
+    threads = FewThreads("argon2", threads=THREADS, most_waiting=_MOST_WAITING)
+    threads.start(nobodys_hash)  # now, and not at the first unknown address
+    return threads
 
 
 @functools.cache
@@ -74,12 +46,12 @@ def nobodys_hash() -> str:
 
 
 def hash_password(password: str) -> str:
-    """Hash a new password. Slow: run it through `Hashing`."""
+    """Hash a new password. Slow: run it on `hashing_threads`."""
     return HASHER.hash(password)
 
 
 def matches(password: str, password_hash: str | None) -> bool:
-    """Compare, at the same cost whether there is a hash or none. Slow: run it through `Hashing`."""
+    """Compare, at the same cost whether there is a hash or none. Slow: run it on `hashing_threads`."""
     try:
         is_right = HASHER.verify(password_hash or nobodys_hash(), password)
     except (VerificationError, InvalidHashError):
