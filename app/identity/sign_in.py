@@ -108,14 +108,9 @@ def finish(
         return SignInRefused(_("e-mail and password do not belong together"))
     if member.suspended_at is not None:
         return Suspended(_("this account is suspended"))
-    has_second = member.totp_sealed is not None
-    if has_second and attempt.code is None and attempt.recovery_code is None:
-        attempts.take_back(session, vault, attempt.guarded)
-        return SecondFactorRequired(_("send a code too"))
-    if has_second and not shows_second_factor(
-        session, vault, member, code=attempt.code, recovery_code=attempt.recovery_code
-    ):
-        return SecondFactorWrong(_("the code does not hold"))
+    refusal = _second_factor_refused(session, vault, member, attempt)
+    if refusal is not None:
+        return refusal
     attempts.take_back(session, vault, attempt.guarded)
     attempts.forget_old(session)
     return open_session(
@@ -125,9 +120,23 @@ def finish(
         signer,
         member=member,
         method=BY_PASSWORD,
-        second_factor=has_second,
+        second_factor=member.totp_sealed is not None,
         address=attempt.address,
     )
+
+
+def _second_factor_refused(
+    session: Session, vault: Vault, member: Member, attempt: Attempt
+) -> DomainError | None:
+    """The refusal of a member who has a second factor and does not show it."""
+    if member.totp_sealed is None:
+        return None
+    if attempt.code is None and attempt.recovery_code is None:
+        attempts.take_back(session, vault, attempt.guarded)
+        return SecondFactorRequired(_("send a code too"))
+    if shows_second_factor(session, vault, member, code=attempt.code, recovery_code=attempt.recovery_code):
+        return None
+    return SecondFactorWrong(_("the code does not hold"))
 
 
 def shows_second_factor(
