@@ -1,4 +1,5 @@
-"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print."""
+"""`python -m app` serves; `bootstrap` makes the first administrator, `rotate-signing-key` the next key sign;
+`openapi` and `evidence` print."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from app.core.settings import Settings
 from app.http import tls
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
+from app.identity.keys import rotate_signing_keys
 from app.main import build_app
 from app.rounds import sealed_evidence
 
@@ -71,12 +73,27 @@ def make_first_administrator() -> None:
     sys.stdout.write(f"administrator's API key {'written to' if is_new else 'is in'} {name}\n")
 
 
+def rotate_signing_key(*, leaked: bool) -> None:
+    """Let the next signing key sign: for a host without an administrator's credentials at hand."""
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        with database.run_tx("rotate_signing_key") as session:
+            rotate_signing_keys(session, Vault(settings.master_key_bytes), leaked=leaked)
+    except (DomainError, SQLAlchemyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"not rotated: {type(error).__name__}: {reason}")
+    finally:
+        database.dispose()
+    sys.stdout.write("the next signing key signs from now on\n")
+
+
 def print_openapi() -> None:
     """Print the API's description; needs no configuration and opens nothing."""
     settings = Settings(
         database_url=SecretStr("postgresql+psycopg://localhost/none"),
         blob_url="file:///nonexistent",
-        master_key=SecretStr(base64.b64encode(bytes(32)).decode()),
+        master_key=SecretStr(base64.b64encode(os.urandom(32)).decode()),
     )
     sys.stdout.write(json.dumps(build_app(settings).openapi(), indent=2, ensure_ascii=False) + "\n")
 
@@ -104,13 +121,17 @@ def main() -> None:
         (): serve,
         ("bootstrap",): make_first_administrator,
         ("openapi",): print_openapi,
+        ("rotate-signing-key",): partial(rotate_signing_key, leaked=False),
+        ("rotate-signing-key", "--leaked"): partial(rotate_signing_key, leaked=True),
     }
     words = tuple(sys.argv[1:])
     if len(words) == 2 and words[0] == "evidence":
         verbs[words] = partial(print_evidence, words[1])
     chosen = verbs.get(words)
     if chosen is None:
-        sys.exit("usage: python -m app [bootstrap | openapi | evidence ROUND]")
+        sys.exit(
+            "usage: python -m app [bootstrap | openapi | evidence ROUND | rotate-signing-key [--leaked]]"
+        )
     try:
         chosen()
     except ValidationError as error:

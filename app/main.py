@@ -18,32 +18,49 @@ from app.core.authority import Authority
 from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
+from app.core.few_threads import FewThreads
 from app.core.hub import Hub
 from app.core.logs import configure_logs
 from app.core.settings import Settings
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.http.limits import RateLimits
-from app.identity import certificates_router, clients_router
+from app.identity import (
+    account_router,
+    certificates_router,
+    clients_router,
+    keys_router,
+    members_router,
+    oidc_router,
+    sessions_router,
+)
 from app.identity import router as identity_router
-from app.identity.authentication import CHANNEL, Authenticator
-from app.identity.keys import KeyRing
+from app.identity.authentication import Authenticator
+from app.identity.keys import CHANNEL, KeyRing
+from app.identity.oidc import providers_of
+from app.identity.passwords import hashing_threads
 from app.releases import router as releases_router
 from app.rounds import evidence_router
 from app.rounds import router as rounds_router
-from app.runs import assignments_router, plans_router, projection_router
+from app.runs import assignments_router, moving_router, plans_router, projection_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
 from app.updates.stream import Uploads
 
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
+    members_router.router,
+    sessions_router.router,
+    oidc_router.router,
+    account_router.router,
+    keys_router.router,
     clients_router.router,
     certificates_router.router,
     enrolment_router.invitations,
     enrolment_router.router,
     runs_router.router,
     plans_router.router,
+    moving_router.router,
     assignments_router.router,
     rounds_router.router,
     evidence_router.router,
@@ -77,6 +94,9 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.uploads = Uploads()
     app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
+    app.state.hashing = hashing_threads()
+    app.state.asking = FewThreads("issuers", threads=4, most_waiting=32)
+    app.state.providers = providers_of(settings)
     app.state.keys = KeyRing(database, app.state.vault)
     app.state.authority = _authority(settings)
     app.state.authenticator = Authenticator(
@@ -102,6 +122,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     install_state(app, settings, database)
     app.state.hub = Hub(settings.database_url.get_secret_value())
     app.state.hub.subscribe(CHANNEL, app.state.authenticator.suspensions.announce)
+    app.state.hub.subscribe(CHANNEL, app.state.keys.announce)
     app.state.hub.start()
     try:
         yield

@@ -124,15 +124,21 @@ def database(database_url: str) -> Iterator[Database]:
     database.dispose()
 
 
+TEST_SETTINGS: dict[str, object] = {
+    "master_key": SecretStr(TEST_MASTER_KEY),
+    "trusts": ("local", "central", "none"),
+    "proof_of_possession": False,
+}
+
+
 def settings_for(database_url: str, blob_folder: Path, **values: object) -> Settings:
     """Settings of a test process."""
     return Settings(
         database_url=SecretStr(database_url),
         redis_url=SecretStr(os.environ[REDIS_VARIABLE]),
         blob_url=f"file://{blob_folder}",
-        master_key=SecretStr(TEST_MASTER_KEY),
         environment=Environment.DEVELOPMENT,
-        **({"trusts": ("local", "central", "none"), "proof_of_possession": False} | values),  # type: ignore[arg-type]  # names and types are Settings' own
+        **(TEST_SETTINGS | values),  # type: ignore[arg-type]  # names and types are Settings' own
     )
 
 

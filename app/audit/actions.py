@@ -9,10 +9,27 @@ class Action(StrEnum):
     ORGANISATION_CREATED = "organisation.created"
     ORGANISATION_LIMITED = "organisation.limited"
     MEMBER_CREATED = "member.created"
+    MEMBER_CHANGED = "member.changed"  # another role
+    MEMBER_SUSPENDED = "member.suspended"
+    MEMBER_REINSTATED = "member.reinstated"
+    MEMBER_MOVED = "member.moved"  # to another organisation, without roles and keys
+    MEMBER_SIGNED_OUT = "member.signed_out"  # everywhere
+    # Their names hold the word that scanners for secrets look for; no secret is here.
+    PASSWORD_TOKEN_ISSUED = "password_token.issued"  # noqa: S105  # nosec B105  (an invitation or a reset)
+    PASSWORD_CHANGED = "password.changed"  # noqa: S105  # nosec B105
+    SECOND_FACTOR_CHANGED = "second_factor.changed"
+    SESSION_OPENED = "session.opened"
+    SESSION_ENDED = "session.ended"
+    REFRESH_REUSED = "refresh.reused"  # a one-use token came twice: its family was ended
     API_KEY_CREATED = "api_key.created"
     API_KEY_REVOKED = "api_key.revoked"
     ENROLMENT_CREATED = "enrolment.created"  # a training client was invited
     CLIENT_ENROLLED = "client.enrolled"
+    CLIENT_APPROVED = "client.approved"
+    CLIENT_REJECTED = "client.rejected"
+    CLIENT_REVOKED = "client.revoked"
+    CLIENT_KEY_ROTATED = "client_key.rotated"
+    CLIENT_MOVED = "client.moved"
     CLIENT_SUSPENDED = "client.suspended"
     CLIENT_REINSTATED = "client.reinstated"
     CERTIFICATE_ISSUED = "certificate.issued"  # to a training client

@@ -18,7 +18,7 @@ from app.core.db import act_as
 from app.core.i18n import _
 from app.identity import enrolments
 from app.identity.enrolments import Application, NewEnrolment
-from app.identity.models import Client
+from app.identity.models import Approval, Client
 from app.identity.roles import Principal, Role
 
 
@@ -40,6 +40,7 @@ def invite(
     budget: dict[str, Any],
     default: tuple[float, float],
     expires_in_s: int,
+    approval: Approval = Approval.AUTOMATIC,
 ) -> NewEnrolment:
     """Invite one training client under terms with which its account can be opened, and hold a run."""
     made = enrolments.create_enrolment(
@@ -51,6 +52,7 @@ def invite(
         budget=budget,
         default=default,
         expires_in_s=expires_in_s,
+        approval=approval,
     )
     _require_usable(budget)
     ledger.require_within_organisation(session, organisation_id, epsilon=budget["epsilon"])

@@ -16,6 +16,7 @@ from app.http.routes import ThreadedRoute
 from app.http.state import VaultDep
 from app.identity.capability import AssessedCapability
 from app.identity.enrolments import Application
+from app.identity.models import Approval, ClientState
 from app.identity.roles import Principal
 from app.identity.schemas import (
     BudgetTerms,
@@ -47,6 +48,8 @@ class EnrolledView(StrictModel):
     client_id: UUID
     organisation_id: UUID
     region: str
+    state: ClientState
+    """`pending`: it gets no token before it is approved."""
     capability: AssessedCapability
     account_id: UUID
     budget: GrantedBudget
@@ -72,6 +75,7 @@ def create_enrolment(
         budget=budget.model_dump(),
         default=default,
         expires_in_s=body.expires_in_s,
+        approval=Approval(body.approval),
     )
     return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
 
@@ -99,6 +103,7 @@ def _view(enrolled: Enrolled) -> EnrolledView:
         client_id=client.id,
         organisation_id=client.organisation_id,
         region=client.region,
+        state=client.state,
         capability=AssessedCapability.model_validate(client.capability),
         account_id=account.id,
         budget=GrantedBudget.model_validate(

@@ -42,3 +42,11 @@ class CeilingOverOrganisation(Conflict):
     code, title = "ceiling_over_organisation", _("Above the organisation's ceiling")
     meaning = _("The organisation has set a ceiling for the epsilon of each of its accounts; this passes it.")
     remedy = _("Grant less, or have the organisation's ceiling raised.")
+
+
+class BudgetStays(Conflict):
+    """A client whose data set has spent budget cannot go to another organisation."""
+
+    code, title = "budget_stays", _("The budget stays with the data set")
+    meaning = _("What was spent belongs to the data set; at another organisation it would be forgotten.")
+    remedy = _("Revoke the client, and enrol the machine anew on a data set of the other organisation.")

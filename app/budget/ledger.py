@@ -127,7 +127,7 @@ def _take_over(
     if account.client_id == client_id:
         return account_id
     former = session.get(Client, account.client_id) if account.client_id else None
-    if former is not None and former.state is ClientState.ACTIVE:
+    if former is not None and former.state in {ClientState.ACTIVE, ClientState.PENDING}:
         raise PopulationTaken(_("another active client uses this data set"))
     account.client_id = client_id
     session.flush()

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_LEAST_DIFFERENT = 12
+"""Of 32 random bytes fewer are different about once in 10**20 draws."""
 
 
 class Environment(StrEnum):
@@ -19,6 +22,23 @@ class Environment(StrEnum):
 
     PRODUCTION = "production"  # refuses everything that is convenient and unsafe
     DEVELOPMENT = "development"  # a laptop, the demo, the tests
+
+
+class OidcIssuer(BaseModel):
+    """An OpenID provider through which members may sign in."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$")]
+    """What the API calls it."""
+    issuer: Annotated[str, Field(max_length=300, pattern=r"^https?://[^\\s?#@]+$")]
+    """Exactly as its tokens say it."""
+    client_id: Annotated[str, Field(min_length=1, max_length=200)]
+    client_secret: SecretStr | None = None
+    email_domains: tuple[Annotated[str, Field(pattern=r"^[a-z0-9.-]{1,253}$")], ...] = ()
+    """A member is found by e-mail at the first sign-in where its domain is exactly one of these."""
+    enforces_second_factor: bool = False
+    """Whether this issuer never lets anybody in by password alone, whatever its tokens say of it."""
 
 
 class Settings(BaseSettings):
@@ -54,6 +74,12 @@ class Settings(BaseSettings):
     proof_of_possession: Annotated[bool, Field(validation_alias="DPFL_PROOF_OF_POSSESSION")] = True
     """Whether a training client's tokens must be bound to a key and its updates signed; off only in
     development. What is sent is checked either way."""
+    session_s: Annotated[int, Field(validation_alias="DPFL_SESSION_S", ge=60, le=48 * 3600)] = 12 * 3600
+    """How long after a sign-in its refresh tokens work, however often they are used."""
+    oidc: Annotated[tuple[OidcIssuer, ...], Field(validation_alias="DPFL_OIDC", max_length=20)] = ()
+    """Issuers as a JSON list of objects; none: members sign in by password."""
+    oidc_redirects: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_OIDC_REDIRECTS")] = ()
+    """Where a browser may be sent after a sign-in through an issuer, beside our own documentation page."""
     clock_leeway_s: Annotated[int, Field(validation_alias="DPFL_CLOCK_LEEWAY_S", ge=0, le=120)] = 30
     grant_epsilon: Annotated[float, Field(validation_alias="DPFL_GRANT_EPSILON", gt=0)] = 8.0
     grant_delta: Annotated[float, Field(validation_alias="DPFL_GRANT_DELTA", gt=0, lt=1)] = 1e-5
@@ -81,7 +107,7 @@ class Settings(BaseSettings):
     evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
     """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
-    @field_validator("trusts", "trusted_proxies", mode="before")
+    @field_validator("trusts", "trusted_proxies", "oidc_redirects", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -99,6 +125,8 @@ class Settings(BaseSettings):
             raise ValueError("DPFL_MASTER_KEY must be base64") from error
         if len(raw) != 32:
             raise ValueError("DPFL_MASTER_KEY must be the base64 of exactly 32 bytes")
+        if len(set(raw)) < _LEAST_DIFFERENT:
+            raise ValueError("DPFL_MASTER_KEY is no random key: draw one with `openssl rand -base64 32`")
         return value
 
     @field_validator("blob_url")
@@ -122,6 +150,20 @@ class Settings(BaseSettings):
         for proxy in self.trusted_proxies:
             ip_network(proxy)
         return self
+
+    @model_validator(mode="after")
+    def _issuers_are_safe(self) -> Self:
+        if len({one.name for one in self.oidc}) != len(self.oidc):
+            raise ValueError("DPFL_OIDC: two issuers have one name")
+        insecure = [one.name for one in self.oidc if one.issuer.startswith("http:")]
+        if insecure and self.environment is not Environment.DEVELOPMENT:
+            raise ValueError(f"DPFL_OIDC: outside development an issuer is https: {insecure[0]}")
+        return self
+
+    @property
+    def redirects(self) -> frozenset[str]:
+        """Where a browser may be sent after a sign-in through an issuer; compared as a whole."""
+        return frozenset({f"{self.public_url.rstrip('/')}/docs/oauth2-redirect.html", *self.oidc_redirects})
 
     @property
     def master_key_bytes(self) -> bytes:

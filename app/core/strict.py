@@ -7,8 +7,9 @@ booleans, digits in text, NaN or infinities.
 from __future__ import annotations
 
 from typing import Annotated
+from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 _PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 
@@ -19,8 +20,21 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
-Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=_PRINTABLE)]
-"""What something is called: one line."""
+def _is_no_id(value: str) -> str:
+    """Refuse a name that could be read as somebody else's id."""
+    try:
+        UUID(value)
+    except ValueError:
+        return value
+    raise ValueError("a name must not look like an id")
+
+
+Name = Annotated[
+    str,
+    StringConstraints(strict=True, min_length=1, max_length=200, pattern=_PRINTABLE),
+    AfterValidator(_is_no_id),
+]
+"""What something is called: one line, and nothing that an id could be."""
 Reason = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1000, pattern=_PRINTABLE)]
 """Why something is done: one line."""
 Region = Annotated[

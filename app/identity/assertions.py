@@ -6,6 +6,7 @@ answered with the server's time.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from app.core.tokens import (
     verify_token,
 )
 from app.identity.authentication import Suspended
+from app.identity.clients import former_keys, require_active
 from app.identity.keys import KeyRing
 from app.identity.models import Client, ClientState, UsedAssertion
 from app.identity.possession import Possession, Presented
@@ -91,6 +93,7 @@ def exchange(
     client, claims = _verified(session, settings, assertion)
     if client.state is ClientState.SUSPENDED:
         raise Suspended(_("this training client is suspended"))
+    require_active(client)
     _use_once(session, client.id, str(claims["jti"]), ends=float(claims["exp"]))
     bound = possession.confirmation(session, client.id, presented)
     token = sign_token(
@@ -100,7 +103,12 @@ def exchange(
         audience=settings.public_url,
         subject=str(client.id),
         lifetime_s=settings.access_token_s,
-        claims={"org": str(client.organisation_id), "role": Role.CLIENT.value} | bound,
+        claims={
+            "org": str(client.organisation_id),
+            "role": Role.CLIENT.value,
+            "epoch": client.token_epoch,
+        }
+        | bound,
     )
     token_type: TokenType = "DPoP" if presented.proof is not None else "Bearer"
     return AccessToken(access_token=token, expires_in=settings.access_token_s, token_type=token_type)
@@ -110,8 +118,7 @@ def _verified(session: Session, settings: Settings, assertion: str) -> tuple[Cli
     try:
         subject = read_unverified_subject(assertion)
         client = session.get(Client, UUID(subject))
-        key = Ed25519PublicKey.from_public_bytes(_NOBODY if client is None else client.public_key)
-        claims = verify_token(assertion, key, _expected(settings, subject))
+        claims = _signed_by(session, client, assertion, _expected(settings, subject))
     except TokenRefused as error:
         if error.reason in (Refusal.EXPIRED, Refusal.EARLY):
             raise ClockSkew(
@@ -125,6 +132,20 @@ def _verified(session: Session, settings: Settings, assertion: str) -> tuple[Cli
     if client is None or not _JTI.fullmatch(claims["jti"]):
         raise _invalid(settings)
     return client, claims
+
+
+def _signed_by(session: Session, client: Client | None, assertion: str, expected: Expected) -> dict[str, Any]:
+    """The claims, if the client's key signed them, or a former one whose overlap is not over."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(_NOBODY if client is None else client.public_key)
+        return verify_token(assertion, key, expected)
+    except TokenRefused as error:
+        if client is None or error.reason is not Refusal.SIGNATURE:
+            raise
+        for former in former_keys(session, client.id):
+            with contextlib.suppress(TokenRefused):
+                return verify_token(assertion, Ed25519PublicKey.from_public_bytes(former), expected)
+        raise
 
 
 def _invalid(settings: Settings) -> AssertionInvalid:

@@ -17,11 +17,11 @@ from sqlalchemy.orm import Session
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.settings import Settings
-from app.identity import service
+from app.identity import api_keys, service
 from app.identity.authentication import API_KEY_PURPOSE
 from app.identity.credentials import read_key_id
 from app.identity.keys import ensure_signing_keys
-from app.identity.models import ApiKey, Member, Organisation
+from app.identity.models import ApiKey, Member, MemberKind, Organisation
 from app.identity.roles import Role
 
 OPERATOR = "operator"
@@ -50,7 +50,7 @@ def bootstrap(settings: Settings, database: Database, vault: Vault, *, admin_fil
         member = _administrator(session, settings)
         written = None
         if not _works(session, vault, member, admin_file):
-            made = service.add_api_key(
+            made = api_keys.add_api_key(
                 session, vault, member_id=member.id, label="bootstrap", expires_in_s=None
             )
             written = _write(
@@ -83,7 +83,9 @@ def _administrator(session: Session, settings: Settings) -> Member:
         .limit(1)
     )
     if member is None:
-        member = Member(organisation_id=operator.id, name=ADMINISTRATOR, role=Role.ADMIN)
+        member = Member(
+            organisation_id=operator.id, name=ADMINISTRATOR, role=Role.ADMIN, kind=MemberKind.SERVICE
+        )
         session.add(member)
         session.flush()
     return member

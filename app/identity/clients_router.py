@@ -13,16 +13,18 @@ from app.http.idempotency import IdempotentRoute
 from app.http.limits import limited
 from app.http.pagination import Page, PageDep, page
 from app.http.state import KeyRingDep
-from app.identity import assertions, queries, service
+from app.identity import assertions, clients, queries, service
 from app.identity.authentication import Authenticator
 from app.identity.models import Client, ClientState, Enrolment
 from app.identity.roles import Principal
 from app.identity.schemas import (
+    ClientKeyIn,
     ClientView,
     EnrolmentView,
     TokenForm,
     TokenView,
     WebKeySet,
+    decode,
 )
 
 router = APIRouter(tags=["clients"], route_class=IdempotentRoute)
@@ -35,6 +37,7 @@ PROOF_PARAMETER: Json = {
     "JWT of type `dpop+jwt`, signed with Ed25519, about this method and address.",
     "schema": {"type": "string", "maxLength": 4096},
 }
+CanApprove = Annotated[Principal, requires("clients:approve")]
 CanSuspend = Annotated[Principal, requires("clients:suspend")]
 
 
@@ -75,6 +78,46 @@ def suspend_client(client_id: UUID, session: SessionDep, principal: CanSuspend) 
 def reinstate_client(client_id: UUID, session: SessionDep, principal: CanSuspend) -> ClientView:
     """Switch a suspended training client on again."""
     row = service.set_client_state(session, principal, client_id, ClientState.ACTIVE)
+    return ClientView.model_validate(row)
+
+
+@router.post("/clients/{client_id}/approve")
+def approve_client(client_id: UUID, session: SessionDep, principal: CanApprove) -> ClientView:
+    """Let a training client in that waits for approval."""
+    return ClientView.model_validate(clients.approve_client(session, principal, client_id))
+
+
+@router.post("/clients/{client_id}/reject")
+def reject_client(client_id: UUID, session: SessionDep, principal: CanApprove) -> ClientView:
+    """Refuse a training client that waits for approval, for good."""
+    return ClientView.model_validate(clients.reject_client(session, principal, client_id))
+
+
+@router.post("/clients/{client_id}/revoke")
+def revoke_client(
+    client_id: UUID, session: SessionDep, principal: Annotated[Principal, requires("clients:revoke")]
+) -> ClientView:
+    """Trust a training client's key no more, for good; its running tokens stop."""
+    return ClientView.model_validate(clients.revoke_client(session, principal, client_id))
+
+
+@router.post("/clients/{client_id}/key")
+def rotate_client_key(
+    client_id: UUID,
+    body: ClientKeyIn,
+    session: SessionDep,
+    principal: Annotated[Principal, requires("clients:rotate_key")],
+) -> ClientView:
+    """Give yourself a new key, vouched for by the present one; both are taken until the overlap is over."""
+    row = clients.rotate_client_key(
+        session,
+        principal,
+        client_id,
+        public_key=decode(body.public_key),
+        proof=decode(body.proof),
+        own_proof=decode(body.own_proof),
+        overlap_s=body.overlap_s,
+    )
     return ClientView.model_validate(row)
 
 

@@ -1,6 +1,6 @@
-"""Bearer secrets: how API keys and enrolment tokens look, and how they are recognised.
+"""Bearer secrets: how API keys and one-use tokens look, and how they are recognised.
 
-Both are 256 random bits, so a keyed hash is enough (a slow one would only be a way to keep us busy).
+All are 256 random bits, so a keyed hash is enough (a slow one would only be a way to keep us busy).
 A checksum refuses typing errors and scanners' guesses before the database is asked.
 """
 
@@ -15,7 +15,7 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _SECRET_CHARS = 43  # 62**43 > 2**256
 _CHECK_CHARS = 6
 _API_KEY = re.compile(r"dpfl_live_([0-9A-Za-z]{8})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
-_ENROLMENT = re.compile(r"dpfl_enrol_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
+_TOKEN = re.compile(r"dpfl_[a-z]{3,10}_[0-9A-Za-z]{43}[0-9A-Za-z]{6}")
 
 API_KEY_PREFIX = "dpfl_live_"
 
@@ -43,16 +43,26 @@ def read_key_id(text: str) -> str | None:
     return match[1]
 
 
+def mint_token(kind: str) -> str:
+    """Make a token `dpfl_<kind>_<secret><checksum>`: kind is `enrol`, `password`, `refresh` or `code`."""
+    body = f"dpfl_{kind}_{_random(_SECRET_CHARS)}"
+    return body + _checksum(body)
+
+
+def is_token(kind: str, text: str) -> bool:
+    """Say whether the text could be a token of this kind."""
+    is_formed = text.startswith(f"dpfl_{kind}_") and _TOKEN.fullmatch(text) is not None
+    return is_formed and _checksum(text[:-_CHECK_CHARS]) == text[-_CHECK_CHARS:]
+
+
 def mint_enrolment_token() -> str:
     """Make a token `dpfl_enrol_<secret><checksum>`."""
-    body = f"dpfl_enrol_{_random(_SECRET_CHARS)}"
-    return body + _checksum(body)
+    return mint_token("enrol")
 
 
 def is_enrolment_token(text: str) -> bool:
     """Say whether the text could be an enrolment token."""
-    match = _ENROLMENT.fullmatch(text)
-    return match is not None and _checksum(text[:-_CHECK_CHARS]) == match[2]
+    return is_token("enrol", text)
 
 
 def _random(count: int) -> str:

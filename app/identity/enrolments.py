@@ -25,7 +25,7 @@ from app.core.i18n import _
 from app.core.ids import new_id
 from app.identity.capability import AssessedCapability, Capability, assess
 from app.identity.credentials import is_enrolment_token, mint_enrolment_token
-from app.identity.models import Client, Enrolment, Organisation
+from app.identity.models import Approval, Client, ClientState, Enrolment, FormerClientKey, Organisation
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
@@ -102,6 +102,7 @@ def create_enrolment(
     budget: dict[str, Any],
     default: tuple[float, float],
     expires_in_s: int,
+    approval: Approval = Approval.AUTOMATIC,
 ) -> NewEnrolment:
     """Invite one training client into an organisation and a region, under stated budget terms.
 
@@ -120,6 +121,7 @@ def create_enrolment(
         region=region,
         token_hmac=vault.fingerprint(_PURPOSE, token),
         budget=budget,
+        approval=approval,
         expires_at=clock.now() + timedelta(seconds=expires_in_s),
         created_by=principal.actor,
     )
@@ -175,6 +177,9 @@ def redeem(session: Session, vault: Vault, application: Application) -> tuple[Cl
 
 
 def _add_client(session: Session, enrolment: Enrolment, application: Application) -> Client:
+    if session.get(FormerClientKey, application.public_key) is not None:
+        raise KeyTaken(_("a training client has this public key already"))
+    is_let_in = enrolment.approval is Approval.AUTOMATIC
     declared = application.capability
     assessed = AssessedCapability(**declared.model_dump(), assessment=assess(declared))
     client: Client | None = session.scalar(
@@ -185,6 +190,7 @@ def _add_client(session: Session, enrolment: Enrolment, application: Application
             region=enrolment.region,
             name=application.name,
             public_key=application.public_key,
+            state=ClientState.ACTIVE if is_let_in else ClientState.PENDING,
             capability=assessed.model_dump(mode="json"),
         )
         .on_conflict_do_nothing(index_elements=["public_key"])

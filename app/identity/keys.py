@@ -9,29 +9,39 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from sqlalchemy.orm import Session
 
 from app.audit.record import Action, record
+from app.core import clock
 from app.core.crypto import Vault
-from app.core.db import Database
+from app.core.db import Database, notify
 from app.core.errors import Unavailable
 from app.core.i18n import _
 from app.core.tokens import public_jwk, raw_public
 from app.identity.models import KeyState, SigningKey
 
+MAX_LIFETIME_S = 3600
+"""No access token is taken that was issued for longer."""
+CHANNEL = "dpfl_principals"
+"""Announces to every process that somebody's tokens have ended, or that the signing keys changed."""
+ROTATED = "signing-keys"
 _PURPOSE = "signing-key"
 _RELOAD_PAUSE_S = 2.0
 _MAX_AGE_S = 60.0
+_LAST_TOKEN = timedelta(seconds=MAX_LIFETIME_S + 600)
+"""So long after its retirement may a token of a key still last: its life, and what processes learn late."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
     """What one process knows of the keys."""
 
-    public: dict[str, bytes]
+    public: dict[str, tuple[bytes, datetime | None]]
+    """By key id: the raw key, and since when it is retired."""
     current_kid: str
     current: Ed25519PrivateKey
 
@@ -45,13 +55,30 @@ class KeyRing:
         self._lock = threading.Lock()
         self._held: _Held | None = None
         self._loaded_at = float("-inf")
+        self._announced, self._followed = 0, -1
+
+    def announce(self, payload: str = "") -> None:
+        """Read the keys again at the next question, if it may be they that changed (called by the hub)."""
+        if payload in {"", ROTATED}:
+            self._announced += 1
 
     def public_key(self, kid: str) -> Ed25519PublicKey | None:
         """The key of this id, or None when there is none: ids are looked up here and nowhere else."""
-        raw = self._fresh().public.get(kid)
-        if raw is None and self._age_s() > _RELOAD_PAUSE_S:
-            raw = self._reload().public.get(kid)
-        return None if raw is None else Ed25519PublicKey.from_public_bytes(raw)
+        found = self._find(kid)
+        return None if found is None else Ed25519PublicKey.from_public_bytes(found[0])
+
+    def token_key(self, kid: str) -> Ed25519PublicKey | None:
+        """The same, for access tokens: None also for a key whose last token must have expired."""
+        found = self._find(kid)
+        if found is None or (found[1] is not None and clock.now() - found[1] > _LAST_TOKEN):
+            return None
+        return Ed25519PublicKey.from_public_bytes(found[0])
+
+    def _find(self, kid: str) -> tuple[bytes, datetime | None] | None:
+        found = self._fresh().public.get(kid)
+        if found is None and self._age_s() > _RELOAD_PAUSE_S:
+            found = self._reload().public.get(kid)
+        return found
 
     def current(self) -> tuple[str, Ed25519PrivateKey]:
         """The key that signs, with its id."""
@@ -65,23 +92,26 @@ class KeyRing:
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """The public keys as a JSON web key set (RFC 7517)."""
-        return {"keys": [public_jwk(kid, raw) for kid, raw in sorted(self._fresh().public.items())]}
+        return {"keys": [public_jwk(kid, raw) for kid, (raw, _at) in sorted(self._fresh().public.items())]}
 
     def _age_s(self) -> float:
         return time.monotonic() - self._loaded_at
 
     def _fresh(self) -> _Held:
         held = self._held
-        return held if held is not None and self._age_s() < _MAX_AGE_S else self._reload()
+        is_fresh = self._announced == self._followed and self._age_s() < _MAX_AGE_S
+        return held if held is not None and is_fresh else self._reload()
 
     def _reload(self) -> _Held:
         with self._lock:
-            if self._held is not None and self._age_s() < _RELOAD_PAUSE_S:
+            announced = self._announced
+            if self._held is not None and announced == self._followed and self._age_s() < _RELOAD_PAUSE_S:
                 return self._held  # another thread has just done it
             with self._database.run_tx("load_signing_keys") as session:
-                rows = list(session.scalars(sa.select(SigningKey)))
+                trusted = sa.select(SigningKey).where(SigningKey.state != KeyState.REVOKED)
+                rows = list(session.scalars(trusted))
             self._held = self._unsealed(rows)
-            self._loaded_at = time.monotonic()
+            self._loaded_at, self._followed = time.monotonic(), announced
             return self._held
 
     def _unsealed(self, rows: list[SigningKey]) -> _Held:
@@ -90,7 +120,7 @@ class KeyRing:
             raise Unavailable(_("no signing key exists yet: bootstrap has not run"))
         private = self._vault.unseal(_PURPOSE, current[0].sealed_private_key)
         return _Held(
-            public={row.kid: row.public_key for row in rows},
+            public={row.kid: (row.public_key, row.retired_at) for row in rows},
             current_kid=current[0].kid,
             current=Ed25519PrivateKey.from_private_bytes(private),
         )
@@ -104,14 +134,20 @@ def ensure_signing_keys(session: Session, vault: Vault) -> None:
             session.add(_new_key(vault, state))
 
 
-def rotate_signing_keys(session: Session, vault: Vault, *, actor: str = "operator") -> None:
+def rotate_signing_keys(
+    session: Session, vault: Vault, *, actor: str = "operator", leaked: bool = False
+) -> None:
     """Let the next key sign, keep the former one for verifying, and publish a new next one.
 
-    The next key has been in the JWKS for a whole period by then, so no verifier meets it unprepared.
+    The next key has been in the JWKS for a whole period by then, so no verifier meets it unprepared. Where
+    the former key has leaked it verifies nothing any more, in any process, from the commit on: everybody
+    signs in again, and certificates that it signed do not hold.
     """
     rows = {row.state: row for row in session.scalars(sa.select(SigningKey).with_for_update())}
     if KeyState.CURRENT in rows and KeyState.NEXT in rows:
-        rows[KeyState.CURRENT].state = KeyState.RETIRED
+        former = rows[KeyState.CURRENT]
+        former.state = KeyState.REVOKED if leaked else KeyState.RETIRED
+        former.retired_at = clock.now()
         rows[KeyState.NEXT].state = KeyState.CURRENT
         session.flush()
         record(
@@ -120,9 +156,10 @@ def rotate_signing_keys(session: Session, vault: Vault, *, actor: str = "operato
             actor=actor,
             organisation_id=None,
             subject=f"signing_key:{rows[KeyState.NEXT].kid}",
-            details={"former": rows[KeyState.CURRENT].kid},
+            details={"former": former.kid, "leaked": leaked},
         )
     ensure_signing_keys(session, vault)
+    notify(session, CHANNEL, ROTATED)
 
 
 def _new_key(vault: Vault, state: KeyState) -> SigningKey:

@@ -40,9 +40,16 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "organisations:limit": _row(Role.PRIVACY_OFFICER),
         "members:create": _row(),
         "members:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
+        "members:update": _row(),
+        "members:move": _row(),
+        "account:read": _row(own=_STAFF),
+        "account:secure": _row(own=_STAFF),
+        "sessions:read": _row(own=_STAFF),
+        "sessions:end": _row(own=_STAFF),
         "api_keys:create": _row(own=_STAFF),
         "api_keys:read": _row(own=_STAFF),
         "api_keys:revoke": _row(own=_STAFF),
+        "signing_keys:rotate": _row(),
         "enrolments:create": _row(Role.COORDINATOR),
         "enrolments:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "clients:read": _row(*_STAFF, own=(Role.CLIENT,)),
@@ -50,6 +57,10 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "certificates:create": _CLIENT_ONLY,
         "certificates:read": _row(Role.COORDINATOR, Role.AUDITOR, own=(Role.CLIENT,)),
         "certificates:revoke": _row(Role.COORDINATOR, own=(Role.CLIENT,)),
+        "clients:approve": _row(Role.COORDINATOR),
+        "clients:revoke": _row(Role.COORDINATOR),
+        "clients:move": _row(),
+        "clients:rotate_key": _CLIENT_ONLY,
         "runs:create": _row(Role.COORDINATOR),
         "runs:read": _row(*_STAFF, own=(Role.CLIENT,)),
         "runs:price": _row(Role.COORDINATOR),
@@ -79,12 +90,43 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
 )
 
 
+_REACH = {Scope.OWN: 0, Scope.ORGANISATION: 1, Scope.FEDERATION: 2}
+
+
 def scope_of(principal: Principal, permission: str) -> Scope:
     """Return how far `permission` reaches for this caller.
 
-    Raises Forbidden when the role does not hold it, and KeyError for a permission that does not exist.
+    Raises Forbidden when the role or the credentials do not hold it, and KeyError for a permission that
+    does not exist.
     """
     scope = PERMISSIONS[permission].get(principal.role)
     if scope is None:
         raise Forbidden(_("the permission {permission} is not part of your role"), permission=permission)
+    if principal.scopes is not None and permission not in principal.scopes:
+        raise Forbidden(_("these credentials are not good for {permission}"), permission=permission)
     return scope
+
+
+def permissions_of(role: Role) -> frozenset[str]:
+    """Every permission that a role holds, in any scope."""
+    return frozenset(name for name, row in PERMISSIONS.items() if role in row)
+
+
+def held_by(principal: Principal) -> frozenset[str]:
+    """Every permission that the caller's credentials are good for."""
+    held = permissions_of(principal.role)
+    return held if principal.scopes is None else held & principal.scopes
+
+
+def require_grantable(principal: Principal, role: Role, *, scopes: frozenset[str] | None = None) -> None:
+    """Refuse to hand on what the caller lacks: whoever acts for `role` afterwards gets no further.
+
+    Asked before a role or a key is given, and before anything by which one could be had in a roundabout
+    way: a reset of another's password, a key for another member. `scopes` bounds what is handed on.
+    """
+    handed = permissions_of(role) if scopes is None else permissions_of(role) & scopes
+    held = held_by(principal)
+    for name in sorted(handed):
+        row = PERMISSIONS[name]
+        if name not in held or _REACH[row[role]] > _REACH[row[principal.role]]:
+            raise Forbidden(_("you cannot hand on {permission}, which you do not hold"), permission=name)

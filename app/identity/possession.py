@@ -71,6 +71,8 @@ class Presented:
     """Its address by the public URL, whatever stands in between."""
     proof: str | None = None
     """The header DPoP."""
+    address: str | None = None
+    """The peer's, or what a trusted proxy says."""
     certificate: bytes | None = None
     """The peer's certificate, DER, of this connection or of a trusted proxy's."""
 

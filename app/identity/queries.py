@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
 from app.core.i18n import _
-from app.identity.models import ApiKey, Client, Enrolment, Member, Organisation
+from app.identity.models import ApiKey, Client, Enrolment, Member, MemberSession, Organisation
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 
@@ -24,12 +24,33 @@ def organisations(principal: Principal) -> sa.Select[Organisation]:
     return statement.where(Organisation.id == principal.organisation_id)
 
 
-def members(principal: Principal) -> sa.Select[Member]:
-    """The members that the caller may see."""
+def members(principal: Principal, permission: str = "members:read") -> sa.Select[Member]:
+    """The members within the caller's scope for `permission`."""
     statement = sa.select(Member)
-    if scope_of(principal, "members:read") is Scope.FEDERATION:
+    if scope_of(principal, permission) is Scope.FEDERATION:
         return statement
     return statement.where(Member.organisation_id == principal.organisation_id)
+
+
+def member(
+    session: Session, principal: Principal, member_id: UUID, permission: str, *, lock: bool = False
+) -> Member:
+    """One member within the caller's scope for `permission`; raises NotFound."""
+    statement = members(principal, permission).where(Member.id == member_id)
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    row = session.scalar(statement)
+    if row is None:
+        raise NotFound(_("there is no such member"))
+    return row
+
+
+def member_sessions(principal: Principal, permission: str) -> sa.Select[MemberSession]:
+    """The sign-ins within the caller's scope for `permission`."""
+    statement = sa.select(MemberSession)
+    if scope_of(principal, permission) is Scope.FEDERATION:
+        return statement
+    return statement.where(MemberSession.member_id == principal.id)
 
 
 def api_keys(principal: Principal, permission: str) -> sa.Select[ApiKey]:

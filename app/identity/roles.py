@@ -25,6 +25,12 @@ class Principal:
     id: UUID
     organisation_id: UUID
     role: Role
+    scopes: frozenset[str] | None = None
+    """The only permissions of the role that these credentials are good for; None: all of them."""
+    session_id: UUID | None = None
+    """The sign-in behind an access token of a member."""
+    api_key_id: UUID | None = None
+    """The API key that was presented."""
 
     @property
     def actor(self) -> str:

@@ -8,12 +8,20 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
+from app.core.networks import read_network
 from app.core.strict import Delta, Epsilon, Name, Region, RenyiOrder, StrictModel
 from app.identity.capability import AssessedCapability, Capability
-from app.identity.models import ClientState
-from app.identity.roles import Role
+from app.identity.models import Approval, ClientState
 
 _DAY_S = 86_400
 _ID = "01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77"
@@ -27,20 +35,29 @@ EnrolmentToken = Annotated[
 Base64Url = Annotated[str, StringConstraints(strict=True, max_length=100, pattern=r"^[A-Za-z0-9_-]+={0,2}$")]
 
 
+PermissionName = Annotated[str, StringConstraints(strict=True, max_length=64, pattern=r"^[a-z_]+:[a-z_]+$")]
+Network = Annotated[
+    str,
+    StringConstraints(strict=True, max_length=49, pattern=r"^[0-9a-fA-F:.]+(/[0-9]{1,3})?$"),
+    AfterValidator(read_network),
+]
+
+
 class View(BaseModel):
     """An answer read from a row."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
-def _example(**members: Any) -> ConfigDict:
+def example(**members: Any) -> ConfigDict:
+    """A model's configuration with one example of its body."""
     return ConfigDict(json_schema_extra={"examples": [members]})
 
 
 class OrganisationIn(StrictModel):
     """A party to add."""
 
-    model_config = _example(name="Riverside Hospital", region="eu-west-1")
+    model_config = example(name="Riverside Hospital", region="eu-west-1")
 
     name: Name
     region: Region
@@ -49,7 +66,7 @@ class OrganisationIn(StrictModel):
 class CeilingIn(StrictModel):
     """The most that any account of an organisation may be granted."""
 
-    model_config = _example(epsilon_ceiling=8.0)
+    model_config = example(epsilon_ceiling=8.0)
 
     epsilon_ceiling: Epsilon | None
     """Null: no ceiling but that of whoever grants."""
@@ -66,37 +83,20 @@ class OrganisationView(View):
     created_at: datetime
 
 
-class MemberIn(StrictModel):
-    """A person or an automation to add."""
-
-    model_config = _example(organisation_id=_ID, name="Data office", role="coordinator")
-
-    organisation_id: UUID
-    name: Name
-    role: Literal["admin", "coordinator", "privacy_officer", "auditor", "viewer"]
-
-
-class MemberView(View):
-    """A member of an organisation."""
-
-    id: UUID
-    organisation_id: UUID
-    name: str
-    role: Role
-    suspended_at: datetime | None
-    created_at: datetime
-
-
 class ApiKeyIn(StrictModel):
     """A key to make."""
 
-    model_config = _example(label="nightly export", expires_in_s=7_776_000)
+    model_config = example(label="nightly export", expires_in_s=7_776_000)
 
     label: Name
     member_id: UUID | None = None
     """Whose key it is; the caller's own where it is left out."""
     expires_in_s: Annotated[int | None, Field(strict=True, ge=60, le=10 * 365 * _DAY_S)] = None
     """Seconds until it stops working; never where it is left out."""
+    scopes: Annotated[list[PermissionName] | None, Field(min_length=1, max_length=100)] = None
+    """The only permissions that it is good for; all that you hold where it is left out."""
+    networks: Annotated[list[Network] | None, Field(min_length=1, max_length=50)] = None
+    """The only networks that it is taken from, as `10.1.0.0/16`; anywhere where it is left out."""
 
 
 class ApiKeyView(View):
@@ -106,10 +106,33 @@ class ApiKeyView(View):
     member_id: UUID
     key_id: str
     label: str
+    scopes: list[str] | None
+    networks: list[str] | None
+    replaces: UUID | None
+    """The key that this one follows."""
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    last_used_address: str | None
     created_at: datetime
+
+
+class OverlapIn(StrictModel):
+    """How long the former key goes on working."""
+
+    model_config = example(overlap_s=3600)
+
+    overlap_s: Annotated[int, Field(strict=True, ge=0, le=30 * _DAY_S)] = 3600
+
+
+class SigningRotationIn(StrictModel):
+    """Why the signing key is rotated."""
+
+    model_config = example(leaked=False)
+
+    leaked: Annotated[bool, Field(strict=True)] = False
+    """The former key verifies nothing any more: all sessions and clients get new tokens, and release
+    certificates that it signed do not hold."""
 
 
 class ApiKeyOnce(ApiKeyView):
@@ -139,7 +162,7 @@ class BudgetTerms(StrictModel):
 class EnrolmentIn(StrictModel):
     """An invitation to make."""
 
-    model_config = _example(
+    model_config = example(
         organisation_id=_ID,
         region="eu-west-1",
         budget={"kind": "basic", "epsilon": 8.0, "delta": 1e-5},
@@ -151,6 +174,8 @@ class EnrolmentIn(StrictModel):
     budget: BudgetTerms | None = None
     """The server's default where it is left out."""
     expires_in_s: Annotated[int, Field(strict=True, ge=1, le=30 * _DAY_S)] = _DAY_S
+    approval: Literal["automatic", "manual"] = "automatic"
+    """`manual`: the client gets no token before an administrator or coordinator approves it."""
 
 
 class EnrolmentView(View):
@@ -160,6 +185,7 @@ class EnrolmentView(View):
     organisation_id: UUID
     region: str
     budget: BudgetTerms
+    approval: Approval
     expires_at: datetime
     used_at: datetime | None
     client_id: UUID | None
@@ -176,7 +202,7 @@ class EnrolmentOnce(EnrolmentView):
 class ClientIn(StrictModel):
     """What a machine sends to become a training client."""
 
-    model_config = _example(
+    model_config = example(
         enrolment_token=_TOKEN,
         name="mailbox-3",
         public_key=_B64_KEY,
@@ -206,6 +232,32 @@ class ClientIn(StrictModel):
         return _of_length(value, 64)
 
 
+class ClientKeyIn(StrictModel):
+    """A training client's new key, vouched for by its present one."""
+
+    model_config = example(public_key=_B64_KEY, proof=_B64_PROOF, own_proof=_B64_PROOF, overlap_s=3600)
+
+    public_key: Base64Url
+    """The raw new Ed25519 public key, 32 bytes, in base64url."""
+    proof: Base64Url
+    """The present key's signature over `dpfl-rotate-v1`, a zero byte, the client id, a zero byte and the raw
+    new key."""
+    own_proof: Base64Url
+    """The new key's signature over the same."""
+    overlap_s: Annotated[int, Field(strict=True, ge=0, le=7 * _DAY_S)] = 3600
+    """How long the present key is taken beside the new one; with 0 its running tokens end at once."""
+
+    @field_validator("public_key")
+    @classmethod
+    def _is_a_key(cls, value: str) -> str:
+        return _of_length(value, 32)
+
+    @field_validator("proof", "own_proof")
+    @classmethod
+    def _is_a_signature(cls, value: str) -> str:
+        return _of_length(value, 64)
+
+
 class ClientView(View):
     """A training client."""
 
@@ -221,7 +273,7 @@ class ClientView(View):
 class TokenForm(StrictModel):
     """A token request (RFC 7523), form-encoded."""
 
-    model_config = _example(
+    model_config = example(
         grant_type="client_credentials",
         client_assertion_type="urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
         client_assertion="eyJhbGciOiJFZERTQSJ9.eyJzdWIiOiIwMTk3NmM1ZSJ9.c2lnbmF0dXJl",

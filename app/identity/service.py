@@ -1,26 +1,25 @@
-"""Organisations, members, their API keys, and switching training clients off and on."""
+"""Organisations, their members, and switching training clients off and on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
 from uuid import UUID
 
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.audit.record import Action, record
-from app.core import clock
 from app.core.crypto import Vault
 from app.core.db import notify
-from app.core.errors import Conflict, Forbidden, Invalid, NotFound
+from app.core.errors import Conflict, IllegalTransition, Invalid, NotFound
 from app.core.i18n import _
 from app.core.ids import new_id
 from app.identity import queries
-from app.identity.authentication import API_KEY_PURPOSE, CHANNEL
-from app.identity.credentials import mint_api_key
-from app.identity.models import ApiKey, Client, ClientState, Member, Organisation
-from app.identity.permissions import Scope, scope_of
+from app.identity.emails import give_email, look_up_hash
+from app.identity.keys import CHANNEL
+from app.identity.models import Client, ClientState, Member, MemberKind, Organisation
+from app.identity.permissions import Scope, require_grantable, scope_of
 from app.identity.roles import Principal, Role
 
 BOOTSTRAP = "bootstrap"
@@ -35,12 +34,12 @@ class NameTaken(Conflict):
     remedy = _("Choose another name.")
 
 
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A new API key; `text` exists nowhere else from now on."""
+class EmailTaken(Conflict):
+    """Another member has the address."""
 
-    row: ApiKey
-    text: str
+    code, title = "email_taken", _("E-mail address taken")
+    meaning = _("An e-mail address belongs to one member of the federation, who signs in with it.")
+    remedy = _("Use another address, or move the member who has it.")
 
 
 def create_organisation(session: Session, principal: Principal, *, name: str, region: str) -> Organisation:
@@ -93,100 +92,54 @@ def limit_organisation(
 
 
 def create_member(
-    session: Session, principal: Principal, *, organisation_id: UUID, name: str, role: Role
+    session: Session,
+    principal: Principal,
+    vault: Vault,
+    *,
+    organisation_id: UUID,
+    name: str,
+    role: Role,
+    kind: MemberKind = MemberKind.PERSON,
+    email: str | None = None,
 ) -> Member:
-    """Add a person or an automation to an organisation. Training clients enrol instead."""
+    """Add a person or an automation to an organisation. Training clients enrol instead.
+
+    A person with an e-mail is invited next (password_tokens.issue); a service account gets API keys only.
+    """
     scope_of(principal, "members:create")
     if role is Role.CLIENT:
         raise Invalid(_("a training client is enrolled, not added as a member"))
+    if kind is MemberKind.SERVICE and email is not None:
+        raise Invalid(_("a service account has no e-mail address and no password"))
+    require_grantable(principal, role)
     if session.get(Organisation, organisation_id) is None:
         raise NotFound(_("there is no such organisation"))
-    member = Member(organisation_id=organisation_id, name=name, role=role)
+    if email is not None and _is_taken(session, vault, email):
+        raise EmailTaken(_("a member has this e-mail address already"))
+    member = Member(organisation_id=organisation_id, name=name, role=role, kind=kind)
+    if email is not None:
+        give_email(vault, member, email)
     session.add(member)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.flush()
+    except IntegrityError as error:  # somebody else has just added the same address
+        raise EmailTaken(_("a member has this e-mail address already")) from error
     record(
         session,
         action=Action.MEMBER_CREATED,
         actor=principal.actor,
         organisation_id=organisation_id,
         subject=f"member:{member.id}",
-        details={"role": str(role)},
+        details={"role": str(role), "kind": str(kind)},
         committed={"name": name},
     )
     return member
 
 
-def create_api_key(
-    session: Session,
-    principal: Principal,
-    vault: Vault,
-    *,
-    member_id: UUID | None,
-    label: str,
-    expires_in_s: int | None,
-) -> NewKey:
-    """Make a key for the caller, or (administrators) for another member."""
-    owner_id = member_id or principal.id
-    if owner_id != principal.id and scope_of(principal, "api_keys:create") is not Scope.FEDERATION:
-        raise NotFound(_("there is no such member"))
-    owner = session.get(Member, owner_id)
-    if owner is None:
-        raise NotFound(_("there is no such member"))
-    if owner.suspended_at is not None:
-        raise Forbidden(_("a suspended member gets no key"))
-    return add_api_key(
-        session, vault, member_id=owner.id, label=label, expires_in_s=expires_in_s, actor=principal.actor
-    )
-
-
-def add_api_key(
-    session: Session,
-    vault: Vault,
-    *,
-    member_id: UUID,
-    label: str,
-    expires_in_s: int | None,
-    actor: str = BOOTSTRAP,
-) -> NewKey:
-    """The same, without a caller: for bootstrap."""
-    minted = mint_api_key()
-    row = ApiKey(
-        member_id=member_id,
-        key_id=minted.key_id,
-        secret_hmac=vault.fingerprint(API_KEY_PURPOSE, minted.text),
-        label=label,
-        expires_at=None if expires_in_s is None else clock.now() + timedelta(seconds=expires_in_s),
-    )
-    session.add(row)
-    session.flush()
-    _note_key(session, Action.API_KEY_CREATED, row, actor=actor)
-    return NewKey(row=row, text=minted.text)
-
-
-def _note_key(session: Session, action: Action, row: ApiKey, *, actor: str) -> None:
-    record(
-        session,
-        action=action,
-        actor=actor,
-        organisation_id=session.get_one(Member, row.member_id).organisation_id,
-        subject=f"api_key:{row.id}",
-        details={
-            "member_id": str(row.member_id),
-            "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
-        },
-        committed={"label": row.label},
-    )
-
-
-def revoke_api_key(session: Session, principal: Principal, api_key_id: UUID) -> None:
-    """Make a key useless from the next request on. Revoking twice is revoking once."""
-    statement = queries.api_keys(principal, "api_keys:revoke").where(ApiKey.id == api_key_id)
-    row = session.scalar(statement.with_for_update())
-    if row is None:
-        raise NotFound(_("there is no such API key"))
-    if row.revoked_at is None:
-        row.revoked_at = clock.now()
-        _note_key(session, Action.API_KEY_REVOKED, row, actor=principal.actor)
+def _is_taken(session: Session, vault: Vault, email: str) -> bool:
+    owner = sa.select(Member.id).where(Member.email_hash == look_up_hash(vault, email))
+    return session.scalar(owner) is not None
 
 
 def set_client_state(session: Session, principal: Principal, client_id: UUID, state: ClientState) -> Client:
@@ -198,6 +151,8 @@ def set_client_state(session: Session, principal: Principal, client_id: UUID, st
     row = session.scalar(statement.with_for_update())
     if row is None:
         raise NotFound(_("there is no such client"))
+    if row.state not in {ClientState.ACTIVE, ClientState.SUSPENDED}:
+        raise IllegalTransition(_("the client is {state}"), state=row.state.value)
     if row.state is not state:
         row.state = state
         notify(session, CHANNEL, str(client_id))

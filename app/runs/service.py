@@ -132,7 +132,9 @@ def _fit_clients(
         raise NotFound(_("there is no such client"))
     for row in rows:
         if row.state is not ClientState.ACTIVE:
-            raise ClientUnfit(_("client {client_id} is suspended"), client_id=str(row.id))
+            raise ClientUnfit(
+                _("client {client_id} is {state}"), client_id=str(row.id), state=row.state.value
+            )
     if is_charged(manifest):
         with_account = accounts_of_clients(session, list(client_ids))
         for row in rows:

@@ -15,7 +15,7 @@ from app.core import clock
 from app.core.crypto import Vault
 from app.core.ids import new_id
 from app.core.tokens import sign_token
-from app.identity import service
+from app.identity import api_keys, service
 from app.identity.enrolments import PROOF_PREFIX
 from app.identity.keys import ensure_signing_keys
 from app.identity.models import Member, Organisation
@@ -48,7 +48,7 @@ def add_caller(session: Session, role: Role = Role.ADMIN, organisation_id: UUID 
     member = Member(organisation_id=owner, name="somebody", role=role)
     session.add(member)
     session.flush()
-    made = service.add_api_key(session, VAULT, member_id=member.id, label="test", expires_in_s=None)
+    made = api_keys.add_api_key(session, VAULT, member_id=member.id, label="test", expires_in_s=None)
     return Caller(
         principal=Principal(id=member.id, organisation_id=owner, role=role),
         headers={"Authorization": f"Bearer {made.text}"},

@@ -107,7 +107,7 @@ def test_an_unforeseen_error_is_a_dressed_500_without_its_text(api: TestClient, 
     headers = add_caller(session).headers
 
     class Broken:
-        def principal(self, _header: str) -> None:
+        def principal(self, _header: str, _address: str) -> None:
             raise ArithmeticError("the secret inside")
 
     api.app.state.authenticator = Broken()  # type: ignore[attr-defined]  # a FastAPI application

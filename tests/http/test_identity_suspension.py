@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from app.core.db import Database
-from app.identity.authentication import CHANNEL
+from app.identity.keys import CHANNEL
 from app.main import build_app
 from tests.database import settings_for
 from tests.http.accounts import Caller, add_caller, enrol, token_form

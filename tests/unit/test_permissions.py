@@ -1,16 +1,25 @@
 """The RBAC table, pinned per role: a change here is a change of who may do what."""
 
+from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 
 from app.core.errors import Forbidden
-from app.identity.permissions import PERMISSIONS, Scope, scope_of
+from app.identity.permissions import PERMISSIONS, Scope, held_by, require_grantable, scope_of
 from app.identity.roles import Principal, Role
 
 READS_IN_ORGANISATION = {"organisations:read", "clients:read", "runs:read", "rounds:read", "releases:read"}
-OWN_KEYS = {"api_keys:create", "api_keys:read", "api_keys:revoke"}
-WIRE = {"assignments:read", "updates:create"}
+OWN_ACCOUNT = {
+    "api_keys:create",
+    "api_keys:read",
+    "api_keys:revoke",
+    "account:read",
+    "account:secure",
+    "sessions:read",
+    "sessions:end",
+}
+WIRE = {"assignments:read", "updates:create", "clients:rotate_key"}
 
 IN_ORGANISATION = {
     Role.COORDINATOR: READS_IN_ORGANISATION
@@ -19,6 +28,8 @@ IN_ORGANISATION = {
         "enrolments:create",
         "enrolments:read",
         "clients:suspend",
+        "clients:approve",
+        "clients:revoke",
         "updates:read",
         "evidence:read",
         "standings:read",
@@ -51,8 +62,10 @@ def held(role: Role) -> dict[str, Scope]:
 
 
 @pytest.mark.parametrize("role", sorted(IN_ORGANISATION))
-def test_staff_reach_their_organisation_and_their_own_keys(role: Role) -> None:
-    expected = dict.fromkeys(IN_ORGANISATION[role], Scope.ORGANISATION) | dict.fromkeys(OWN_KEYS, Scope.OWN)
+def test_staff_reach_their_organisation_and_their_own_account(role: Role) -> None:
+    expected = dict.fromkeys(IN_ORGANISATION[role], Scope.ORGANISATION) | dict.fromkeys(
+        OWN_ACCOUNT, Scope.OWN
+    )
     assert held(role) == expected
 
 
@@ -74,3 +87,32 @@ def test_a_permission_that_the_role_lacks_is_forbidden_by_name() -> None:
 def test_a_permission_that_does_not_exist_is_a_programming_error() -> None:
     with pytest.raises(KeyError):
         scope_of(principal(Role.ADMIN), "rounds:seel")
+
+
+def test_credentials_of_narrower_scope_hold_no_more_than_it() -> None:
+    narrow = replace(principal(Role.ADMIN), scopes=frozenset({"jobs:read"}))
+    assert scope_of(narrow, "jobs:read") is Scope.FEDERATION
+    with pytest.raises(Forbidden):
+        scope_of(narrow, "jobs:retry")
+    assert held_by(narrow) == {"jobs:read"}
+    other = replace(principal(Role.VIEWER), scopes=frozenset({"jobs:read"}))
+    assert held_by(other) == frozenset()  # a scope adds nothing to a role
+
+
+@pytest.mark.parametrize("granter", [role for role in Role if role is not Role.CLIENT])
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.CLIENT])
+def test_a_role_is_granted_only_by_who_holds_all_of_it_as_far_as_it_reaches(
+    granter: Role, role: Role
+) -> None:
+    reach = list(Scope)
+    covers = all(
+        name in held(granter) and reach.index(scope) <= reach.index(held(granter)[name])
+        for name, scope in held(role).items()
+    )
+    if covers:
+        require_grantable(principal(granter), role)
+    else:
+        with pytest.raises(Forbidden):
+            require_grantable(principal(granter), role)
+    within = {(Role.COORDINATOR, Role.AUDITOR)}  # a coordinator reads all that an auditor does
+    assert covers == (granter in {role, Role.ADMIN} or role is Role.VIEWER or (granter, role) in within)

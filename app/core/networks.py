@@ -1,0 +1,40 @@
+"""Internet addresses: which network one is in, and by what a stranger is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+_ONE_SUBSCRIBER = 64
+"""An IPv6 subscriber has a whole network of this length, and may call from any address of it."""
+
+
+def read_address(text: str | None) -> IPv4Address | IPv6Address | None:
+    """The address, an IPv4 one also where it is dressed as IPv6; None for what is no address."""
+    try:
+        found = ip_address(text or "")
+    except ValueError:
+        return None
+    mapped = found.ipv4_mapped if isinstance(found, IPv6Address) else None
+    return mapped or found
+
+
+def read_network(text: str) -> str:
+    """A network in its one form, `10.1.0.0/16`; raises ValueError, also for bits outside the mask."""
+    return str(ip_network(text))
+
+
+def is_within(address: str | None, networks: Iterable[str]) -> bool:
+    """Whether an address lies in one of the networks; what is no address lies in none."""
+    found = read_address(address)
+    return found is not None and any(found in ip_network(network) for network in networks)
+
+
+def subscriber(address: str | None) -> str:
+    """By what a caller is counted: an IPv4 address, or the network of an IPv6 one."""
+    found = read_address(address)
+    if found is None:
+        return "unknown"
+    if isinstance(found, IPv6Address):
+        return str(ip_network((int(found), _ONE_SUBSCRIBER), strict=False))
+    return str(found)
