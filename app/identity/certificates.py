@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.orm import Session
 
 from app.audit.actions import Action
-from app.audit.record import record
 from app.core import clock
 from app.core.authority import Authority, RequestRefused, pem_of
 from app.core.errors import Conflict, Invalid, NotFound
@@ -24,6 +23,7 @@ from app.core.i18n import _
 from app.core.settings import Settings
 from app.identity import queries
 from app.identity.models import Client, ClientCertificate
+from app.identity.noting import note_client
 from app.identity.possession import certificate_thumbprint
 from app.identity.roles import Principal
 
@@ -79,13 +79,7 @@ def issue(
     if authority is None:
         raise NoAuthority(_("this server has no certificate authority"))
     client = session.get_one(Client, principal.id, with_for_update=True)
-    valid = sa.select(sa.func.count()).where(
-        ClientCertificate.client_id == client.id,
-        ClientCertificate.revoked_at.is_(None),
-        ClientCertificate.ends_at > clock.now(),
-    )
-    if (session.scalar(valid) or 0) >= MOST_VALID:
-        raise TooManyCertificates(_("at most {most} certificates hold at once"), most=MOST_VALID)
+    _require_room(session, client)
     try:
         certificate = authority.for_client(
             request_pem,
@@ -105,15 +99,19 @@ def issue(
     )
     session.add(row)
     session.flush()
-    record(
-        session,
-        action=Action.CERTIFICATE_ISSUED,
-        actor=principal.actor,
-        organisation_id=client.organisation_id,
-        subject=f"client:{client.id}",
-        details={"certificate_id": str(row.id), "thumbprint": row.thumbprint},
-    )
+    told = {"certificate_id": str(row.id), "thumbprint": row.thumbprint}
+    note_client(session, Action.CERTIFICATE_ISSUED, client, actor=principal.actor, **told)
     return Issued(row, pem_of(certificate).decode(), pem_of(authority.certificate).decode())
+
+
+def _require_room(session: Session, client: Client) -> None:
+    valid = sa.select(sa.func.count()).where(
+        ClientCertificate.client_id == client.id,
+        ClientCertificate.revoked_at.is_(None),
+        ClientCertificate.ends_at > clock.now(),
+    )
+    if (session.scalar(valid) or 0) >= MOST_VALID:
+        raise TooManyCertificates(_("at most {most} certificates hold at once"), most=MOST_VALID)
 
 
 def revoke(
@@ -126,14 +124,8 @@ def revoke(
         raise NotFound(_("there is no such certificate"))
     if row.revoked_at is None:
         row.revoked_at = clock.now()
-        record(
-            session,
-            action=Action.CERTIFICATE_REVOKED,
-            actor=principal.actor,
-            organisation_id=client.organisation_id,
-            subject=f"client:{client.id}",
-            details={"certificate_id": str(row.id), "thumbprint": row.thumbprint},
-        )
+        told = {"certificate_id": str(row.id), "thumbprint": row.thumbprint}
+        note_client(session, Action.CERTIFICATE_REVOKED, client, actor=principal.actor, **told)
     session.flush()
     return row
 

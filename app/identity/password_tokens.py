@@ -76,11 +76,7 @@ def issue(
         raise Forbidden(_("a suspended member gets no token"))
     if purpose is TokenPurpose.INVITATION and member.password_hash is not None:
         raise AlreadySignedUp(_("the member has a password already"))
-    session.execute(
-        sa.update(PasswordToken)
-        .where(PasswordToken.member_id == member.id, PasswordToken.used_at.is_(None))
-        .values(expires_at=sa.func.least(PasswordToken.expires_at, clock.now()))
-    )
+    _end_earlier(session, member)
     text = mint_token(KIND)
     row = PasswordToken(
         member_id=member.id,
@@ -101,6 +97,14 @@ def issue(
         drops_second_factor=drops_second_factor,
     )
     return NewPasswordToken(row=row, text=text)
+
+
+def _end_earlier(session: Session, member: Member) -> None:
+    session.execute(
+        sa.update(PasswordToken)
+        .where(PasswordToken.member_id == member.id, PasswordToken.used_at.is_(None))
+        .values(expires_at=sa.func.least(PasswordToken.expires_at, clock.now()))
+    )
 
 
 def check(session: Session, vault: Vault, *, token: str, password: str) -> None:

@@ -114,17 +114,8 @@ def create_member(
     require_grantable(principal, role)
     if session.get(Organisation, organisation_id) is None:
         raise NotFound(_("there is no such organisation"))
-    if email is not None and _is_taken(session, vault, email):
-        raise EmailTaken(_("a member has this e-mail address already"))
     member = Member(organisation_id=organisation_id, name=name, role=role, kind=kind)
-    if email is not None:
-        give_email(vault, member, email)
-    session.add(member)
-    try:
-        with session.begin_nested():
-            session.flush()
-    except IntegrityError as error:  # somebody else has just added the same address
-        raise EmailTaken(_("a member has this e-mail address already")) from error
+    _add(session, vault, member, email)
     record(
         session,
         action=Action.MEMBER_CREATED,
@@ -135,6 +126,19 @@ def create_member(
         committed={"name": name},
     )
     return member
+
+
+def _add(session: Session, vault: Vault, member: Member, email: str | None) -> None:
+    if email is not None:
+        if _is_taken(session, vault, email):
+            raise EmailTaken(_("a member has this e-mail address already"))
+        give_email(vault, member, email)
+    session.add(member)
+    try:
+        with session.begin_nested():
+            session.flush()
+    except IntegrityError as error:  # somebody else has just added the same address
+        raise EmailTaken(_("a member has this e-mail address already")) from error
 
 
 def _is_taken(session: Session, vault: Vault, email: str) -> bool:

@@ -71,7 +71,7 @@ def test_organisations_and_members_without_their_names(
     created, limited, added = entries(session, organisation)
     assert created["details"] == {"region": "eu-central-1"}
     assert limited["details"] == {"epsilon_ceiling": "4.0"}
-    assert added["details"] == {"role": "auditor"}
+    assert added["details"] == {"role": "auditor", "kind": "person"}
     assert opened(session, created, "name") == "Charité"
     assert opened(session, added, "name") == "Ada Lovelace"
     leaves = b"".join(session.scalars(sa.select(AuditEntry.canonical)))
