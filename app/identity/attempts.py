@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -84,11 +84,11 @@ def count(session: Session, vault: Vault, guarded: Sequence[Guarded]) -> None:
 
     The rows are locked in one order, so that of many attempts at once each sees the one before.
     """
-    moment = clock.now()
     for one in sorted(guarded, key=lambda guarded: guarded.key(vault)):
-        row = _locked(session, one.key(vault), moment)
-        ready_at = row.last_at + timedelta(seconds=one.wait_s(row.failures))
-        if row.failures and ready_at > moment:
+        row = _locked(session, one.key(vault))
+        moment, pause_s = clock.now(), one.wait_s(row.failures)  # the row may have been waited for
+        ready_at = row.last_at + timedelta(seconds=pause_s)
+        if pause_s and ready_at > moment:
             wait_s = int((ready_at - moment).total_seconds()) + 1
             raise TooManyAttempts(_("wait {wait_s} seconds before the next attempt"), wait_s=wait_s)
         row.failures += 1
@@ -111,10 +111,10 @@ def forget_old(session: Session) -> None:
     session.execute(sa.delete(Attempts).where(Attempts.key_hmac.in_(old.with_for_update(skip_locked=True))))
 
 
-def _locked(session: Session, key: bytes, moment: datetime) -> Attempts:
-    fresh = insert(Attempts).values(key_hmac=key, failures=0, last_at=moment).on_conflict_do_nothing()
-    session.execute(fresh)
+def _locked(session: Session, key: bytes) -> Attempts:
+    fresh = insert(Attempts).values(key_hmac=key, failures=0, last_at=clock.now())
+    session.execute(fresh.on_conflict_do_nothing())
     row = session.get_one(Attempts, key, with_for_update=True, populate_existing=True)
-    if row.last_at < moment - _FORGOTTEN:
+    if row.last_at < clock.now() - _FORGOTTEN:
         row.failures = 0
     return row
