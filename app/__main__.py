@@ -1,4 +1,7 @@
-"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print."""
+"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print.
+
+`rewrap`, `reroot` and `shred ORGANISATION` are the operator's acts on the keys of stored bytes.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.custody.commands import reroot, rewrap, shred
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.main import build_app
@@ -94,6 +98,20 @@ def print_evidence(round_id: str) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
 
 
+def on_keys(act: Callable[[Settings, Database], str]) -> None:
+    """Do an operator's act on keys, and say what was done."""
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        done = act(settings, database)
+    except (ValueError, DomainError, SQLAlchemyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"nothing was done, or not all of it: {type(error).__name__}: {reason}")
+    finally:
+        database.dispose()
+    sys.stdout.write(f"{done}\n")
+
+
 def main() -> None:
     """Choose by the first argument."""
     verbs: dict[tuple[str, ...], Callable[[], None]] = {
@@ -101,12 +119,16 @@ def main() -> None:
         ("bootstrap",): make_first_administrator,
         ("openapi",): print_openapi,
     }
+    verbs |= {(name,): partial(on_keys, act) for name, act in (("rewrap", rewrap), ("reroot", reroot))}
     words = tuple(sys.argv[1:])
+    if len(words) == 2 and words[0] == "shred":
+        verbs[words] = partial(on_keys, partial(shred, named=words[1]))
     if len(words) == 2 and words[0] == "evidence":
         verbs[words] = partial(print_evidence, words[1])
     chosen = verbs.get(words)
     if chosen is None:
-        sys.exit("usage: python -m app [bootstrap | openapi | evidence ROUND]")
+        verb = "bootstrap | openapi | evidence ROUND | rewrap | reroot | shred ORGANISATION"
+        sys.exit(f"usage: python -m app [{verb}]")
     try:
         chosen()
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from app.budget import models as budget
 from app.core.db import Base
+from app.custody import models as custody
 from app.http import models as http
 from app.identity import models as identity
 from app.jobs import models as jobs
@@ -12,4 +13,15 @@ from app.updates import models as updates
 
 metadata = Base.metadata
 
-__all__ = ["budget", "http", "identity", "jobs", "metadata", "releases", "rounds", "runs", "updates"]
+__all__ = [
+    "budget",
+    "custody",
+    "http",
+    "identity",
+    "jobs",
+    "metadata",
+    "releases",
+    "rounds",
+    "runs",
+    "updates",
+]

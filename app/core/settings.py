@@ -7,9 +7,9 @@ import binascii
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -18,6 +18,9 @@ class Environment(StrEnum):
 
     PRODUCTION = "production"  # refuses everything that is convenient and unsafe
     DEVELOPMENT = "development"  # a laptop, the demo, the tests
+
+
+_ALIASES = {"master_key": "DPFL_MASTER_KEY", "region_root_key": "DPFL_REGION_ROOT_KEY"}
 
 
 class Settings(BaseSettings):
@@ -31,6 +34,10 @@ class Settings(BaseSettings):
     blob_url: Annotated[str, Field(validation_alias="BLOB_URL")]
     master_key: Annotated[SecretStr, Field(validation_alias="DPFL_MASTER_KEY")]
     """Base64 of 32 bytes: seals the signing keys and peppers API keys and enrolment tokens."""
+    region_root_key: Annotated[SecretStr | None, Field(validation_alias="DPFL_REGION_ROOT_KEY")] = None
+    """Base64 of 32 bytes: wraps the keys of stored bytes. With one for each region no other region's process
+    can open them. Without one it is derived from the master key, and only the region's name is between them.
+    """
     environment: Annotated[Environment, Field(validation_alias="DPFL_ENVIRONMENT")] = Environment.PRODUCTION
     public_url: Annotated[str, Field(validation_alias="DPFL_PUBLIC_URL")] = "http://127.0.0.1:8000"
     """What clients call; it is the issuer and the audience of every token."""
@@ -66,24 +73,31 @@ class Settings(BaseSettings):
             else value
         )
 
-    @field_validator("master_key")
+    @field_validator("master_key", "region_root_key")
     @classmethod
-    def _is_32_bytes(cls, value: SecretStr) -> SecretStr:
+    def _is_32_bytes(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None:
+            return None
+        name = _ALIASES[str(info.field_name)]
         try:
             raw = base64.b64decode(value.get_secret_value(), validate=True)
         except binascii.Error as error:
-            raise ValueError("DPFL_MASTER_KEY must be base64") from error
+            raise ValueError(f"{name} must be base64") from error
         if len(raw) != 32:
-            raise ValueError("DPFL_MASTER_KEY must be the base64 of exactly 32 bytes")
+            raise ValueError(f"{name} must be the base64 of exactly 32 bytes")
         return value
 
     @field_validator("blob_url")
     @classmethod
-    def _is_a_folder(cls, value: str) -> str:
+    def _is_a_store(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme != "file" or not parts.path.startswith("/"):
-            raise ValueError("BLOB_URL must be file:///an/absolute/folder")
-        return value
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+            return value
+        if parts.scheme == "s3" and parts.hostname and not parts.username:
+            return value
+        raise ValueError(
+            "BLOB_URL must be file:///an/absolute/folder or s3://bucket/prefix?endpoint=https://host"
+        )
 
     @property
     def master_key_bytes(self) -> bytes:
@@ -91,9 +105,18 @@ class Settings(BaseSettings):
         return base64.b64decode(self.master_key.get_secret_value())
 
     @property
+    def region_root_bytes(self) -> bytes | None:
+        """The 32 bytes behind `region_root_key`."""
+        return (
+            None
+            if self.region_root_key is None
+            else base64.b64decode(self.region_root_key.get_secret_value())
+        )
+
+    @property
     def blob_folder(self) -> Path:
-        """The folder that `blob_url` names."""
-        return Path(urlsplit(self.blob_url).path)
+        """The folder that `blob_url` names; for a folder only."""
+        return Path(unquote(urlsplit(self.blob_url).path))
 
     @classmethod
     def load(cls) -> Self:
