@@ -132,7 +132,7 @@ def main() -> None:
     try:
         chosen()
     except ValidationError as error:
-        names = ", ".join(str(fault["loc"][0]) for fault in error.errors())
+        names = ", ".join(str(fault["loc"][0]) if fault["loc"] else fault["msg"] for fault in error.errors())
         sys.exit(f"the configuration is incomplete or wrong: {names}")
 
 

@@ -24,6 +24,8 @@ from app.core.i18n import _
 
 PART_BYTES = 8 << 20
 """The size of a part, of what is fetched at once, and the largest object that is put in one request."""
+_FAILURES = (BaseError, OSError)
+"""What obstore raises: its own errors, and Python's for what is missing or forbidden."""
 _CONCURRENCY = 4
 _TIMEOUT = timedelta(seconds=60)
 _RETRY: Any = {
@@ -33,7 +35,7 @@ _RETRY: Any = {
 }
 
 
-def _unavailable(_error: BaseError) -> Unavailable:
+def _unavailable(_error: Exception) -> Unavailable:
     return Unavailable(_("the object store does not answer, or does not have what was asked for"))
 
 
@@ -67,7 +69,7 @@ class _Remote:
         length = min(PART_BYTES, self.size_bytes - offset)
         try:
             found = obstore.get_range(self._store, self._path, start=offset, length=length)
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
         self._start, self._window = offset, memoryview(found)
         if self._window.nbytes != length:
@@ -166,14 +168,14 @@ class BucketStore:
                 chunk_size=PART_BYTES,
                 max_concurrency=_CONCURRENCY,
             )
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
 
     def open(self, name: str, *, whole: bool = False) -> StoredFile | _Remote:
         """Open an object; raises Unavailable. What is read whole is fetched once, still sealed."""
         try:
             return self._fetched(name) if whole else _Remote(self._store, self.path(name))
-        except (BaseError, FileNotFoundError) as error:
+        except _FAILURES as error:
             raise Unavailable(_("a stored file is missing or cannot be read")) from error
 
     def _fetched(self, name: str) -> StoredFile:
@@ -198,7 +200,7 @@ class BucketStore:
             obstore.head(self._store, self.path(name))
         except FileNotFoundError:
             return False
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
         return True
 
@@ -207,7 +209,7 @@ class BucketStore:
         try:
             with suppress(FileNotFoundError):
                 obstore.delete(self._store, self.path(name))
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
 
     def names(self, prefix: str, *, min_age_s: float) -> Iterator[str]:
@@ -221,7 +223,7 @@ class BucketStore:
                     for found in batch
                     if found["last_modified"] <= latest
                 )
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
 
     def remove_stale(self) -> int:
@@ -233,6 +235,6 @@ class BucketStore:
         name = "0" * 32
         try:
             obstore.put(self._store, self.path(name), b"ready?", use_multipart=False)
-        except BaseError as error:
+        except _FAILURES as error:
             raise _unavailable(error) from error
         self.delete(name)

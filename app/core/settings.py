@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.core.links import open_links
 
 
 class Environment(StrEnum):
@@ -26,7 +28,13 @@ _ALIASES = {"master_key": "DPFL_MASTER_KEY", "region_root_key": "DPFL_REGION_ROO
 class Settings(BaseSettings):
     """Everything that an operator can set. Names in upper case are the environment variables."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a traceback would show passwords
+    )
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL")] = None
@@ -41,6 +49,9 @@ class Settings(BaseSettings):
     environment: Annotated[Environment, Field(validation_alias="DPFL_ENVIRONMENT")] = Environment.PRODUCTION
     public_url: Annotated[str, Field(validation_alias="DPFL_PUBLIC_URL")] = "http://127.0.0.1:8000"
     """What clients call; it is the issuer and the audience of every token."""
+    same_host: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_SAME_HOST")] = ()
+    """Services of this very machine under names of their own, as containers have: in production these, and
+    loopback addresses, need no TLS."""
     region: Annotated[str, Field(validation_alias="DPFL_REGION")] = "eu-west-1"
     trusts: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_TRUSTS")] = ("local",)
     """Trust modes that this federation allows; `none` and `central` must be named to be had."""
@@ -64,7 +75,7 @@ class Settings(BaseSettings):
     evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
     """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
-    @field_validator("trusts", mode="before")
+    @field_validator("trusts", "same_host", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -98,6 +109,19 @@ class Settings(BaseSettings):
         raise ValueError(
             "BLOB_URL must be file:///an/absolute/folder or s3://bucket/prefix?endpoint=https://host"
         )
+
+    @model_validator(mode="after")
+    def _links_are_safe(self) -> Self:
+        if self.environment is Environment.PRODUCTION:
+            faults = open_links(
+                database_url=self.database_url.get_secret_value(),
+                redis_url=None if self.redis_url is None else self.redis_url.get_secret_value(),
+                blob_url=self.blob_url,
+                same_host=self.same_host,
+            )
+            if named := "; ".join(faults):
+                raise ValueError(f"production crosses no network without TLS: {named}")
+        return self
 
     @property
     def master_key_bytes(self) -> bytes:
