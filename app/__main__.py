@@ -22,11 +22,13 @@ from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.custody.blobs import Blobs
 from app.custody.commands import reroot, rewrap, shred
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.main import build_app
 from app.rounds import sealed_evidence
+from app.updates.adopting import adopt
 
 GRACE_S = 5
 MAX_CONNECTIONS = 2000
@@ -55,7 +57,7 @@ def serve() -> None:
 
 
 def make_first_administrator() -> None:
-    """Bootstrap the database; says where the key is, never what it is."""
+    """Bootstrap the database and seal an earlier release's files; says where the key is, not what it is."""
     name = os.environ.get("DPFL_ADMIN_FILE")
     if not name:
         sys.exit("DPFL_ADMIN_FILE is not set: name the file that is to hold the administrator's API key")
@@ -63,11 +65,16 @@ def make_first_administrator() -> None:
     database = Database(settings.database_url.get_secret_value(), pool_size=1)
     try:
         is_new = bootstrap(settings, database, Vault(settings.master_key_bytes), admin_file=Path(name))
+        adopted, left = adopt(database, Blobs.of_process(settings, database))
     except (OSError, DomainError, SQLAlchemyError) as error:
         reason = next(iter(str(error).splitlines()), "")
         sys.exit(f"bootstrap failed: {type(error).__name__}: {reason}")
     finally:
         database.dispose()
+    if adopted or left:
+        sys.stdout.write(
+            f"{adopted} plain files of an earlier release were sealed; {left} belong to nobody\n"
+        )
     sys.stdout.write(f"administrator's API key {'written to' if is_new else 'is in'} {name}\n")
 
 

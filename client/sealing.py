@@ -76,7 +76,7 @@ def key_file() -> Path:
 
 def _key_for(path: Path, salt: bytes) -> bytes:
     """The key of one file: another salt, another name, another key."""
-    info = f"dpfl/v1/client/{path.name}".encode()
+    info = f"dpfl client key v1 {path.name}".encode()
     return HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=salt, info=info).derive(_local_key(salt))
 
 

@@ -25,7 +25,12 @@ from app.custody.index import DatabaseIndex
 from app.custody.keys import BlobRef
 from app.custody.models import BlobKey, RegionKey, TenantKey
 from app.custody.wraps import Root, WrapBroken
-from tests.database import settings_for
+from app.jobs import leases
+from app.jobs.models import Job
+from app.jobs.queue import enqueue
+from tests.database import TEST_MASTER_KEY, settings_for
+from tests.worker_bench import LEASE_S, context_for
+from workers.registry import HANDLERS
 
 A, B = UUID(int=0xA), UUID(int=0xB)
 CONTENT = b"the zero update, which many send" * 3000
@@ -423,3 +428,50 @@ def test_a_blob_reads_as_a_file_does(blobs: Blobs) -> None:
         file.seek(5)
         assert file.read(40_000) == CONTENT[5:40_005]
         assert file.tell() == 40_005
+
+
+def test_an_operator_shreds_an_organisation_by_the_command(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, tmp_path / "blobs")
+    blobs = Blobs.of_process(settings, database)
+    digest, spared = blobs.of(A).put(CONTENT), blobs.of(B).put(CONTENT)
+    variables = os.environ | {
+        "DATABASE_URL": database_url,
+        "BLOB_URL": settings.blob_url,
+        "DPFL_MASTER_KEY": TEST_MASTER_KEY,
+        "DPFL_ENVIRONMENT": "development",
+    }
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "app", *words]
+        return subprocess.run(command, env=variables, capture_output=True, text=True, check=False, timeout=60)
+
+    assert run("rewrap").stdout == "new keys for 2 tenants of eu-west-1; 2 objects wrapped anew\n"
+    assert blobs.of(A).read(digest) == CONTENT
+    refused = run("shred", "everybody")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert run("shred", str(A)).stdout.startswith(f"1 objects of {A} can never be read again")
+    with pytest.raises(BlobGone):
+        blobs.of(A).read(digest)
+    assert blobs.of(B).read(spared) == CONTENT
+
+
+def test_the_periodic_job_ends_a_rotation_that_was_cut_short(database: Database, tmp_path: Path) -> None:
+    context = context_for(database, tmp_path)
+    digests = [context.blobs.of(A).put(CONTENT + bytes([n])) for n in range(3)]
+    root = root_of(context.settings)
+    with database.run_tx("test") as session:
+        rotation.rotate(session, root)
+    with database.run_tx("test") as session:
+        assert rotation.rewrap(session, root, most=1) == 1  # then the command was killed
+        enqueue(session, "rewrap", key="slot:1", payload={})
+        job_id = session.scalar(sa.select(Job.id).where(Job.kind == "rewrap"))
+    assert job_id is not None
+    claim = leases.claim(database, job_id, ceiling_s=LEASE_S)
+    assert claim is not None
+    HANDLERS["rewrap"](context, claim)
+    with database.run_tx("test") as session:
+        assert session.scalar(sa.select(sa.func.count()).where(TenantKey.retired_at.is_not(None))) == 0
+        assert session.scalar(sa.select(sa.func.count()).where(RegionKey.retired_at.is_not(None))) == 0
+    assert [context.blobs.of(A).read(digest)[:-1] for digest in digests] == [CONTENT] * 3
