@@ -1,6 +1,7 @@
 """`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print.
 
 `rotate-signing-key`, `rotate-audit-key` and `erase-audit` are the operator's acts on keys and the audit log.
+`rewrap`, `reroot` and `shred ORGANISATION` are the operator's acts on the keys of stored bytes.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
 from app.core.settings import Settings
+from app.custody.blobs import Blobs
+from app.custody.commands import reroot, rewrap, shred
 from app.http import tls
 from app.http.heads import BoundedHeads
 from app.identity.bootstrap import bootstrap
 from app.identity.keys import rotate_signing_keys
 from app.main import build_app
 from app.rounds import sealed_evidence
+from app.updates.adopting import adopt
 
 USAGE = (
     "usage: python -m app [bootstrap | openapi | evidence ROUND | rotate-signing-key [--leaked] | "
-    "rotate-audit-key | erase-audit SUBJECT]"
+    "rotate-audit-key | erase-audit SUBJECT | rewrap | reroot | shred ORGANISATION]"
 )
 OPERATOR = "operator"
 GRACE_S = 5
@@ -67,7 +71,7 @@ def serve() -> None:
 
 
 def make_first_administrator() -> None:
-    """Bootstrap the database; says where the key is, never what it is."""
+    """Bootstrap the database and seal an earlier release's files; says where the key is, not what it is."""
     name = os.environ.get("DPFL_ADMIN_FILE")
     if not name:
         sys.exit("DPFL_ADMIN_FILE is not set: name the file that is to hold the administrator's API key")
@@ -75,11 +79,16 @@ def make_first_administrator() -> None:
     database = Database(settings.database_url.get_secret_value(), pool_size=1)
     try:
         is_new = bootstrap(settings, database, Vault(settings.master_key_bytes), admin_file=Path(name))
+        adopted, left = adopt(database, Blobs.of_process(settings, database))
     except (OSError, DomainError, SQLAlchemyError) as error:
         reason = next(iter(str(error).splitlines()), "")
         sys.exit(f"bootstrap failed: {type(error).__name__}: {reason}")
     finally:
         database.dispose()
+    if adopted or left:
+        sys.stdout.write(
+            f"{adopted} plain files of an earlier release were sealed; {left} belong to nobody\n"
+        )
     sys.stdout.write(f"administrator's API key {'written to' if is_new else 'is in'} {name}\n")
 
 
@@ -151,6 +160,20 @@ def erase_audit(about: str, session: Session, _vault: Vault) -> str:
     return f"{erase(session, about=about, actor=OPERATOR)} values erased; the log stays valid"
 
 
+def on_keys(act: Callable[[Settings, Database], str]) -> None:
+    """Do an operator's act on keys, and say what was done."""
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        done = act(settings, database)
+    except (ValueError, DomainError, SQLAlchemyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"nothing was done, or not all of it: {type(error).__name__}: {reason}")
+    finally:
+        database.dispose()
+    sys.stdout.write(f"{done}\n")
+
+
 def main() -> None:
     """Choose by the first argument."""
     verbs: dict[tuple[str, ...], Callable[[], None]] = {
@@ -161,7 +184,10 @@ def main() -> None:
         ("rotate-signing-key", "--leaked"): partial(rotate_signing_key, leaked=True),
         ("rotate-audit-key",): partial(on_audit_log, rotate_audit_key),
     }
+    verbs |= {(name,): partial(on_keys, act) for name, act in (("rewrap", rewrap), ("reroot", reroot))}
     words = tuple(sys.argv[1:])
+    if len(words) == 2 and words[0] == "shred":
+        verbs[words] = partial(on_keys, partial(shred, named=words[1]))
     if len(words) == 2 and words[0] == "evidence":
         verbs[words] = partial(print_evidence, words[1])
     if len(words) == 2 and words[0] == "erase-audit":
@@ -172,7 +198,7 @@ def main() -> None:
     try:
         chosen()
     except ValidationError as error:
-        names = ", ".join(str(fault["loc"][0]) for fault in error.errors())
+        names = ", ".join(str(fault["loc"][0]) if fault["loc"] else fault["msg"] for fault in error.errors())
         sys.exit(f"the configuration is incomplete or wrong: {names}")
 
 

@@ -15,13 +15,13 @@ from app.admin import router as admin_router
 from app.budget import enrolment_router, violations_router
 from app.budget import router as budget_router
 from app.core.authority import Authority
-from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.few_threads import FewThreads
 from app.core.hub import Hub
 from app.core.logs import configure_logs
 from app.core.settings import Settings
+from app.custody.blobs import Blobs
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
 from app.http.limits import RateLimits
@@ -90,7 +90,7 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     """Put what requests use on `app.state`; tests call this with their own database."""
     app.state.settings = settings
     app.state.database = database
-    app.state.blobs = LocalBlobs(settings.blob_folder)
+    app.state.blobs = Blobs.of_process(settings, database)
     app.state.uploads = Uploads()
     app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)

@@ -3,6 +3,7 @@
 from app.audit import models as audit
 from app.budget import models as budget
 from app.core.db import Base
+from app.custody import models as custody
 from app.http import models as http
 from app.identity import models as identity
 from app.jobs import models as jobs
@@ -13,4 +14,16 @@ from app.updates import models as updates
 
 metadata = Base.metadata
 
-__all__ = ["audit", "budget", "http", "identity", "jobs", "metadata", "releases", "rounds", "runs", "updates"]
+__all__ = [
+    "audit",
+    "budget",
+    "custody",
+    "http",
+    "identity",
+    "jobs",
+    "metadata",
+    "releases",
+    "rounds",
+    "runs",
+    "updates",
+]

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import TenantBlobs
 from benchmarks import lora
 from benchmarks.aggregation_ways import (
     BYZFL,
@@ -43,6 +43,7 @@ from benchmarks.aggregation_ways import (
     seconds_of,
 )
 from benchmarks.report import goal, report
+from benchmarks.sealed_files import remember, sealed_blobs
 from benchmarks.update_files import MIB, memory_bytes
 from engines.aggregation import kernels
 from engines.lora.cohort import by_module
@@ -143,15 +144,17 @@ def write_updates(folder: Path, *, clients: int, dimension: int) -> None:
     updates = generator.standard_normal((clients, dimension), dtype=np.float32) * np.float32(1e-3)
     updates.tofile(folder / "matrix")
     short = min(dimension, GROWING_DIMENSION)
+    blobs = sealed_blobs(folder)
     names = {
-        dimension: [_blob(folder, row) for row in updates],
-        -short: [_blob(folder, row[:short] * np.float32(2.0)) for row in updates[:FEW]],
+        dimension: [_blob(blobs, row) for row in updates],
+        -short: [_blob(blobs, row[:short] * np.float32(2.0)) for row in updates[:FEW]],
     }
+    remember(blobs, folder)
     (folder / "digests.json").write_text(json.dumps({str(key): value for key, value in names.items()}))
 
 
-def _blob(folder: Path, row: Matrix) -> str:
-    return write_tensors(LocalBlobs(folder), {TENSOR: torch.from_numpy(np.ascontiguousarray(row))})[0]
+def _blob(blobs: TenantBlobs, row: Matrix) -> str:
+    return write_tensors(blobs, {TENSOR: torch.from_numpy(np.ascontiguousarray(row))})[0]
 
 
 def _digests(folder: Path, case: Case) -> list[str]:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.core.blobs import LocalBlobs
 from app.runs.sending import wire_tensors
+from benchmarks.sealed_files import sealed_blobs
 from engines.aggregation.gate import admit
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Held, Streamed
@@ -144,10 +144,12 @@ def product_floor(updates: Matrix) -> float:
 
 def files(rule: str, faulty: int, folder: Path, digests: Sequence[str], *, dimension: int) -> Work:
     """Update files as the server reads them: headers checked, then the rule, in pieces."""
-    blobs, expected = LocalBlobs(folder), wire_tensors([(TENSOR, (dimension,))], "float32")
+    blobs, expected = sealed_blobs(folder), wire_tensors([(TENSOR, (dimension,))], "float32")
+
+    refs = [blobs.ref(digest) for digest in digests]
 
     def merged() -> object:
-        with BlobUpdates(blobs, digests, expected) as source:
+        with BlobUpdates(blobs.blobs, refs, expected) as source:
             if rule == FILES_MEAN:
                 return weighted_mean(Streamed(source))
             return aggregate(Streamed(source), Setting(faulty=faulty))
@@ -156,12 +158,14 @@ def files(rule: str, faulty: int, folder: Path, digests: Sequence[str], *, dimen
 
 
 def raw_read_floor(folder: Path, digests: Sequence[str]) -> float:
-    """Seconds to read the same files once into one small buffer, and to look at nothing."""
-    blobs, buffer = LocalBlobs(folder), bytearray(RAW_READ_BYTES)
+    """Seconds to read the same files, sealed as they are, once into one small buffer."""
+    blobs, buffer = sealed_blobs(folder), bytearray(RAW_READ_BYTES)
+    located = blobs.blobs.locate([blobs.ref(digest) for digest in digests])
+    paths = [folder / one.place.object_id.hex[:2] / one.place.object_id.hex for one in located]
 
     def read() -> None:
-        for digest in digests:
-            with blobs.path(digest).open("rb", buffering=0) as file:
+        for path in paths:
+            with path.open("rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
 

@@ -24,10 +24,10 @@ from uuid import UUID
 import torch
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
 from app.runs.manifest import Manifest
 from app.runs.robust import default_aggregation
 from benchmarks.report import goal, report
+from benchmarks.sealed_files import sealed_blobs
 from client.trainer import train_round
 from demo.mails import Mail, load_silos, load_test
 from demo.plan import TASK, arms, manifest
@@ -174,7 +174,7 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
     plan = Manifest.model_validate(boxes.plan | {"aggregation": aggregation(task.rule)})
     hostile = () if task.attack == NOBODY else PAIRS[task.repeat]
     target = boxes.wrong(hostile[0]) if task.attack == "model replacement" else {}
-    blobs, adapter, odd = LocalBlobs(folder), dict(boxes.start), Counter[bool]()
+    blobs, adapter, odd = sealed_blobs(folder), dict(boxes.start), Counter[bool]()
     for number in range(1, plan.rounds + 1):
         updates = []
         for box in range(CLIENTS):
@@ -182,12 +182,12 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
                 change = ATTACKS[task.attack](_knowing(boxes, box, adapter, target))
             else:
                 change = boxes.train(box, adapter)
-            updates.append((UUID(int=box), write_tensors(blobs, change)[0]))
+            updates.append((UUID(int=box), blobs.ref(write_tensors(blobs, change)[0])))
         outcome = merged(
-            blobs,
+            blobs.blobs,
             plan,
             updates,
-            began=Began(number=number, adapter_sha256=write_tensors(blobs, adapter)[0], ranks={}),
+            began=Began(number=number, adapter=blobs.ref(write_tensors(blobs, adapter)[0]), ranks={}),
             min_updates=CLIENTS,
             worth={},
             lot=lambda client_id: client_id.bytes,

@@ -1,7 +1,7 @@
 """Whose record is whose, for runs that protect persons. Ids are hashed with a secret of this silo at once.
 
-The secret stays in the data set's ledger folder; neither an id nor its hash is ever sent, logged or
-written down. After reading, a person is only a number.
+The secret stays in the data set's ledger folder, sealed with the local key; neither an id nor its hash is
+ever sent, logged or written down. After reading, a person is only a number.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.durable import private_folder, write_whole
+from client.durable import private_folder
 from client.errors import ClientError
 from client.i18n import _
+from client.sealing import seal_file, unseal_file
 
 _KEY_BYTES = 32
 
@@ -78,10 +79,11 @@ def silo_key(folder: Path) -> bytes:
     """
     path = private_folder(folder) / "person.key"
     if not path.exists():
-        write_whole(path, os.urandom(_KEY_BYTES))
-    if path.stat().st_mode & 0o077:
-        raise ClientError("key_exposed", _("other accounts can read {path}: chmod 600 it"), path=str(path))
-    key = path.read_bytes()
+        seal_file(path, os.urandom(_KEY_BYTES))
+    sealed = unseal_file(path)
+    key = path.read_bytes() if sealed is None else sealed
     if len(key) != _KEY_BYTES:
         raise ClientError("no_key", _("{path} holds no usable key"), path=str(path))
+    if sealed is None:
+        seal_file(path, key)  # an older release wrote it in the clear
     return key

@@ -1,7 +1,7 @@
 """A client's own folder: who it is, its key, its rounds. What trains on a data set is a profile.
 
 config.json   server, client id, name, region, data set (0600)
-key.pem       Ed25519 private key (0600); it signs token requests and never leaves
+key.pem       Ed25519 private key, sealed with the local key (0600); it signs and never leaves
 rounds/       one folder a round
 lock          held while a process works with the profile
 
@@ -18,13 +18,7 @@ from pathlib import Path
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from platformdirs import user_data_path
 
 from client.durable import locked, private_folder, write_whole
@@ -32,6 +26,7 @@ from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Ledger, folder_of
 from client.policy import Policy
+from client.sealing import seal_file, unseal_file
 
 _BLOCK_BYTES = 1 << 20
 
@@ -155,24 +150,23 @@ def make_key(folder: Path) -> Ed25519PrivateKey:
     private_folder(folder)
     path = folder / "key.pem"
     if not path.exists():
-        pem = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        write_whole(path, pem)
+        seal_file(path, Ed25519PrivateKey.generate().private_bytes_raw())
     return read_key(folder)
 
 
 def read_key(folder: Path) -> Ed25519PrivateKey:
-    """Read a profile's key; refuses one that other accounts can read."""
+    """Read a profile's key; refuses one that other accounts can read. One in the clear is sealed now."""
     path = folder / "key.pem"
     try:
-        if path.stat().st_mode & 0o077:
-            raise ClientError(
-                "key_exposed", _("other accounts can read {path}: chmod 600 it"), path=str(path)
-            )
+        raw = unseal_file(path)
+        if raw is not None:
+            return Ed25519PrivateKey.from_private_bytes(raw)
         key = load_pem_private_key(path.read_bytes(), password=None)
     except (OSError, ValueError) as error:
         raise ClientError("no_key", _("{path} holds no usable key"), path=str(path)) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ClientError("no_key", _("{path} holds no usable key"), path=str(path))
+    seal_file(path, key.private_bytes_raw())
     return key
 
 

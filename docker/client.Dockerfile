@@ -26,8 +26,10 @@ RUN useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nolog
 COPY --from=build /opt/dpfl /opt/dpfl
 COPY --from=build /srv/dpfl /srv/dpfl
 # The root file system may be read-only: nothing is written but /tmp and /data. The data sets' ledgers are in
-# /data/dpfl: in /tmp, where HOME is, they would end with the container, and the budget would begin again.
+# /data/dpfl: in /tmp, where HOME is, they would end with the container, and the budget would begin again. The
+# local key is in /data/config unless DPFL_CLIENT_KEY is set, which keeps it apart from what it opens.
 ENV PATH=/opt/dpfl/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp XDG_DATA_HOME=/data \
+    XDG_CONFIG_HOME=/data/config \
     HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 WORKDIR /data
 USER 10001:10001

@@ -10,9 +10,9 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
 from app.core.ids import new_id
 from app.core.settings import Settings
+from app.custody.blobs import Blobs
 from app.identity.models import Organisation
 from app.identity.roles import Principal, Role
 from app.rounds import lifecycle
@@ -26,8 +26,8 @@ from tests.builders import (
     TINY_MANIFEST,
     build_account,
     build_client,
-    build_organisation,
     build_update,
+    home,
     tiny_manifest,
 )
 from tests.http.accounts import VAULT
@@ -94,7 +94,7 @@ def price_central_run(
     **privacy: Any,
 ) -> tuple[Run, Principal]:
     """A priced run of six clients, and who may start it."""
-    organisation = organisation or build_organisation(session)
+    organisation = organisation or home(session)
     coordinator = Principal(id=new_id(), organisation_id=organisation.id, role=Role.COORDINATOR)
     clients = [build_client(session, organisation) for _number in range(CLIENTS)]
     for client in clients:
@@ -144,11 +144,9 @@ def first_round(session: Session, run: Run, *, cohort: Sequence[int] | None = No
     return row
 
 
-def send_and_seal(
-    session: Session, blobs: LocalBlobs, row: Round, updates: Sequence[dict[str, Tensor]]
-) -> None:
+def send_and_seal(session: Session, blobs: Blobs, row: Round, updates: Sequence[dict[str, Tensor]]) -> None:
     """The cohort's first clients send these updates; then the round is sealed."""
     for client_id, tensors in zip(cohort_of(session, row.id), updates, strict=False):
-        digest, size_bytes = write_tensors(blobs, tensors)
+        digest, size_bytes = write_tensors(blobs.of(row.organisation_id), tensors)
         build_update(session, row, client_id, blob_sha256=digest, size_bytes=size_bytes)
     lifecycle.seal(session, row.id, actor="test", vault=VAULT)

@@ -17,7 +17,6 @@ from starlette.testclient import TestClient
 
 from app.audit.models import AuditEntry
 from app.budget.queries import accounts_of_clients
-from app.core.blobs import LocalBlobs
 from app.core.settings import Settings
 from app.http.deps import Requires
 from app.identity.keys import ensure_signing_keys
@@ -154,7 +153,7 @@ def walking(
     """A run whose rounds close as `seal` says; keywords change its privacy section."""
     ensure_signing_keys(session, VAULT)
     organisation: Organisation = build_organisation(session)
-    start, _size = write_tensors(LocalBlobs(settings.blob_folder), trained(0.25))
+    start, _size = write_tensors(api.app.state.blobs.of(organisation.id), trained(0.25))
     run = start_central_run(
         session, settings, organisation=organisation, start_adapter_sha256=start, seal=seal, **privacy
     )

@@ -4,15 +4,18 @@ import os
 
 import pytest
 
+from client.sealing import VARIABLE
 from tests.services import DATABASE_VARIABLE, REDIS_VARIABLE, TestServices
 
 pytest_plugins = ["tests.database"]
 
+LOCAL_KEY = "a passphrase of these tests"
 SERVICES = pytest.StashKey[TestServices]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start PostgreSQL and Valkey in the main process; workers of pytest-xdist inherit their addresses."""
+    os.environ[VARIABLE] = LOCAL_KEY  # clients of tests make no key among this account's own configuration
     os.environ["LANGUAGE"] = "C"  # tests read our texts as they stand in the sources
     is_worker = hasattr(config, "workerinput")
     if is_worker or config.option.collectonly or DATABASE_VARIABLE in os.environ:

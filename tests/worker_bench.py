@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from app.core.crypto import Vault
 from app.core.db import Database
+from app.custody.errors import BlobGone
+from app.custody.models import BlobKey
 from app.identity.keys import ensure_signing_keys
 from app.jobs import leases
 from app.jobs.models import Job, JobState
@@ -20,7 +23,7 @@ from app.jobs.queue import enqueue
 from app.rounds.models import Round
 from app.rounds.states import RoundState
 from app.runs.models import Run
-from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.builders import HOME, build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.database import settings_for
 from workers.context import Context, Handler
 from workers.tensors import write_tensors
@@ -35,6 +38,22 @@ def context_for(database: Database, folder: Path) -> Context:
     with database.run_tx("test") as session:
         ensure_signing_keys(session, Vault(settings.master_key_bytes))
     return Context.open(settings, database)
+
+
+def is_kept(context: Context, digest: str) -> bool:
+    """Whether both the key and the object of a blob are there."""
+    try:
+        context.blobs.of(HOME).open(digest).close()
+    except BlobGone:
+        return False
+    return True
+
+
+def age_blobs(context: Context, *digests: str) -> None:
+    """Let these blobs, or all, have come an hour ago."""
+    with context.database.run_tx("test") as session:
+        aged = sa.update(BlobKey).values(put_at=sa.func.now() - timedelta(hours=1))
+        session.execute(aged.where(BlobKey.sha256.in_(digests)) if digests else aged)
 
 
 def trained(value: float, manifest: dict[str, Any] | None = None) -> dict[str, Tensor]:
@@ -53,14 +72,14 @@ def build_sealed(
     manifest: dict[str, Any] | None = None,
 ) -> UUID:
     """A round whose clients, in the order of their ids, sent these updates; returns its id."""
-    start_sha256, _size = write_tensors(context.blobs, trained(start))
+    start_sha256, _size = write_tensors(context.blobs.of(HOME), trained(start))
     with context.database.run_tx("test") as session:
         run = build_run(session, clients=len(updates), manifest=manifest or tiny_manifest())
         row = build_round(
             session, RoundState.OPEN, run=run, min_updates=min_updates, adapter_sha256=start_sha256
         )
         for client_id, tensors in zip(clients_of(session, run), updates, strict=True):
-            digest, size_bytes = write_tensors(context.blobs, tensors)
+            digest, size_bytes = write_tensors(context.blobs.of(HOME), tensors)
             build_update(session, row, client_id, blob_sha256=digest, size_bytes=size_bytes)
         for step in (RoundState.SEALED, RoundState.AGGREGATING, RoundState.VALIDATING):
             if row.state is not state:

@@ -14,7 +14,8 @@ from uuid import UUID
 
 import torch
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import Blobs
+from app.custody.keys import BlobRef
 from app.runs.manifest import Manifest, PoissonCohort
 from engines.privacy.adaptive_clip import AdaptiveClip
 from engines.privacy.central import Admitted, CentralPlan, CentralRelease, CentralSum
@@ -27,7 +28,7 @@ from workers.merging import Began, opened
 from workers.sources import BlobUpdates
 from workers.tensors import Shapes
 
-Sealed = tuple[tuple[UUID, str], ...]
+Sealed = tuple[tuple[UUID, BlobRef], ...]
 """(client id, blob) of every update of a sealed round, in the order of client ids."""
 Found = tuple[CentralRelease, tuple[Admitted, ...]]
 """What a round lets out, and what it saw."""
@@ -88,7 +89,7 @@ def plan_of(manifest: Manifest, noised: NoisedRound) -> CentralPlan:
 
 
 def noised_step(
-    blobs: LocalBlobs, manifest: Manifest, noised: NoisedRound, updates: Sealed, *, began: Began
+    blobs: Blobs, manifest: Manifest, noised: NoisedRound, updates: Sealed, *, began: Began
 ) -> Step:
     """Clip, sum (or trim and sum) and noise what a round's clients and canaries sent, one at a time.
 
@@ -158,7 +159,7 @@ def _stream(noised: NoisedRound, parameters: Mapping[str, Parameter], updates: S
         noised.secret,
         parameters={**parameters, "round": str(noised.round_id)},
         sealed=[
-            SealedInput(contribution=str(client_id), digest=bytes.fromhex(digest))
-            for client_id, digest in updates
+            SealedInput(contribution=str(client_id), digest=bytes.fromhex(ref.sha256))
+            for client_id, ref in updates
         ],
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.settings import Settings
+from app.custody.blobs import Blobs
 from app.identity.keys import KeyRing
 from app.jobs.leases import Claim
 
@@ -21,7 +21,7 @@ class Context:
     """One worker process's connections and keys."""
 
     database: Database
-    blobs: LocalBlobs
+    blobs: Blobs
     keys: KeyRing
     settings: Settings
     vault: Vault
@@ -33,7 +33,7 @@ class Context:
         database = database or Database(settings.database_url.get_secret_value(), pool_size=POOL_SIZE)
         return cls(
             database=database,
-            blobs=LocalBlobs(settings.blob_folder),
+            blobs=Blobs.of_process(settings, database),
             keys=KeyRing(database, vault),
             settings=settings,
             vault=vault,

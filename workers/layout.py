@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import TenantBlobs
 from app.runs.manifest import Manifest
 from app.runs.methods import sent_shapes, update_tensors
 from app.updates.wire import Expected
@@ -30,7 +30,7 @@ def tensor_list(manifest: Manifest) -> list[dict[str, Any]]:
     return [tensor.model_dump(mode="json") for tensor in manifest.tensors]
 
 
-def read_state(blobs: LocalBlobs, digest: str, manifest: Manifest) -> dict[str, Tensor]:
+def read_state(blobs: TenantBlobs, digest: str, manifest: Manifest) -> dict[str, Tensor]:
     """A round's state from its blob; raises BrokenTensors unless it is one of the manifest's."""
     merges, bases = manifest.lora.method in MERGING_METHODS, dict[str, tuple[int, ...]]()
     if manifest.lora.method in TWO_TURNS:

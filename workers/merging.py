@@ -15,8 +15,9 @@ from uuid import UUID
 import numpy as np
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
 from app.core.i18n import _
+from app.custody.blobs import Blobs
+from app.custody.keys import BlobRef
 from app.runs.manifest import Manifest
 from engines.aggregation.centres import NotConverged
 from engines.aggregation.detection import Evidence, Finding, Measure, gather, judge
@@ -98,8 +99,8 @@ class Began:
     """What a round's clients started from."""
 
     number: int
-    adapter_sha256: str
-    """Blob of the state."""
+    adapter: BlobRef
+    """Of the state."""
     ranks: Mapping[UUID, int]
     """LoRA ranks of clients that do not train at the run's."""
     ages: Mapping[UUID, int] = field(default_factory=dict)
@@ -107,9 +108,9 @@ class Began:
 
 
 def merged(
-    blobs: LocalBlobs,
+    blobs: Blobs,
     manifest: Manifest,
-    updates: Sequence[tuple[UUID, str]],
+    updates: Sequence[tuple[UUID, BlobRef]],
     *,
     began: Began,
     min_updates: int,
@@ -168,13 +169,15 @@ def _told(
     return Merged(made.change, None, judged, state if pairs.make_the_state else None, missed)
 
 
-def _weighed(updates: Sequence[tuple[UUID, str]], worth: Mapping[UUID, float]) -> tuple[list[UUID], Weights]:
-    ids = [client_id for client_id, _digest in updates]
+def _weighed(
+    updates: Sequence[tuple[UUID, BlobRef]], worth: Mapping[UUID, float]
+) -> tuple[list[UUID], Weights]:
+    ids = [client_id for client_id, _ref in updates]
     return ids, np.array([worth.get(client_id, 1.0) for client_id in ids])
 
 
 def opened(
-    blobs: LocalBlobs, manifest: Manifest, updates: Sequence[tuple[UUID, str]], *, began: Began
+    blobs: Blobs, manifest: Manifest, updates: Sequence[tuple[UUID, BlobRef]], *, began: Began
 ) -> BlobUpdates:
     """A round's updates as rows of the run's rank, whatever rank each client's file is of."""
     usual = manifest.lora.rank
@@ -182,8 +185,8 @@ def opened(
         rank: update_file_of(manifest, number=began.number, rank=rank)
         for rank in {*began.ranks.values(), usual}
     }
-    sent = [by_rank[began.ranks.get(client_id, usual)] for client_id, _digest in updates]
-    return BlobUpdates(blobs, [digest for _id, digest in updates], by_rank[usual], sent=sent)
+    sent = [by_rank[began.ranks.get(client_id, usual)] for client_id, _ref in updates]
+    return BlobUpdates(blobs, [ref for _id, ref in updates], by_rank[usual], sent=sent)
 
 
 def _pairs(
@@ -193,14 +196,14 @@ def _pairs(
     *,
     began: Began,
     kept: Sequence[UUID],
-    blobs: LocalBlobs,
+    blobs: Blobs,
 ) -> Products | None:
     if not needs_products(manifest):
         return None
     return Products(
         source,
         manifest,
-        state=read_state(blobs, began.adapter_sha256, manifest),
+        state=read_state(blobs.of(began.adapter.tenant), began.adapter.sha256, manifest),
         shapes=update_shapes(manifest, number=began.number),
         kept=admission.kept,
         factors=admission.factors[list(admission.kept)],

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import TenantBlobs
+from app.custody.keys import BlobRef
 from app.runs.manifest import Manifest, ServerOptimizer
 from engines.aggregation.optimizers import Optimizer, Server, start, step
 from engines.aggregation.steps import carried_noise, extrapolation
@@ -25,9 +26,9 @@ EXTRAPOLATED = "fedexp"
 
 
 def stepped(
-    blobs: LocalBlobs,
+    blobs: TenantBlobs,
     manifest: Manifest,
-    state_sha256: str | None,
+    state: BlobRef | None,
     change: NDArray[Any],
     judged: Sequence[Judged],
 ) -> tuple[NDArray[Any], str | None]:
@@ -38,7 +39,7 @@ def stepped(
     """
     plan = manifest.aggregation.server_optimizer
     if plan is None or plan.kind != EXTRAPOLATED:
-        return optimized(blobs, plan, state_sha256, change)
+        return optimized(blobs, plan, state, change)
     bound = manifest.aggregation.clip_norm
     counted = [one for one in judged if one.norm is not None and one.weight > 0.0]
     rate = plan.rate * extrapolation(
@@ -68,14 +69,14 @@ def _noise_std(manifest: Manifest) -> float:
 
 
 def optimized(
-    blobs: LocalBlobs, plan: ServerOptimizer | None, state_sha256: str | None, change: NDArray[Any]
+    blobs: TenantBlobs, plan: ServerOptimizer | None, former: BlobRef | None, change: NDArray[Any]
 ) -> tuple[NDArray[Any], str | None]:
     """Turn a round's mean change into the model's change, and store the state for the next round.
 
     Args:
         blobs: where states lie.
         plan: the manifest's; None adds the change as it is.
-        state_sha256: of the round before; None begins anew.
+        former: the state after the round before; None begins anew.
         change: shape (d,), finite, with all its noise.
     Returns:
         The model's change, shape (d,), float32, and the new state's blob (None without an optimizer).
@@ -86,7 +87,9 @@ def optimized(
     if plan is None:
         return change, None
     server = server_of(plan)
-    state = start(server, change.size) if state_sha256 is None else _read(blobs, state_sha256)
+    state = (
+        start(server, change.size) if former is None else _read(blobs.beside(former.tenant), former.sha256)
+    )
     moved, after = step(server, state, change)
     digest = blobs.put(save({name: np.asarray(after[name], np.float64) for name in sorted(after)}))
     return _narrow(moved), digest
@@ -108,7 +111,7 @@ def server_of(plan: ServerOptimizer) -> Server:
     )
 
 
-def _read(blobs: LocalBlobs, digest: str) -> dict[str, NDArray[np.float64]]:
+def _read(blobs: TenantBlobs, digest: str) -> dict[str, NDArray[np.float64]]:
     try:
         found: dict[str, NDArray[np.float64]] = load(blobs.read(digest))
     except SafetensorError as error:

@@ -11,6 +11,7 @@ from workers.handlers import (
     publish,
     purge,
     recheck,
+    rewrap,
     sweep,
     validate,
 )
@@ -24,5 +25,6 @@ HANDLERS: dict[str, Handler] = {
     "purge": purge.run,
     "sweep": sweep.run,
     "recheck": recheck.run,
+    "rewrap": rewrap.run,
     "audit_privacy": audit_privacy.run,
 }

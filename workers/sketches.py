@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import TenantBlobs
 from app.runs.manifest import Manifest
 from engines.lora.fedask import basis, decomposed
 from engines.lora.methods import trains
@@ -23,11 +23,13 @@ from workers.layout import tensor_list
 from workers.tensors import open_tensors, write_tensors
 
 
-def start_of(blobs: LocalBlobs, digest: str) -> str:
-    """Return the blob of a state as a new run starts from it: without bases, and without control variates."""
-    with open_tensors(blobs, digest) as file:
+def start_of(former: TenantBlobs, digest: str, *, blobs: TenantBlobs) -> str:
+    """Store a state in `blobs` as a new run starts from it: without bases, and without control variates."""
+    with open_tensors(former, digest) as file:
         left = {name: file.tensor(name) for name in file.shapes if not name.endswith((BASIS, VARIATE))}
-        return digest if len(left) == len(file.shapes) else write_tensors(blobs, left)[0]
+        if len(left) == len(file.shapes) and former.tenant == blobs.tenant:
+            return digest
+        return write_tensors(blobs, left)[0]
 
 
 def next_state(

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import struct
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from io import FileIO
+from io import BytesIO
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from app.core.blobs import LocalBlobs
-from app.core.errors import Unavailable
-from app.core.i18n import _
+from app.custody.blobs import Blobs, OpenBlob
+from app.custody.keys import BlobRef, Located
 from app.runs.sending import SCALE, VALUE_BYTES
-from app.updates.wire import Expected, UpdateMalformed, check_header
+from app.updates.wire import LARGEST_HEAD_BYTES, Expected, UpdateMalformed, check_header
 from engines.aggregation.kernels import Numbers
 from workers.tensors import BrokenTensors
 
@@ -65,39 +63,39 @@ class BlobUpdates:
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(
-        self, blobs: LocalBlobs, digests: Sequence[str], expected: Expected, *, sent: Sequence[Expected] = ()
+        self, blobs: Blobs, refs: Sequence[BlobRef], expected: Expected, *, sent: Sequence[Expected] = ()
     ) -> None:
         """Check every file's header and keep the first files open.
 
         Args:
             blobs: where they are.
-            digests: of the files, in the order of client ids.
+            refs: of the files, in the order of client ids.
             expected: of every row, as a file of the run's rank holds it.
             sent: what each file holds where clients of smaller ranks send less: the first rows and columns of
                 a tensor, the rest of which is zero.
         Raises:
             BrokenTensors: a blob is not the safetensors file that was accepted.
-            Unavailable: a blob is not there.
+            BlobGone, WrongRegion, BlobDamaged, Unavailable: a blob is not there, or other bytes are.
         """
         if sys.byteorder != "little":
             raise ValueError("safetensors are little-endian, and so must be this machine")
-        self.clients = len(digests)
+        self.clients = len(refs)
         self._expected = expected
         self._trained = [name for name in expected if not _is_scale(name, expected)]
         self.dimension = sum(math.prod(expected[name].shape) for name in self._trained)
-        self._blobs, self._digests = blobs, tuple(digests)
-        self._open: list[FileIO] = []
+        self._blobs, self._located = blobs, blobs.locate(refs)
+        self._open: list[OpenBlob] = []
         most_open = may_open(self.clients)
         known: dict[Layout, Layout] = {}
         self._layouts: list[Layout] = []
         self._scales: list[Numbers | None] = []
         try:
-            for number, digest in enumerate(digests):
-                layout, scales = self._open_header(digest, sent[number] if sent else expected)
+            for number, located in enumerate(self._located):
+                layout, scales = self._open_header(
+                    located, sent[number] if sent else expected, stays_open=number < most_open
+                )
                 self._layouts.append(known.setdefault(layout, layout))
                 self._scales.append(scales)
-                if number < most_open:
-                    self._open.append(self._file(number))
         except BaseException:
             self.close()
             raise
@@ -116,14 +114,14 @@ class BlobUpdates:
             self._open.pop().close()
 
     def read(self, client: int, start: int, stop: int, out: Numbers) -> None:
-        """Write values `start` to `stop` - 1 of an update to `out`; raises BrokenTensors, Unavailable."""
+        """Write values `start` to `stop` - 1 of an update to `out`; raises BlobDamaged, Unavailable."""
         if client < len(self._open):
             self._read(self._open[client], client, start, stop, out)
             return
-        with self._file(client) as file:
+        with self._blobs.open(self._located[client]) as file:
             self._read(file, client, start, stop, out)
 
-    def _read(self, file: FileIO, client: int, start: int, stop: int, out: Numbers) -> None:
+    def _read(self, file: OpenBlob, client: int, start: int, stop: int, out: Numbers) -> None:
         scales = self._scales[client]
         for number, span in enumerate(self._layouts[client]):
             first, last = max(span.start, start), min(span.stop, stop)
@@ -137,37 +135,46 @@ class BlobUpdates:
             else:
                 _fill_corner(file, span, first - span.start, piece, scale=scale)
 
-    def _open_header(self, digest: str, sent: Expected) -> tuple[Layout, Numbers | None]:
+    def _open_header(
+        self, located: Located, sent: Expected, *, stays_open: bool
+    ) -> tuple[Layout, Numbers | None]:
         """Where a file's trained tensors lie, and their scales where it has some."""
-        with self._blobs.open(digest) as file:
-            size_bytes = os.fstat(file.fileno()).st_size
-            try:
-                check_header(file, size_bytes=size_bytes, expected=sent)
-            except UpdateMalformed as error:
-                raise BrokenTensors(str(error)) from error
-            file.seek(0)
-            (length,) = struct.unpack("<Q", file.read(8))
-            header: Mapping[str, Any] = json.loads(file.read(length))
-            spans, scales, start = [], [], 0
-            for name in self._trained:
-                (dtype, held), shape = sent[name], self._expected[name].shape
-                stop, offset = start + math.prod(shape), 8 + length + header[name]["data_offsets"][0]
-                if held == shape:
-                    spans.append(Span(start, stop, offset, dtype))
-                else:
-                    rows, columns = held
-                    spans.append(Span(start, stop, offset, dtype, sent=(rows, columns), width=shape[1]))
-                start = stop
-                if dtype == "I8":
-                    file.seek(8 + length + header[name + SCALE]["data_offsets"][0])
-                    scales.append(struct.unpack("<f", file.read(4))[0])
-        return tuple(spans), np.array(scales, dtype=np.float32) if scales else None
-
-    def _file(self, client: int) -> FileIO:
+        blob = self._blobs.open(located, whole=stays_open)
         try:
-            return FileIO(self._blobs.path(self._digests[client]))
-        except OSError as error:
-            raise Unavailable(_("a stored file is missing or cannot be read")) from error
+            found = self._header(blob, sent)
+        except BaseException:
+            blob.close()
+            raise
+        if stays_open:
+            self._open.append(blob)
+        else:
+            blob.close()
+        return found
+
+    def _header(self, blob: OpenBlob, sent: Expected) -> tuple[Layout, Numbers | None]:
+        raw = bytearray(min(LARGEST_HEAD_BYTES, blob.size_bytes))
+        blob.read_into(0, memoryview(raw))
+        try:
+            check_header(BytesIO(raw), size_bytes=blob.size_bytes, expected=sent)
+        except UpdateMalformed as error:
+            raise BrokenTensors(str(error)) from error
+        (length,) = struct.unpack_from("<Q", raw)
+        header: Mapping[str, Any] = json.loads(raw[8 : 8 + length])
+        spans, scales, start = [], [], 0
+        for name in self._trained:
+            (dtype, held), shape = sent[name], self._expected[name].shape
+            stop, offset = start + math.prod(shape), 8 + length + header[name]["data_offsets"][0]
+            if held == shape:
+                spans.append(Span(start, stop, offset, dtype))
+            else:
+                rows, columns = held
+                spans.append(Span(start, stop, offset, dtype, sent=(rows, columns), width=shape[1]))
+            start = stop
+            if dtype == "I8":
+                scale = np.empty(1, dtype="<f4")
+                _read_into(blob, 8 + length + header[name + SCALE]["data_offsets"][0], scale)
+                scales.append(scale[0])
+        return tuple(spans), np.array(scales, dtype=np.float32) if scales else None
 
 
 def may_open(files: int) -> int:
@@ -189,7 +196,7 @@ def _is_scale(name: str, expected: Expected) -> bool:
     return owner != name and owner in expected and expected[owner].dtype == "I8"
 
 
-def _fill(file: FileIO, offset: int, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:
+def _fill(file: OpenBlob, offset: int, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:
     """Read values that lie one after another in a file, as float32."""
     if dtype == "F32":
         _read_into(file, offset, out)
@@ -199,7 +206,7 @@ def _fill(file: FileIO, offset: int, out: Numbers, *, dtype: str, scale: np.floa
     _widen(held, out, dtype=dtype, scale=scale)
 
 
-def _fill_corner(file: FileIO, span: Span, first: int, out: Numbers, *, scale: np.float32 | None) -> None:
+def _fill_corner(file: OpenBlob, span: Span, first: int, out: Numbers, *, scale: np.float32 | None) -> None:
     """Read the rows of a smaller matrix that lie in this piece of the larger one, and zeros beside them."""
     rows, columns = span.sent or (0, 0)
     top, bottom = first // span.width, -(-(first + len(out)) // span.width)
@@ -213,13 +220,8 @@ def _fill_corner(file: FileIO, span: Span, first: int, out: Numbers, *, scale: n
     out[:] = whole.reshape(-1)[at : at + len(out)]
 
 
-def _read_into(file: FileIO, offset: int, values: Numbers) -> None:
-    view = values.view(np.uint8).data
-    while view.nbytes:
-        count = os.preadv(file.fileno(), [view], offset)
-        if not count:
-            raise BrokenTensors("the blob ended before its tensors did")
-        view, offset = view[count:], offset + count
+def _read_into(file: OpenBlob, offset: int, values: Numbers) -> None:
+    file.read_into(offset, values.view(np.uint8).data)
 
 
 def _widen(held: Numbers, out: Numbers, *, dtype: str, scale: np.float32 | None) -> None:

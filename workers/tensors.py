@@ -1,7 +1,8 @@
 """Blobs <-> safetensors <-> torch, one tensor at a time.
 
-Reading goes through the safetensors library's memory map. Writing is ours, so that equal tensors are equal
-bytes: names sorted, no time, no machine. Nothing here can unpickle.
+Blobs are sealed, so the safetensors library, which maps files into memory, cannot read them: headers are read
+here, and values straight into tensors. Writing is ours as well, so that equal tensors are equal bytes: names
+sorted, no time, no machine. Nothing here can unpickle.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from app.core.blobs import BlobWriter, LocalBlobs
+from app.custody.blobs import BlobWriter, OpenBlob, TenantBlobs
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of an adapter's tensors; dtype is float32 throughout."""
 
 _ALIGNMENT = 8
+_MOST_HEADER_BYTES = 100_000_000
+"""As the safetensors library has it."""
 
 
 class BrokenTensors(Exception):
@@ -30,32 +32,63 @@ class BrokenTensors(Exception):
 
 
 class TensorFile:
-    """An open safetensors blob."""
+    """An open safetensors blob of float32 tensors."""
 
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
+    def __init__(self, blob: OpenBlob) -> None:
+        """Read the header; raises BrokenTensors."""
+        self._blob = blob
+        self._entries, self._start = _read_header(blob)
         self.shapes: dict[str, tuple[int, ...]] = {
-            name: tuple(handle.get_slice(name).get_shape()) for name in sorted(handle.keys())
+            name: tuple(self._entries[name]["shape"]) for name in sorted(self._entries)
         }
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor, still in the file's pages; raises BrokenTensors unless it is float32."""
-        if self._handle.get_slice(name).get_dtype() != "F32":
+        """One tensor, in memory of its own; raises BrokenTensors unless it is float32."""
+        entry, shape = self._entries[name], self.shapes[name]
+        if entry["dtype"] != "F32":
             raise BrokenTensors(f"{name} is not float32")
-        tensor: Tensor = self._handle.get_tensor(name)
+        tensor = torch.empty(shape, dtype=torch.float32)
+        if tensor.numel():
+            values = tensor.reshape(-1).numpy().view("u1").data
+            self._blob.read_into(self._start + entry["data_offsets"][0], values)
         return tensor
 
 
-@contextmanager
-def open_tensors(blobs: LocalBlobs, digest: str) -> Iterator[TensorFile]:
-    """Open a blob as safetensors; raises BrokenTensors when it is none, Unavailable when it is not there."""
-    with blobs.open(digest):  # only to tell a missing blob from a broken one
-        pass
+def _read_header(blob: OpenBlob) -> tuple[dict[str, Any], int]:
+    """Entries by name, checked to lie one after another and to fill the file; and where values begin.
+
+    The whole of what a tensor is read by comes from here, so it is checked although the blob is our own.
+    """
+    prefix = blob.read(8) or b""
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < 8 or not 2 <= length <= min(_MOST_HEADER_BYTES, blob.size_bytes - 8):
+        raise BrokenTensors("the blob is no safetensors file")
     try:
-        with safe_open(blobs.path(digest), framework="pt") as handle:
-            yield TensorFile(handle)
-    except SafetensorError as error:
+        entries: dict[str, Any] = json.loads(blob.read(length) or b"")
+        entries.pop("__metadata__", None)
+        spans = []
+        for entry in entries.values():
+            start, end = entry["data_offsets"]
+            if entry["dtype"] == "F32" and end - start != 4 * math.prod(entry["shape"]):
+                raise BrokenTensors("a tensor's size is not that of its shape")
+            spans.append((start, end))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BrokenTensors("the blob is no safetensors file") from error
+    at = 0
+    for start, end in sorted(spans):
+        if start != at or end < start:
+            raise BrokenTensors("the tensors do not lie one after another")
+        at = end
+    if 8 + length + at != blob.size_bytes:
+        raise BrokenTensors("the tensors do not fill the blob")
+    return entries, 8 + length
+
+
+@contextmanager
+def open_tensors(blobs: TenantBlobs, digest: str) -> Iterator[TensorFile]:
+    """Open a blob as safetensors; raises BrokenTensors when it is none, and as TenantBlobs.open does."""
+    with blobs.open(digest) as blob:
+        yield TensorFile(blob)
 
 
 class TensorWriter:
@@ -79,7 +112,7 @@ class TensorWriter:
         return self._writer.commit()
 
 
-def write_tensors(blobs: LocalBlobs, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
+def write_tensors(blobs: TenantBlobs, tensors: Mapping[str, Tensor]) -> tuple[str, int]:
     """Store tensors that are in memory; returns digest and size in bytes."""
     with blobs.writer() as writer:
         file = TensorWriter(writer, {name: tuple(tensor.shape) for name, tensor in tensors.items()})

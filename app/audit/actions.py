@@ -38,6 +38,9 @@ class Action(StrEnum):
     SIGNING_KEYS_ROTATED = "signing_keys.rotated"
     AUDIT_KEY_ROTATED = "audit_key.rotated"  # another key signs this log's checkpoints
     AUDIT_ERASED = "audit.erased"  # what entries on one subject had committed to was deleted
+    STORED_KEYS_ROTATED = "stored_keys.rotated"  # the keys that wrap those of stored bytes
+    STORED_KEYS_REROOTED = "stored_keys.rerooted"
+    STORED_KEYS_SHREDDED = "stored_keys.shredded"  # an organisation's bytes can never be read again
     RUN_CREATED = "run.created"
     RUN_CHANGED = "run.changed"  # the manifest of a draft was replaced
     RUN_PRICE_ASKED = "run.price_asked"

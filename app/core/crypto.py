@@ -28,6 +28,10 @@ class Vault:
         info = f"dpfl/v1/{purpose}".encode()
         return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(self._master_key)
 
+    def derive(self, purpose: str) -> bytes:
+        """A key of 32 bytes for what keeps a hierarchy of its own below it."""
+        return self._key(purpose)
+
     def fingerprint(self, purpose: str, secret: str) -> bytes:
         """HMAC-SHA256 of a high-entropy secret; the key is the pepper. 32 bytes."""
         return hmac.new(self._key(purpose), secret.encode(), hashlib.sha256).digest()

@@ -8,10 +8,20 @@ from enum import StrEnum
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.core.links import open_links
 
 _LEAST_DIFFERENT = 12
 """Of 32 random bytes fewer are different about once in 10**20 draws."""
@@ -41,10 +51,19 @@ class OidcIssuer(BaseModel):
     """Whether this issuer never lets anybody in by password alone, whatever its tokens say of it."""
 
 
+_ALIASES = {"master_key": "DPFL_MASTER_KEY", "region_root_key": "DPFL_REGION_ROOT_KEY"}
+
+
 class Settings(BaseSettings):
     """Everything that an operator can set. Names in upper case are the environment variables."""
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, populate_by_name=True, allow_inf_nan=False)
+    model_config = SettingsConfigDict(
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # a traceback would show passwords
+    )
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL")] = None
@@ -52,9 +71,16 @@ class Settings(BaseSettings):
     blob_url: Annotated[str, Field(validation_alias="BLOB_URL")]
     master_key: Annotated[SecretStr, Field(validation_alias="DPFL_MASTER_KEY")]
     """Base64 of 32 bytes: seals the signing keys and peppers API keys and enrolment tokens."""
+    region_root_key: Annotated[SecretStr | None, Field(validation_alias="DPFL_REGION_ROOT_KEY")] = None
+    """Base64 of 32 bytes: wraps the keys of stored bytes. With one for each region no other region's process
+    can open them. Without one it is derived from the master key, and only the region's name is between them.
+    """
     environment: Annotated[Environment, Field(validation_alias="DPFL_ENVIRONMENT")] = Environment.PRODUCTION
     public_url: Annotated[str, Field(validation_alias="DPFL_PUBLIC_URL")] = "http://127.0.0.1:8000"
     """What clients call; it is the issuer and the audience of every token."""
+    same_host: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_SAME_HOST")] = ()
+    """Services of this very machine under names of their own, as containers have: in production these, and
+    loopback addresses, need no TLS."""
     region: Annotated[str, Field(validation_alias="DPFL_REGION")] = "eu-west-1"
     trusts: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_TRUSTS")] = ("local",)
     """Trust modes that this federation allows; `none` and `central` must be named to be had."""
@@ -107,7 +133,7 @@ class Settings(BaseSettings):
     evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
     """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
-    @field_validator("trusts", "trusted_proxies", "oidc_redirects", mode="before")
+    @field_validator("trusts", "trusted_proxies", "oidc_redirects", "same_host", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -116,26 +142,46 @@ class Settings(BaseSettings):
             else value
         )
 
-    @field_validator("master_key")
+    @field_validator("master_key", "region_root_key")
     @classmethod
-    def _is_32_bytes(cls, value: SecretStr) -> SecretStr:
+    def _is_32_bytes(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if value is None:
+            return None
+        name = _ALIASES[str(info.field_name)]
         try:
             raw = base64.b64decode(value.get_secret_value(), validate=True)
         except binascii.Error as error:
-            raise ValueError("DPFL_MASTER_KEY must be base64") from error
+            raise ValueError(f"{name} must be base64") from error
         if len(raw) != 32:
-            raise ValueError("DPFL_MASTER_KEY must be the base64 of exactly 32 bytes")
+            raise ValueError(f"{name} must be the base64 of exactly 32 bytes")
         if len(set(raw)) < _LEAST_DIFFERENT:
-            raise ValueError("DPFL_MASTER_KEY is no random key: draw one with `openssl rand -base64 32`")
+            raise ValueError(f"{name} is no random key: draw one with `openssl rand -base64 32`")
         return value
 
     @field_validator("blob_url")
     @classmethod
-    def _is_a_folder(cls, value: str) -> str:
+    def _is_a_store(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme != "file" or not parts.path.startswith("/"):
-            raise ValueError("BLOB_URL must be file:///an/absolute/folder")
-        return value
+        if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+            return value
+        if parts.scheme == "s3" and parts.hostname and not parts.username:
+            return value
+        raise ValueError(
+            "BLOB_URL must be file:///an/absolute/folder or s3://bucket/prefix?endpoint=https://host"
+        )
+
+    @model_validator(mode="after")
+    def _links_are_safe(self) -> Self:
+        if self.environment is Environment.PRODUCTION:
+            faults = open_links(
+                database_url=self.database_url.get_secret_value(),
+                redis_url=None if self.redis_url is None else self.redis_url.get_secret_value(),
+                blob_url=self.blob_url,
+                same_host=self.same_host,
+            )
+            if named := "; ".join(faults):
+                raise ValueError(f"production crosses no network without TLS: {named}")
+        return self
 
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
@@ -171,9 +217,18 @@ class Settings(BaseSettings):
         return base64.b64decode(self.master_key.get_secret_value())
 
     @property
+    def region_root_bytes(self) -> bytes | None:
+        """The 32 bytes behind `region_root_key`."""
+        return (
+            None
+            if self.region_root_key is None
+            else base64.b64decode(self.region_root_key.get_secret_value())
+        )
+
+    @property
     def blob_folder(self) -> Path:
-        """The folder that `blob_url` names."""
-        return Path(urlsplit(self.blob_url).path)
+        """The folder that `blob_url` names; for a folder only."""
+        return Path(unquote(urlsplit(self.blob_url).path))
 
     @classmethod
     def load(cls) -> Self:

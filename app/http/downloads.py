@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
-from app.core.blobs import LocalBlobs
+from app.custody.blobs import Blobs
+from app.custody.keys import BlobRef, Located
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -31,15 +34,21 @@ def unchanged(tag: str) -> Response:
     return Response(status_code=304, headers={"ETag": f'"{tag}"'})
 
 
-def blob_response(request: Request, digest: str, *, filename: str) -> Response:
-    """Stream a blob under its digest as ETag; raises Unavailable before the first byte if it is gone."""
+def blob_response(request: Request, session: Session, ref: BlobRef, *, filename: str) -> Response:
+    """Stream a blob under its digest as ETag.
+
+    Raises before the first byte: BlobGone, WrongRegion, BlobDamaged (as far as the last chunk shows it), or
+    Unavailable where the store lacks it.
+    """
+    digest = ref.sha256
     if is_known(request, digest):
         return unchanged(digest)
-    blobs: LocalBlobs = request.app.state.blobs
-    with blobs.open(digest) as file:  # its absence must become a 503, not a broken stream
-        size_bytes = file.seek(0, 2)
+    blobs: Blobs = request.app.state.blobs
+    (located,) = blobs.locate([ref], session=session)
+    with blobs.open(located) as blob:  # its absence must become an answer, not a broken stream
+        size_bytes = blob.size_bytes
     return StreamingResponse(
-        blobs.chunks(digest),
+        _chunks(blobs, located),
         media_type="application/octet-stream",
         headers={
             "ETag": f'"{digest}"',
@@ -48,3 +57,8 @@ def blob_response(request: Request, digest: str, *, filename: str) -> Response:
             "Content-Disposition": f'attachment; filename="{filename}"',
         },
     )
+
+
+def _chunks(blobs: Blobs, located: Located) -> Iterator[bytes]:
+    with blobs.open(located) as blob:
+        yield from blob.chunks()

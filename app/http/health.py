@@ -53,9 +53,7 @@ def get_readiness(request: Request) -> Readiness:
     """Say whether the database, its schema, the blob folder and the signing keys are there."""
     missing = _missing_in_database(request)
     try:
-        with request.app.state.blobs.writer() as writer:
-            writer.write(b"ready?")
-            writer.flush()
+        request.app.state.blobs.store.check()
     except DomainError:
         missing.append("blobs")
     if missing:

@@ -38,6 +38,7 @@ KINDS: dict[str, JobKind] = {
         JobKind("purge", lease_s=120, max_attempts=8, backoff_s=30),
         JobKind("deadline", lease_s=60),
         JobKind("sweep", lease_s=60, max_attempts=2, every_s=60),
+        JobKind("rewrap", lease_s=120, max_attempts=2, every_s=300),
         JobKind("audit_privacy", lease_s=300, max_attempts=2),
         JobKind("recheck", lease_s=600, max_attempts=2, backoff_s=60, every_s=86_400),
     )

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
 from app.core.i18n import _
+from app.custody.keys import BlobRef
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.releases.models import Release
@@ -48,10 +49,11 @@ def latest_of_run(session: Session, run_id: UUID) -> Release | None:
     )
 
 
-def adapter_state_of(session: Session, release_id: UUID) -> str | None:
+def adapter_state_of(session: Session, release_id: UUID) -> BlobRef | None:
     """Blob of the trained tensors behind a release: what a run that continues it starts from."""
-    return session.scalar(
-        sa.select(Round.candidate_sha256)
+    row = session.execute(
+        sa.select(Release.organisation_id, Round.candidate_sha256)
         .join(Release, Release.round_id == Round.id)
         .where(Release.id == release_id)
-    )
+    ).one_or_none()
+    return None if row is None or row[1] is None else BlobRef(row[0], row[1])

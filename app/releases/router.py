@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request, Response
 
 from app.core.canonical import canonical_bytes, canonical_sha256
+from app.custody.keys import BlobRef
 from app.http.deps import SessionDep, requires
 from app.http.downloads import OCTETS, UNCHANGED, Responses, blob_response, is_known, unchanged
 from app.http.pagination import Page, PageDep, page
@@ -53,7 +54,12 @@ def get_release_adapter(
 ) -> Response:
     """Download adapter_model.safetensors, frozen factors included."""
     row = queries.release_for(session, principal, release_id)
-    return blob_response(request, row.adapter_sha256, filename="adapter_model.safetensors")
+    return blob_response(
+        request,
+        session,
+        BlobRef(row.organisation_id, row.adapter_sha256),
+        filename="adapter_model.safetensors",
+    )
 
 
 @router.get("/{release_id}/config", response_class=Response, responses=_JSON)

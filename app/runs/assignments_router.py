@@ -8,6 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.orm import Session
 
+from app.custody.keys import BlobRef
 from app.http.deps import SessionDep, requires
 from app.http.downloads import OCTETS, UNCHANGED, blob_response
 from app.http.longpoll import WaitS, read_when
@@ -50,4 +51,6 @@ def get_round_adapter(
 ) -> Response:
     """Download the trained tensors that the round starts from, as safetensors; the ETag is their digest."""
     row = round_for(session, principal, round_id, "adapters:read")
-    return blob_response(request, row.adapter_sha256, filename="adapter.safetensors")
+    return blob_response(
+        request, session, BlobRef(row.organisation_id, row.adapter_sha256), filename="adapter.safetensors"
+    )

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from app.budget.queries import accounts_of_clients
 from app.core.errors import NotFound
 from app.core.i18n import _
+from app.custody.keys import BlobRef
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.releases.queries import adapter_state_of
@@ -81,7 +82,8 @@ class PricingFacts:
     manifest: dict[str, Any]
     orders: tuple[float, ...]
     """The orders of the Renyi accounts that would pay."""
-    start_adapter_sha256: str | None
+    organisation_id: UUID
+    start_adapter: BlobRef | None
     """Blob of the trained tensors to start from, where the run continues a release; else None."""
 
 
@@ -97,7 +99,8 @@ def pricing_facts(session: Session, run_id: UUID, version: int) -> PricingFacts 
         version=run.version,
         manifest=run.manifest,
         orders=tuple(sorted({account.order for account in accounts if account.order is not None})),
-        start_adapter_sha256=start,
+        organisation_id=run.organisation_id,
+        start_adapter=start,
     )
 
 

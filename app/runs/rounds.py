@@ -13,6 +13,7 @@ from app.budget import audits
 from app.core.clock import now
 from app.core.errors import Conflict
 from app.core.i18n import _
+from app.custody.keys import BlobRef
 from app.identity.queries import capabilities_of
 from app.jobs.queue import enqueue
 from app.releases.models import Release
@@ -56,7 +57,7 @@ def seals_at_deadline(manifest: dict[str, Any]) -> bool:
     return bool(seal == "deadline")
 
 
-def optimizer_state(session: Session, run: Run) -> str | None:
+def optimizer_state(session: Session, run: Run) -> BlobRef | None:
     """Blob of the state that the run's next step goes on from; None where its optimizer starts anew.
 
     That of the run's last published round; before the first, that of the release that the run starts from, if
@@ -64,13 +65,18 @@ def optimizer_state(session: Session, run: Run) -> str | None:
     """
     found = [row.optimizer_sha256 for row in rounds_of(session, run.id) if row.state is RoundState.PUBLISHED]
     if found:
-        return found[-1]
+        return _ref(run.organisation_id, found[-1])
     if run.from_release_id is None:
         return None
     release = session.get_one(Release, run.from_release_id)
     former = session.get_one(Run, release.run_id).manifest["aggregation"].get("server_optimizer")
     own = run.manifest["aggregation"].get("server_optimizer")
-    return release.optimizer_sha256 if own is not None and own == former else None
+    goes_on = own is not None and own == former
+    return _ref(release.organisation_id, release.optimizer_sha256) if goes_on else None
+
+
+def _ref(tenant: UUID, sha256: str | None) -> BlobRef | None:
+    return None if sha256 is None else BlobRef(tenant, sha256)
 
 
 def is_under_way(session: Session, run_id: UUID) -> bool:

@@ -38,6 +38,8 @@ class Update(Base):
     """Chosen by the client, so that a repeated PUT is the same PUT."""
     round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"))
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), index=True)
+    organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"))
+    """Whose bytes these are, and under whose key they lie: the client's organisation when it sent them."""
     base_round_id: Mapped[UUID | None] = mapped_column(sa.ForeignKey("rounds.id"))
     """In buffered runs, the round from whose adapter it was trained; None: from its own round's."""
     state: Mapped[UpdateState] = mapped_column(enum_type(UpdateState), default=UpdateState.RECEIVING)

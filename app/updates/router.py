@@ -11,9 +11,9 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from app.budget.schemas import AccountOut
-from app.core.blobs import LocalBlobs
 from app.core.crypto import Vault
 from app.core.i18n import _
+from app.custody.blobs import Blobs
 from app.http.deps import SessionDep, presented, requires, short_tx
 from app.http.idempotency import IdempotentRoute
 from app.http.problems import UnsupportedMedia
@@ -107,8 +107,8 @@ async def put_update(
         response.status_code = 200
         return admission
     uploads: Uploads = request.app.state.uploads
-    blobs: LocalBlobs = request.app.state.blobs
-    with uploads.one(principal.id), blobs.writer() as writer:
+    blobs: Blobs = request.app.state.blobs
+    with uploads.one(principal.id), blobs.of(principal.organisation_id).writer() as writer:
         await receive(
             request.stream(),
             writer,

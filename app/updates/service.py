@@ -136,6 +136,7 @@ def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Roun
             id=sent.update_id,
             round_id=sent.round_id,
             client_id=principal.id,
+            organisation_id=principal.organisation_id,
             base_round_id=None if base is None else base.id,
             state=UpdateState.RECEIVING,
             declared_sha256=sent.sha256,
@@ -221,6 +222,7 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
         raise UpdateConflict(_("the update was announced for another round meanwhile"))
     row.state = UpdateState.RECEIVED
     row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
+    row.organisation_id = principal.organisation_id
     row.received_at = now()
     session.flush()
     _note_accepted(session, principal, round_, run, row)

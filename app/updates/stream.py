@@ -9,15 +9,16 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
+from io import BytesIO
 from uuid import UUID
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from app.core.blobs import BlobWriter
 from app.core.errors import BadRequest, Invalid, Unavailable
 from app.core.i18n import _
-from app.updates.wire import Expected, check_header
+from app.custody.blobs import BlobWriter
+from app.updates.wire import LARGEST_HEAD_BYTES, Expected, check_header
 
 IDLE_S = 30.0
 """The longest wait for the next bytes of a body."""
@@ -124,37 +125,34 @@ async def receive(
     """
     try:
         async with asyncio.timeout(GRACE_S + size_bytes / SLOWEST_BYTES_PER_S):
-            await _write_all(chunks, writer, size_bytes=size_bytes)
+            head = await _write_all(chunks, writer, size_bytes=size_bytes)
     except TimeoutError as error:
         raise BodyTooSlow(_("the body did not arrive in time")) from error
     except ClientDisconnect as error:
         raise BodyBroken(_("the connection was closed within the body")) from error
-    await run_in_threadpool(writer.flush)
     if writer.size_bytes != size_bytes:
         raise BodyBroken(
             _("{arrived} of {announced} bytes arrived"), arrived=writer.size_bytes, announced=size_bytes
         )
     if writer.sha256 != sha256:
         raise DigestMismatch(_("the bytes are not those that were announced"))
-    await run_in_threadpool(_check, writer, size_bytes, expected)
+    await run_in_threadpool(check_header, BytesIO(head), size_bytes=size_bytes, expected=expected)
 
 
-async def _write_all(chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int) -> None:
+async def _write_all(chunks: AsyncIterator[bytes], writer: BlobWriter, *, size_bytes: int) -> bytes:
+    """Write a body; returns its beginning, in which its header lies: what is stored is sealed."""
+    head = bytearray()
     while True:
         try:
             async with asyncio.timeout(IDLE_S):
                 chunk = await anext(chunks)
         except StopAsyncIteration:
-            return
+            return bytes(head)
         if writer.size_bytes + len(chunk) > size_bytes:
             raise BodyBroken(
                 _("{arrived} of {announced} bytes arrived"),
                 arrived=writer.size_bytes + len(chunk),
                 announced=size_bytes,
             )
-        writer.write(chunk)  # a network chunk into the page cache; only fsync waits, on a thread
-
-
-def _check(writer: BlobWriter, size_bytes: int, expected: Expected) -> None:
-    with writer.path.open("rb") as file:
-        check_header(file, size_bytes=size_bytes, expected=expected)
+        head += chunk[: LARGEST_HEAD_BYTES - len(head)]
+        writer.write(chunk)  # a network chunk, sealed into the page cache; only fsync waits, on a thread

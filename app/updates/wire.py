@@ -17,6 +17,8 @@ from app.runs.sending import WireTensor
 
 MAX_HEADER_BYTES = 64 * 1024
 _LENGTH = struct.Struct("<Q")
+LARGEST_HEAD_BYTES = _LENGTH.size + MAX_HEADER_BYTES
+"""All that a header may take of a file, with its length."""
 _MAX_METADATA = 8
 _MAX_METADATA_TEXT = 200
 _MEMBERS = {"dtype", "shape", "data_offsets"}

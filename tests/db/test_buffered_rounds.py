@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from app.core.db import Database
@@ -20,7 +20,7 @@ from app.rounds.queries import rounds_of
 from app.rounds.states import RoundState
 from app.runs.models import Run, RunClient
 from app.updates.models import Update, UpdateState
-from tests.builders import build_round, build_run, clients_of, tiny_manifest
+from tests.builders import HOME, build_round, build_run, clients_of, tiny_manifest
 from tests.worker_bench import context_for, round_of, trained, work
 from workers.context import Context
 from workers.handlers import aggregate, publish, validate
@@ -53,7 +53,7 @@ def sealed(
         rounds=6,
         aggregation=aggregation,
     )
-    start, _size = write_tensors(context.blobs, trained(0.5))
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.5))
     with context.database.run_tx("test") as session:
         run = build_run(session, clients=SIZE, manifest=manifest)
         rounds = [
@@ -67,12 +67,13 @@ def sealed(
         ]
         rounds.append(build_round(session, run=run, number=4, min_updates=SIZE, adapter_sha256=start))
         for client_id, (base, tensors) in zip(clients_of(session, run), updates, strict=True):
-            digest, size_bytes = write_tensors(context.blobs, tensors)
+            digest, size_bytes = write_tensors(context.blobs.of(HOME), tensors)
             session.add(
                 Update(
                     id=new_id(),
                     round_id=rounds[-1].id,
                     client_id=client_id,
+                    organisation_id=run.organisation_id,
                     base_round_id=rounds[base - 1].id,
                     state=UpdateState.RECEIVED,
                     declared_sha256=digest,
@@ -88,7 +89,7 @@ def sealed(
 def change_of(context: Context, round_id: UUID) -> float:
     row = round_of(context.database, round_id)
     assert row.candidate_sha256 is not None, row.abort_code
-    after = load_file(context.blobs.path(row.candidate_sha256))
+    after = load(context.blobs.of(HOME).read(row.candidate_sha256))
     values = torch.cat([one.reshape(-1) for one in after.values()]) - 0.5
     assert torch.allclose(values, values[:1], rtol=1e-6)
     return float(values[0])

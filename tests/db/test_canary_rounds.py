@@ -19,6 +19,7 @@ from app.budget.models import PrivacyAudit, PrivacyViolation
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.ids import new_id
+from app.custody.keys import BlobRef
 from app.identity.roles import Principal, Role
 from app.jobs.models import Job
 from app.releases.models import Release
@@ -36,6 +37,7 @@ from app.runs.states import RunState
 from engines.privacy import central
 from engines.privacy.audit_report import first_contradiction, report_from
 from engines.privacy.noise import NoiseStream, integer_gaussian
+from tests.builders import HOME
 from tests.central import (
     CANARIES,
     CAP,
@@ -74,7 +76,9 @@ def claims_little(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def started(context: Context, *, rounds: int = 2, **privacy: Any) -> UUID:
-    start, _size = write_tensors(context.blobs, trained(0.25, central_manifest(**(SEATED | privacy))))
+    start, _size = write_tensors(
+        context.blobs.of(HOME), trained(0.25, central_manifest(**(SEATED | privacy)))
+    )
     with context.database.run_tx("test") as session:
         run = start_central_run(
             session,
@@ -223,7 +227,7 @@ def noised_again(context: Context, round_id: UUID, **changes: Any) -> Step:
         manifest,
         dataclasses.replace(noised, **changes),
         (),
-        began=Began(number=1, adapter_sha256="0" * 64, ranks={}),
+        began=Began(number=1, adapter=BlobRef(HOME, "0" * 64), ranks={}),
     )
 
 
@@ -252,7 +256,10 @@ def test_the_same_sealed_round_and_canaries_give_the_same_bytes_and_scores(
         assert kept.scores_of(session, context.vault, run_id) == [step.scores]
         start = session.get_one(Round, round_id).adapter_sha256
     added = {name: 0.25 + tensor for name, tensor in step.update.items()}
-    assert write_tensors(context.blobs, added)[0] == round_of(context.database, round_id).candidate_sha256
+    assert (
+        write_tensors(context.blobs.of(HOME), added)[0]
+        == round_of(context.database, round_id).candidate_sha256
+    )
     assert start != round_of(context.database, round_id).candidate_sha256
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from torch import Tensor
@@ -20,6 +20,7 @@ from app.budget.models import Account, Entry, EntryKind, PrivacyViolation
 from app.budget.queries import accounts_of_clients, accounts_reserving
 from app.core.db import Database
 from app.core.errors import Conflict, IllegalTransition
+from app.custody.keys import BlobRef
 from app.jobs.models import Job
 from app.releases.models import Release
 from app.rounds import lifecycle, noise_secrets
@@ -32,7 +33,7 @@ from app.runs.models import Run, RunClient
 from app.runs.queries import client_ids_of
 from app.runs.rounds import open_next
 from app.updates.models import Update
-from tests.builders import build_client, build_round
+from tests.builders import HOME, build_client, build_round
 from tests.central import (
     CLIENTS,
     EVERYONE,
@@ -44,7 +45,7 @@ from tests.central import (
     start_central_run,
 )
 from tests.http.accounts import VAULT
-from tests.worker_bench import context_for, round_of, run_of, trained, work
+from tests.worker_bench import context_for, is_kept, round_of, run_of, trained, work
 from workers.central import NoisedRound, noised_step
 from workers.context import Context
 from workers.handlers import aggregate, deadline, publish, validate
@@ -80,7 +81,7 @@ def sealed_round(
     **privacy: Any,
 ) -> UUID:
     """A sealed round of a started run, with these updates of its cohort."""
-    start, _size = write_tensors(context.blobs, trained(0.25))
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.25))
     with context.database.run_tx("test") as session:
         run = start_central_run(session, context.settings, start_adapter_sha256=start, **privacy)
         row = first_round(session, run, cohort=drawn)
@@ -104,11 +105,11 @@ def expected_digest(context: Context, round_id: UUID) -> str:
             secret=noise_secrets.unseal(session, context.vault, round_id),
         )
         manifest = aggregate.Manifest.model_validate(run.manifest)
-        began = Began(number=row.number, adapter_sha256=row.adapter_sha256, ranks={})
-        sealed = tuple((client_id, str(digest)) for client_id, digest in updates)
+        began = Began(number=row.number, adapter=BlobRef(HOME, row.adapter_sha256), ranks={})
+        sealed = tuple((client_id, BlobRef(HOME, str(digest))) for client_id, digest in updates)
     step = noised_step(context.blobs, manifest, noised, sealed, began=began).update
-    start = load_file(context.blobs.path(row.adapter_sha256))
-    return write_tensors(context.blobs, {name: start[name] + step[name] for name in step})[0]
+    start = load(context.blobs.of(HOME).read(row.adapter_sha256))
+    return write_tensors(context.blobs.of(HOME), {name: start[name] + step[name] for name in step})[0]
 
 
 def spends(session: Session, round_id: UUID) -> dict[UUID, int]:
@@ -326,7 +327,7 @@ def test_after_the_spend_nothing_can_be_given_back_even_when_the_round_is_aborte
 
 
 def test_an_empty_cohort_is_closed_at_once_noised_and_charged_like_any_other(context: Context) -> None:
-    start, _size = write_tensors(context.blobs, trained(0.25))
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.25))
     with context.database.run_tx("test") as session:
         run = start_central_run(session, context.settings, start_adapter_sha256=start)
         round_id = first_round(session, run, cohort=()).id
@@ -336,7 +337,7 @@ def test_an_empty_cohort_is_closed_at_once_noised_and_charged_like_any_other(con
     work(context, aggregate.run, "aggregate", round_id)
     require_right_accounts(context.database, round_id, charged=True)
     row = round_of(context.database, round_id)
-    candidate = load_file(context.blobs.path(str(row.candidate_sha256)))
+    candidate = load(context.blobs.of(HOME).read(str(row.candidate_sha256)))
     assert all(bool((tensor != 0.25).any()) for tensor in candidate.values())
 
 
@@ -351,7 +352,7 @@ def test_the_job_of_every_opened_round_closes_none_that_waits_for_somebody(conte
 def step_of(context: Context, round_id: UUID) -> Tensor:
     """How far the candidate is from the start, as one vector."""
     row = round_of(context.database, round_id)
-    candidate = load_file(context.blobs.path(str(row.candidate_sha256)))
+    candidate = load(context.blobs.of(HOME).read(str(row.candidate_sha256)))
     return torch.cat([(candidate[name].double() - 0.25).reshape(-1) for name in sorted(candidate)])
 
 
@@ -458,6 +459,6 @@ def test_a_server_optimizer_steps_on_the_noised_output_of_a_central_round(
     work(context, aggregate.run, "aggregate", round_id)
     row = round_of(context.database, round_id)
     assert row.optimizer_sha256 is not None
-    assert context.blobs.has(row.optimizer_sha256)
+    assert is_kept(context, row.optimizer_sha256)
     work(context, validate.run, "validate", round_id)
     assert round_of(context.database, round_id).state is RoundState.VALIDATING

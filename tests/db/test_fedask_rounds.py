@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from sqlalchemy.orm import Session
 from torch import Tensor
 
@@ -33,7 +33,15 @@ from client.turns import Turn
 from client.update_file import update_file
 from client.wire import FrozenManifest
 from engines.lora.states import BASIS
-from tests.builders import build_account, build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.builders import (
+    HOME,
+    build_account,
+    build_round,
+    build_run,
+    build_update,
+    clients_of,
+    tiny_manifest,
+)
 from tests.db.test_lora_rounds import (
     COLUMNS,
     HEAD,
@@ -103,7 +111,7 @@ class Sketching(Training):
             clients = clients_of(session, run)
             for client, tensors in updates.items():
                 file = update_file(tensors, wire_dtype=self.wire_dtype)
-                digest = self.context.blobs.put(file)
+                digest = self.context.blobs.of(HOME).put(file)
                 build_update(session, row, clients[client], blob_sha256=digest, size_bytes=len(file))
                 session.execute(
                     sa.update(Assignment)
@@ -149,7 +157,8 @@ def test_two_rounds_release_the_nearest_adapter_of_the_mean_product(
         released = training.release()[0]
         assert set(released) == {A, B, HEAD}
         assert all(torch.equal(released[name], before[name]) for name in released)  # not moved by a half
-        start = load_file(context.blobs.path(start_of(context.blobs, training.state)))
+        blobs = context.blobs.of(HOME)
+        start = load(blobs.read(start_of(blobs, training.state, blobs=blobs)))
         assert set(start) == {A, B, HEAD}  # what a run that continues this release starts from
         done = training.sealed({client: training.second(client) for client in everyone})
         wanted = training.target(everyone)

@@ -115,9 +115,9 @@ def validated(context: Context, run_id: UUID, number: int) -> UUID:
 
 def started(context: Context, **privacy: Any) -> UUID:
     """A run under `local`, where the audit is of one sum."""
-    start, _size = write_tensors(context.blobs, trained(0.25))
     with context.database.run_tx("test") as session:
         federation = Federation(session, context.settings)
+        start, _size = write_tensors(context.blobs.of(federation.organisation.id), trained(0.25))
         run = federation.draft(privacy=privacy)
         service.price(session, federation.coordinator, run.id)
         service.accept_price(

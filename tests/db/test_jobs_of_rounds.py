@@ -12,8 +12,9 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
+from app.core.blobs import LocalStore
 from app.core.db import Database
 from app.core.ids import new_id
 from app.http.models import StoredAnswer
@@ -27,11 +28,13 @@ from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
 from app.updates.models import Update, UpdateState
-from tests.builders import tiny_manifest
+from tests.builders import HOME, tiny_manifest
 from tests.worker_bench import (
+    age_blobs,
     ask_and_claim,
     build_sealed,
     context_for,
+    is_kept,
     job_of,
     round_of,
     run_of,
@@ -51,7 +54,7 @@ def context(database: Database, tmp_path: Path) -> Context:
 def candidate(context: Context, round_id: UUID) -> dict[str, torch.Tensor]:
     row = round_of(context.database, round_id)
     assert row.candidate_sha256 is not None
-    return load_file(context.blobs.path(row.candidate_sha256))
+    return load(context.blobs.of(HOME).read(row.candidate_sha256))
 
 
 def test_the_aggregate_is_the_start_plus_the_mean_of_the_updates(context: Context) -> None:
@@ -187,9 +190,9 @@ def test_an_unfit_candidate_is_not_published(context: Context, fault: str) -> No
         tensors["odd"] = tensors.pop(name)
     elif fault == "shape":
         tensors[name] = tensors[name].reshape(-1)
-    digest, _size = write_tensors(context.blobs, tensors)
+    digest, _size = write_tensors(context.blobs.of(HOME), tensors)
     if fault == "no_safetensors":
-        digest = context.blobs.put(b"something else")
+        digest = context.blobs.of(HOME).put(b"something else")
     round_id = build_sealed(context, [trained(1.0), trained(2.0)], state=RoundState.VALIDATING)
     with context.database.run_tx("test") as session:
         session.execute(sa.update(Round).where(Round.id == round_id).values(candidate_sha256=digest))
@@ -201,11 +204,11 @@ def test_an_unfit_candidate_is_not_published(context: Context, fault: str) -> No
 
 def test_a_candidate_further_from_the_start_than_the_clip_is_unfit(context: Context) -> None:
     manifest = Manifest.model_validate(tiny_manifest(aggregation={"clip_norm": 1.0}))
-    start, _size = write_tensors(context.blobs, trained(0.0))
-    near, _size = write_tensors(context.blobs, trained(0.2))  # 16 values of .2: norm .8
-    far, _size = write_tensors(context.blobs, trained(0.3))  # norm 1.2
-    assert validate.is_fit(context.blobs, near, manifest=manifest, start_sha256=start)
-    assert not validate.is_fit(context.blobs, far, manifest=manifest, start_sha256=start)
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.0))
+    near, _size = write_tensors(context.blobs.of(HOME), trained(0.2))  # 16 values of .2: norm .8
+    far, _size = write_tensors(context.blobs.of(HOME), trained(0.3))  # norm 1.2
+    assert validate.is_fit(context.blobs.of(HOME), near, manifest=manifest, start_sha256=start)
+    assert not validate.is_fit(context.blobs.of(HOME), far, manifest=manifest, start_sha256=start)
 
 
 def _overdue(context: Context, round_id: UUID) -> None:
@@ -237,10 +240,9 @@ def test_a_deadline_that_has_not_come_closes_nothing(context: Context) -> None:
     assert round_of(context.database, round_id).state is RoundState.OPEN
 
 
-def _age(context: Context) -> None:
-    then = time.time() - 3600
-    for path in context.blobs.folder.glob("??/*"):
-        os.utime(path, (then, then))
+def local(context: Context) -> LocalStore:
+    assert isinstance(context.blobs.store, LocalStore)
+    return context.blobs.store
 
 
 def _finish(context: Context, round_id: UUID) -> list[str]:
@@ -255,10 +257,10 @@ def _finish(context: Context, round_id: UUID) -> list[str]:
 def test_the_purge_deletes_the_updates_of_a_finished_round(context: Context) -> None:
     round_id = build_sealed(context, [trained(1.0), trained(2.0)])
     digests = _finish(context, round_id)
-    _age(context)
+    age_blobs(context)
     work(context, purge.run, "purge", round_id)
-    assert not any(context.blobs.has(digest) for digest in digests)
-    assert context.blobs.has(round_of(context.database, round_id).adapter_sha256)
+    assert not any(is_kept(context, digest) for digest in digests)
+    assert is_kept(context, round_of(context.database, round_id).adapter_sha256)
 
 
 def test_the_purge_deletes_bytes_that_arrived_whole_and_too_late_for_the_round(context: Context) -> None:
@@ -266,20 +268,20 @@ def test_the_purge_deletes_bytes_that_arrived_whole_and_too_late_for_the_round(c
     with context.database.run_tx("test") as session:
         update = session.scalars(sa.select(Update).where(Update.round_id == round_id).limit(1)).one()
         update.state, update.blob_sha256, late = UpdateState.RECEIVING, None, update.declared_sha256
-    assert context.blobs.has(late)
+    assert is_kept(context, late)
     _finish(context, round_id)
-    _age(context)
+    age_blobs(context)
     work(context, purge.run, "purge", round_id)
-    assert not context.blobs.has(late)
+    assert not is_kept(context, late)
 
 
 def test_the_purge_spares_what_another_round_or_an_adapter_needs(context: Context) -> None:
     round_id = build_sealed(context, [trained(1.0), trained(0.0)], start=0.0)
     build_sealed(context, [trained(1.0), trained(3.0)])
     digests = _finish(context, round_id)
-    _age(context)
+    age_blobs(context)
     work(context, purge.run, "purge", round_id)
-    assert all(context.blobs.has(digest) for digest in digests)
+    assert all(is_kept(context, digest) for digest in digests)
 
 
 def test_the_purge_waits_while_a_file_is_young(context: Context) -> None:
@@ -287,22 +289,22 @@ def test_the_purge_waits_while_a_file_is_young(context: Context) -> None:
     digests = _finish(context, round_id)
     with pytest.raises(purge.TooYoung):
         work(context, purge.run, "purge", round_id)
-    assert all(context.blobs.has(digest) for digest in digests)
+    assert all(is_kept(context, digest) for digest in digests)
 
 
 def test_the_purge_of_a_round_that_is_not_over_deletes_nothing(context: Context) -> None:
     round_id = build_sealed(context, [trained(1.0), trained(2.0)])
-    _age(context)
+    age_blobs(context)
     work(context, purge.run, "purge", round_id)
-    assert len(list(context.blobs.folder.glob("??/*"))) == 3
+    assert len(list(local(context).folder.glob("??/*"))) == 3
 
 
 def test_the_sweep_removes_stale_temporary_files_and_no_others(context: Context) -> None:
-    stale, fresh = context.blobs.incoming / "stale", context.blobs.incoming / "fresh"
+    stale, fresh = local(context).aside / "stale", local(context).aside / "fresh"
     stale.write_bytes(b"x")
     fresh.write_bytes(b"x")
     os.utime(stale, (time.time() - 7200, time.time() - 7200))
-    assert sweep.remove_stale(context.blobs) == 1
+    assert context.blobs.tidy() == 1
     assert fresh.exists()
 
 
@@ -372,20 +374,24 @@ def test_a_dead_deadline_does_not_end_a_round_that_was_sealed_since(context: Con
 def test_tensors_are_read_back_as_written_by_us_and_by_the_library(context: Context, tmp_path: Path) -> None:
     tensors = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(1), "c": torch.zeros(2, 0)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    ours, size_bytes = write_tensors(context.blobs, tensors)
-    assert context.blobs.path(ours).stat().st_size == size_bytes
+    ours, size_bytes = write_tensors(context.blobs.of(HOME), tensors)
+    with context.blobs.of(HOME).open(ours) as blob:
+        assert blob.size_bytes == size_bytes
     save_file(tensors, tmp_path / "theirs")
-    theirs = context.blobs.put((tmp_path / "theirs").read_bytes())
+    theirs = context.blobs.of(HOME).put((tmp_path / "theirs").read_bytes())
     for digest in (ours, theirs):
-        with open_tensors(context.blobs, digest) as file:
+        with open_tensors(context.blobs.of(HOME), digest) as file:
             assert list(file.shapes.items()) == sorted(shapes.items())
             assert all(torch.equal(file.tensor(name), tensors[name]) for name in tensors)
 
 
 def test_tensors_of_another_dtype_are_refused(context: Context, tmp_path: Path) -> None:
     save_file({"a": torch.ones(2, dtype=torch.float64)}, tmp_path / "f")
-    digest = context.blobs.put((tmp_path / "f").read_bytes())
-    with open_tensors(context.blobs, digest) as file, pytest.raises(BrokenTensors, match="a is not float32"):
+    digest = context.blobs.of(HOME).put((tmp_path / "f").read_bytes())
+    with (
+        open_tensors(context.blobs.of(HOME), digest) as file,
+        pytest.raises(BrokenTensors, match="a is not float32"),
+    ):
         file.tensor("a")
 
 
@@ -410,7 +416,7 @@ def test_a_published_round_is_a_release_and_the_next_round_starts_from_it(contex
     with context.database.run_tx("test") as session:
         release = session.scalars(sa.select(Release)).one()
         following = session.scalars(sa.select(Round).where(Round.number == 2)).one()
-    whole = load_file(context.blobs.path(release.adapter_sha256))
+    whole = load(context.blobs.of(HOME).read(release.adapter_sha256))
     assert row.state is RoundState.PUBLISHED
     assert sorted(whole) == [tensor["name"] for tensor in tiny_manifest()["tensors"]]
     assert release.adapter_config["r"] == 2

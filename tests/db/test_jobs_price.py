@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from app.core.db import Database
 from app.core.ids import new_id
@@ -22,7 +22,7 @@ from app.runs.manifest import Manifest
 from app.runs.models import Run
 from app.runs.states import RunState
 from engines.privacy.accounting import CappedPoisson, GaussianRun, Relation, epsilon_pld
-from tests.builders import build_run, tiny_manifest
+from tests.builders import HOME, build_run, tiny_manifest
 from tests.central import CENTRAL
 from tests.worker_bench import LEASE_S, context_for
 from workers.canaries import canaries_of
@@ -204,7 +204,7 @@ def test_the_first_adapter_holds_zeros_in_exactly_the_trained_tensors(context: C
     price.run(context, claim)
     digest = run_row(context, run_id).start_adapter_sha256
     assert digest is not None
-    start = load_file(context.blobs.path(digest))
+    start = load(context.blobs.of(HOME).read(digest))
     assert sorted(start) == [tensor["name"] for tensor in tiny_manifest()["tensors"] if tensor["trained"]]
     assert all(not tensor.any() for tensor in start.values())
 

@@ -12,11 +12,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from app.core.db import Database
+from app.custody.keys import BlobRef
 from app.runs.manifest import Manifest
 from app.runs.methods import sent_shapes
 from app.runs.sending import SCALE as WIRE_SCALE
 from client.update_file import update_file
 from engines.privacy.audit_canaries import Canaries
+from tests.builders import HOME
 from tests.central import CENTRAL, EVERYONE
 from tests.db.test_lora_rounds import (
     RANK,
@@ -108,8 +110,11 @@ def noiseless(
         round_id=UUID(int=1), clip_norm=clip_norm, clients=len(updates), secret=bytes(32), canaries=canaries
     )
     files = [update_file(one, wire_dtype=wire_dtype) for one in updates]
-    sent = tuple((UUID(int=at), context.blobs.put(file)) for at, file in enumerate(files, start=1))
-    began = Began(number=number, adapter_sha256="0" * 64, ranks=ranks)
+    sent = tuple(
+        (UUID(int=at), BlobRef(HOME, context.blobs.of(HOME).put(file)))
+        for at, file in enumerate(files, start=1)
+    )
+    began = Began(number=number, adapter=BlobRef(HOME, "0" * 64), ranks=ranks)
     step = noised_step(context.blobs, manifest, noised, sent, began=began)
     return {name: one * manifest.privacy.divisor for name, one in step.update.items()}, clip_norm
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor
 
 from app.core.canonical import canonical_sha256
@@ -26,7 +26,7 @@ from engines.lora.adapter import initial_adapter
 from engines.lora.factors import pairs_of
 from engines.lora.patterns import LoraPattern
 from engines.lora.states import parted
-from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.builders import HOME, build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.worker_bench import context_for, round_of, work
 from workers.context import Context
 from workers.handlers import aggregate, publish, validate
@@ -95,7 +95,7 @@ class Training:
         clients = manifest["quorum"]["max_updates"]
         self.ranks = ranks or [RANK] * clients
         first = initial_adapter(manifest["tensors"], manifest["lora"]["seed"], trained_only=True)
-        self.state, _size = write_tensors(context.blobs, first)
+        self.state, _size = write_tensors(context.blobs.of(HOME), first)
         with context.database.run_tx("test") as session:
             run = build_run(session, clients=clients, manifest=manifest)
             run.manifest_sha256 = canonical_sha256(manifest)
@@ -103,7 +103,7 @@ class Training:
         self.number = 0
 
     def started_from(self) -> dict[str, Tensor]:
-        return load_file(self.context.blobs.path(self.state))
+        return load(self.context.blobs.of(HOME).read(self.state))
 
     def round(self, updates: list[dict[str, Tensor]]) -> Round:
         """One round with these updates, in the order of client ids, to its end."""
@@ -115,7 +115,7 @@ class Training:
             session.execute(sa.update(Round).where(Round.id == row.id).values(adapter_sha256=self.state))
             for client_id, rank, tensors in zip(clients_of(session, run), self.ranks, updates, strict=True):
                 file = update_file(tensors, wire_dtype=self.wire_dtype)
-                digest = self.context.blobs.put(file)
+                digest = self.context.blobs.of(HOME).put(file)
                 build_update(session, row, client_id, blob_sha256=digest, size_bytes=len(file))
                 session.execute(
                     sa.update(Assignment)
@@ -141,7 +141,7 @@ class Training:
                 sa.select(Release).where(Release.run_id == self.run_id).order_by(Release.number.desc())
             ).first()
             assert row is not None
-            return load_file(self.context.blobs.path(row.adapter_sha256)), row.adapter_config
+            return load(self.context.blobs.of(HOME).read(row.adapter_sha256)), row.adapter_config
 
 
 def weight_change(release: tuple[dict[str, Tensor], dict[str, Any]]) -> Tensor:

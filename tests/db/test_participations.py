@@ -93,6 +93,7 @@ def build_update_from(session: Session, made: tuple[UUID, list[Round]]) -> Updat
         id=rounds[0].id,
         round_id=rounds[0].id,
         client_id=client_id,
+        organisation_id=rounds[0].organisation_id,
         base_round_id=rounds[0].id,
         declared_sha256="1" * 64,
     )

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from safetensors.numpy import load
-from safetensors.torch import load_file
+from safetensors.torch import load as load_tensors
 from sqlalchemy.exc import IntegrityError
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from app.rounds.states import RoundState, Step
 from app.runs import robust as robust_rules
 from app.runs.models import Run
 from app.runs.rounds import open_next, optimizer_state
-from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.builders import HOME, build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.worker_bench import build_sealed, context_for, round_of, run_of, trained, work
 from workers.context import Context
 from workers.handlers import aggregate, publish, validate
@@ -72,8 +72,8 @@ def change_of(context: Context, round_id: UUID) -> Tensor:
     """The step that a round made, as one vector."""
     row = round_of(context.database, round_id)
     assert row.candidate_sha256 is not None, row.abort_code
-    after = load_file(context.blobs.path(row.candidate_sha256))
-    before = load_file(context.blobs.path(row.adapter_sha256))
+    after = load_tensors(context.blobs.of(HOME).read(row.candidate_sha256))
+    before = load_tensors(context.blobs.of(HOME).read(row.adapter_sha256))
     return torch.cat([(after[name] - before[name]).reshape(-1) for name in sorted(after)])
 
 
@@ -120,10 +120,10 @@ def test_the_order_of_arrival_changes_no_bit(context: Context, rule: str, mixing
         with context.database.run_tx("test") as session:
             run = build_run(session, clients=CLIENTS, manifest=manifest)
             ids = clients_of(session, run)
-            start, _size = write_tensors(context.blobs, trained(0.5))
+            start, _size = write_tensors(context.blobs.of(HOME), trained(0.5))
             row = build_round(session, RoundState.OPEN, run=run, adapter_sha256=start)
             for number in arrival:
-                digest, size = write_tensors(context.blobs, updates[number])
+                digest, size = write_tensors(context.blobs.of(HOME), updates[number])
                 build_update(session, row, ids[number], blob_sha256=digest, size_bytes=size)
             session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
         work(context, aggregate.run, "aggregate", row.id)
@@ -167,7 +167,7 @@ def test_a_published_state_is_what_the_next_round_goes_on_from(context: Context)
     round_id = aggregated(context, [trained(1.0), trained(1.0)], manifest)
     first = round_of(context.database, round_id)
     assert first.optimizer_sha256 is not None
-    assert float(load(context.blobs.read(first.optimizer_sha256))["steps"]) == 1.0
+    assert float(load(context.blobs.of(HOME).read(first.optimizer_sha256))["steps"]) == 1.0
     publish_now(context, round_id)
     second = next_round(context, round_id, [trained(1.0), trained(1.0)])
     work(context, aggregate.run, "aggregate", second)
@@ -176,7 +176,7 @@ def test_a_published_state_is_what_the_next_round_goes_on_from(context: Context)
         release = session.scalar(sa.select(Release).where(Release.round_id == round_id))
         assert release is not None
         assert release.optimizer_sha256 == first.optimizer_sha256
-        assert optimizer_state(session, session.get_one(Run, first.run_id)) == first.optimizer_sha256
+        assert optimizer_state(session, session.get_one(Run, first.run_id)) == (HOME, first.optimizer_sha256)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_run_from_a_release_goes_on_with_its_optimizer_only_if_it_is_the_same(
         following, clone = build_run(session, manifest=own), build_run(session, manifest=own)
         following.from_release_id, clone.clone_of_id = release.id, release.run_id
         session.flush()
-        expected = release.optimizer_sha256 if same else None
+        expected = (HOME, release.optimizer_sha256) if same else None
         assert optimizer_state(session, following) == expected
         assert optimizer_state(session, clone) is None
 
@@ -250,7 +250,7 @@ def next_round(context: Context, round_id: UUID, updates: list[dict[str, Tensor]
             .order_by(Assignment.client_id)
         ).all()
         for client_id, tensors in zip(ids, updates, strict=True):
-            digest, size = write_tensors(context.blobs, tensors)
+            digest, size = write_tensors(context.blobs.of(HOME), tensors)
             build_update(session, row, client_id, blob_sha256=digest, size_bytes=size)
         session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
         return row.id
@@ -311,7 +311,7 @@ def test_a_client_that_is_odd_again_and_again_is_discounted_quarantined_and_not_
             for client_id, tensors in zip(
                 clients_of(session, run), [*honest(), trained(-100.0)], strict=True
             ):
-                digest, size = write_tensors(context.blobs, tensors)
+                digest, size = write_tensors(context.blobs.of(HOME), tensors)
                 build_update(session, row, client_id, blob_sha256=digest, size_bytes=size)
             session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
             round_id = row.id
@@ -320,7 +320,7 @@ def test_a_client_that_is_odd_again_and_again_is_discounted_quarantined_and_not_
 
 
 def run_start(context: Context) -> str:
-    return write_tensors(context.blobs, trained(0.0))[0]
+    return write_tensors(context.blobs.of(HOME), trained(0.0))[0]
 
 
 def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_rounds_end_it(
@@ -338,7 +338,7 @@ def test_one_update_that_is_not_finite_is_no_step_two_are_one_and_ordinary_round
             for client_id, tensors in zip(
                 clients_of(session, run), [*[trained(1.0)] * 3, trained(value)], strict=True
             ):
-                digest, size = write_tensors(context.blobs, tensors)
+                digest, size = write_tensors(context.blobs.of(HOME), tensors)
                 build_update(session, row, client_id, blob_sha256=digest, size_bytes=size)
             session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
         work(context, aggregate.run, "aggregate", row.id)

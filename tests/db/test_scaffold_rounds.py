@@ -31,7 +31,7 @@ from client.update_file import update_file
 from client.variates import next_variate
 from engines.aggregation.client_terms import corrected_gradient
 from engines.lora.states import VARIATE, parted, variates_in
-from tests.builders import build_round, build_update, clients_of
+from tests.builders import HOME, build_round, build_update, clients_of
 from tests.db.test_lora_rounds import Training, plan
 from tests.worker_bench import context_for, round_of, work
 from workers.context import Context
@@ -131,7 +131,7 @@ class Quadratics(Training):
             clients = clients_of(session, session.get_one(Run, self.run_id))
             for client, tensors in updates.items():
                 file = update_file(tensors, wire_dtype="float32")
-                digest = self.context.blobs.put(file)
+                digest = self.context.blobs.of(HOME).put(file)
                 build_update(session, row, clients[client], blob_sha256=digest, size_bytes=len(file))
             session.execute(sa.update(Round).where(Round.id == round_id).values(state=RoundState.SEALED))
 
@@ -264,7 +264,7 @@ def test_another_run_starts_without_c_and_a_release_has_none(context: Context) -
     training.whole_round(0, 1, 2)
     assert not any(VARIATE in name for name in training.release()[0])
     state = training.started_from()
-    training.state = start_of(context.blobs, training.state)
+    training.state = start_of(context.blobs.of(HOME), training.state, blobs=context.blobs.of(HOME))
     assert training.started_from().keys() == {name for name in state if VARIATE not in name}
 
 

@@ -24,7 +24,7 @@ from app.jobs.queue import enqueue
 from app.rounds import sealed_evidence
 from app.rounds.models import Evidence, Round, SealedEvidence, Standing
 from app.rounds.queries import cohort_of
-from tests.builders import tiny_manifest
+from tests.builders import HOME, tiny_manifest
 from tests.central import EVERYONE, first_round, send_and_seal, start_central_run
 from tests.worker_bench import LEASE_S, build_sealed, context_for, trained, work
 from workers.context import Context
@@ -41,7 +41,7 @@ def context(database: Database, tmp_path: Path) -> Context:
 
 def aggregated(context: Context, updates: list[dict[str, Tensor]], **plan: Any) -> UUID:
     """A `central` round of these updates of its cohort's first clients, through the real job."""
-    start, _size = write_tensors(context.blobs, trained(0.25))
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.25))
     with context.database.run_tx("test") as session:
         run = start_central_run(session, context.settings, start_adapter_sha256=start, **plan)
         row = first_round(session, run, cohort=range(6))

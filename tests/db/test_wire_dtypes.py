@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 import torch
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from app.core.db import Database
+from app.custody.keys import BlobRef
 from app.rounds.models import Evidence, Round
 from app.rounds.states import RoundState
 from app.runs.manifest import Manifest
 from app.runs.sending import DTYPES, SCALE
 from app.updates.models import Update, UpdateState
 from client.update_file import update_file
-from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.builders import HOME, build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.central import CLIENTS, central_manifest
 from tests.worker_bench import context_for, round_of, trained, work
 from workers.central import NoisedRound, noised_step
@@ -50,14 +51,14 @@ def sealed(
     context: Context, files: list[bytes], *, wire_dtype: str, arrival: list[int] | None = None, **rule: Any
 ) -> UUID:
     """A round whose clients sent these files, in this order of arrival."""
-    start, _size = write_tensors(context.blobs, trained(0.0))
+    start, _size = write_tensors(context.blobs.of(HOME), trained(0.0))
     manifest = tiny_manifest(aggregation={"wire_dtype": wire_dtype} | rule)
     with context.database.run_tx("test") as session:
         run = build_run(session, clients=len(files), manifest=manifest)
         row = build_round(session, RoundState.OPEN, run=run, adapter_sha256=start)
         ids = clients_of(session, run)
         for number in arrival or range(len(files)):
-            digest = context.blobs.put(files[number])
+            digest = context.blobs.of(HOME).put(files[number])
             build_update(session, row, ids[number], blob_sha256=digest, size_bytes=len(files[number]))
         session.execute(sa.update(Round).where(Round.id == row.id).values(state=RoundState.SEALED))
         return row.id
@@ -66,7 +67,7 @@ def sealed(
 def candidate(context: Context, round_id: UUID) -> dict[str, Tensor]:
     row = round_of(context.database, round_id)
     assert row.candidate_sha256 is not None, row.abort_code
-    return load_file(context.blobs.path(row.candidate_sha256))
+    return load(context.blobs.of(HOME).read(row.candidate_sha256))
 
 
 @pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
@@ -127,8 +128,11 @@ def released(context: Context, files: list[bytes], *, wire_dtype: str, noise: fl
     document["privacy"]["noise_multiplier"] = noise
     manifest = Manifest.model_validate(document)
     noised = NoisedRound(round_id=UUID(int=1), clip_norm=1.0, clients=CLIENTS, secret=bytes(32))
-    sent = tuple((UUID(int=number), context.blobs.put(file)) for number, file in enumerate(files, start=1))
-    began = Began(number=1, adapter_sha256="0" * 64, ranks={})
+    sent = tuple(
+        (UUID(int=number), BlobRef(HOME, context.blobs.of(HOME).put(file)))
+        for number, file in enumerate(files, start=1)
+    )
+    began = Began(number=1, adapter=BlobRef(HOME, "0" * 64), ranks={})
     step = noised_step(context.blobs, manifest, noised, sent, began=began).update
     return (
         torch.cat([part.reshape(-1) for part in step.values()]).to(torch.float64) * manifest.privacy.divisor

@@ -21,7 +21,7 @@ from app.identity.roles import Role
 from app.main import api_routes, declared
 from app.releases.models import Release
 from app.rounds.states import RoundState
-from tests.builders import build_account, build_round, build_run, clients_of, principal_of
+from tests.builders import build_account, build_organisation, build_round, build_run, clients_of, principal_of
 from tests.http.accounts import Caller, add_caller, client_headers
 
 CERTIFICATE = {"version": 1, "privacy": {"claimed": False}}
@@ -235,7 +235,9 @@ def test_lists_hold_nothing_of_another_organisation(
     if role is Role.ADMIN:
         headers = add_caller(session, role, strangers["organisation_id"]).headers
     elif role is Role.CLIENT:
-        client = session.get_one(Client, clients_of(session, build_run(session))[0])
+        client = session.get_one(
+            Client, clients_of(session, build_run(session, organisation=build_organisation(session)))[0]
+        )
         headers = client_headers(gateway(api), principal_of(client))
     else:
         headers = add_caller(session, role).headers

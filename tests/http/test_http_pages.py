@@ -100,7 +100,7 @@ def test_not_ready_names_what_is_missing(api: TestClient, session: Session) -> N
     add_caller(session)
     app = api.app
     assert isinstance(app, FastAPI)
-    app.state.blobs.incoming = Path("/nonexistent")
+    app.state.blobs.store.aside = Path("/nonexistent")
     answer = api.get("/readyz")
     assert (answer.status_code, answer.json()["code"], answer.json()["missing"]) == (
         503,

@@ -40,7 +40,7 @@ class Publisher:
 
     def publish(self, run: Run, number: int = 1, *, content: bytes = b"adapter") -> Release:
         round_ = self.federation.round_of(run, number)
-        digest = self.api.app.state.blobs.put(content)
+        digest = self.api.app.state.blobs.of(run.organisation_id).put(content)
         for client in self.federation.clients:
             build_update(self.session, round_, client.id)
         lifecycle.seal(self.session, round_.id, actor="test", vault=VAULT)

@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 
 from app.core.canonical import canonical_sha256
 from app.core.settings import Settings
+from app.custody.keys import BlobRef
 from app.identity.keys import ensure_signing_keys
 from app.identity.roles import Role
 from app.runs import service
@@ -259,7 +260,8 @@ def test_the_rounds_adapter_is_streamed_with_its_digest_as_etag(
 ) -> None:
     run = federation.priced()
     content = bytes(range(256)) * 2000
-    digest = api.app.state.blobs.put(content)
+    blobs = api.app.state.blobs
+    digest = blobs.of(run.organisation_id).put(content)
     session.get_one(Run, run.id).start_adapter_sha256 = digest
     session.flush()
     own = client_headers(api.app, federation.principal())
@@ -269,7 +271,8 @@ def test_the_rounds_adapter_is_streamed_with_its_digest_as_etag(
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (200, content, f'"{digest}"')
     assert answer.headers["content-type"] == "application/octet-stream"
     assert api.get(path, headers=own | {"If-None-Match": f'W/"{digest}"'}).status_code == 304
-    api.app.state.blobs.path(digest).unlink()
+    (located,) = blobs.locate([BlobRef(run.organisation_id, digest)], session=session)
+    blobs.store.path(located.place.object_id.hex).unlink()
     assert code(api.get(path, headers=own)) == (503, "unavailable")
     outsider = client_headers(api.app, principal_of(build_client(session)))
     assert code(api.get(path, headers=outsider)) == (404, "not_found")

@@ -82,7 +82,7 @@ class Seat:
 
     @property
     def blobs(self) -> list[Path]:
-        folder = self.api.app.state.blobs.folder
+        folder = self.api.app.state.blobs.store.folder
         return [path for path in folder.rglob("*") if path.is_file()]
 
 
@@ -212,7 +212,12 @@ def test_a_good_update_is_receipted_with_its_digest_and_the_account(seat: Seat) 
     account = receipt["account"]
     assert (account["amounts"]["spent"], account["amounts"]["reserved"]) == (2.5, 1.4)
     assert account["delta_amounts"]["spent"] == 1e-5
-    assert [path.name for path in seat.blobs] == [sha256_of(seat.body)]
+    (path,) = seat.blobs
+    assert sha256_of(seat.body) not in str(path)
+    assert seat.body[-64:] not in path.read_bytes()
+    assert (
+        seat.api.app.state.blobs.of(seat.federation.organisation.id).read(sha256_of(seat.body)) == seat.body
+    )
 
 
 def test_the_same_bytes_again_are_the_same_receipt_and_are_charged_once(seat: Seat) -> None:
@@ -271,7 +276,7 @@ def test_a_body_that_is_longer_than_announced_is_refused(seat: Seat) -> None:
 
 
 def test_a_blob_folder_that_is_gone_answers_503_and_the_same_bytes_are_taken_later(seat: Seat) -> None:
-    folder = seat.api.app.state.blobs.incoming
+    folder = seat.api.app.state.blobs.store.aside
     folder.rmdir()
     assert code(seat.put()) == (503, "unavailable")
     folder.mkdir()

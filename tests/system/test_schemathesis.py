@@ -15,16 +15,16 @@ import httpx2
 import pytest
 from sqlalchemy.orm import Session
 
-from app.core.blobs import LocalBlobs
 from app.core.canonical import canonical_sha256
 from app.core.db import Database
+from app.custody.blobs import Blobs
 from app.identity.models import Client, Organisation
 from app.releases.models import Release
 from app.rounds.states import RoundState
 from app.runs.models import RunClient
 from app.runs.states import RunState
 from tests.builders import build_round, build_run
-from tests.database import TEST_MASTER_KEY
+from tests.database import TEST_MASTER_KEY, settings_for
 from tests.http.accounts import Applicant, token_form
 from tests.proofs import Hand, base64url
 
@@ -59,10 +59,10 @@ class Gateway:
     ids: dict[str, list[str]]
 
 
-def seed(session: Session, client: Client, blobs: LocalBlobs) -> dict[str, list[str]]:
+def seed(session: Session, client: Client, blobs: Blobs) -> dict[str, list[str]]:
     """Runs in several states with the client in them, open and published rounds, and releases."""
     organisation = session.get_one(Organisation, client.organisation_id)
-    digest = blobs.put(b"adapter")
+    digest = blobs.of(organisation.id).put(b"adapter")
     ids: dict[str, list[str]] = {"run_id": [], "round_id": [], "release_id": []}
     for state in (RunState.DRAFT, RunState.PRICED, *STARTED):
         run = build_run(session, organisation=organisation, clients=1, state=state)
@@ -139,7 +139,9 @@ def gateway(database_url: str, database: Database, tmp_path: Path) -> Iterator[G
             access = http.post("/v1/tokens", data=form, headers=proof).json()["access_token"]
         with database.run_tx("seed") as session:
             client = session.get_one(Client, UUID(made["client_id"]))
-            ids = seed(session, client, LocalBlobs(tmp_path / "blobs"))
+            ids = seed(
+                session, client, Blobs.of_process(settings_for(database_url, tmp_path / "blobs"), database)
+            )
         ids |= {"client_id": [made["client_id"]], "account_id": [made["account_id"]]}
         told = {"admin": f"Bearer {admin_key}", "client": f"DPoP {access}"}
         yield Gateway(url=url, authorizations=told, hand=hand, ids=ids)

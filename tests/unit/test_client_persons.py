@@ -363,7 +363,7 @@ def test_no_id_and_no_hash_of_one_leaves_or_is_written(
     assert set(load(body)) == set(start)
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     del kept[tmp_path / "mails.jsonl"]
-    key = kept.pop(profile.ledger.folder / "person.key")
+    key = silo_key(profile.ledger.folder)
     told = capfd.readouterr()
     ways_out = [sent, *kept.values(), (told.out + told.err + caplog.text).encode()]
     tags = [hmac.new(key, author.encode(), "sha256").digest() for author in authors]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.core.blobs import LocalBlobs
 from app.updates import stream
 from app.updates.stream import BodyTooSlow, DigestMissing, LengthRequired, announced, receive
+from tests.blobs import memory_blobs
 
 Body = Callable[[], AsyncGenerator[bytes]]
 DIGEST = base64.b64encode(hashlib.sha256(b"x").digest()).decode()
@@ -37,7 +37,7 @@ def test_a_body_that_stalls_or_drips_is_given_up_and_leaves_no_file(
     monkeypatch.setattr(stream, "IDLE_S", idle_s)
     monkeypatch.setattr(stream, "GRACE_S", grace_s)
     monkeypatch.setattr(stream, "SLOWEST_BYTES_PER_S", 10**12)
-    blobs = LocalBlobs(tmp_path)
+    blobs = memory_blobs(tmp_path)
 
     async def run() -> None:
         chunks = body()

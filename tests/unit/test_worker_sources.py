@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from app.core.blobs import LocalBlobs
-from app.core.errors import Unavailable
+from app.core.blobs import LocalStore
+from app.custody.blobs import TenantBlobs
+from app.custody.errors import BlobDamaged, BlobGone
 from app.runs.sending import DTYPES, wire_tensors
+from app.updates.wire import Expected
 from client.update_file import update_file
 from engines.aggregation import kernels
 from engines.aggregation.gate import admit, row_norms
 from engines.aggregation.linear import weighted_mean
 from engines.aggregation.rows import Streamed
+from tests.blobs import memory_blobs
 from workers import sources
 from workers.sources import BlobUpdates
 from workers.tensors import BrokenTensors, write_tensors
@@ -32,11 +36,11 @@ SIZE = 21
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> LocalBlobs:
-    return LocalBlobs(tmp_path)
+def blobs(tmp_path: Path) -> TenantBlobs:
+    return memory_blobs(tmp_path)
 
 
-def put(blobs: LocalBlobs, values: np.ndarray, *, order: str = "abc") -> str:
+def put(blobs: TenantBlobs, values: np.ndarray, *, order: str = "abc") -> str:
     """A safetensors file whose tensors lie in this order."""
     parts = dict(zip(SHAPES, np.split(values.astype("<f4"), [12, 17]), strict=True))
     header, offset = {}, 0
@@ -49,15 +53,21 @@ def put(blobs: LocalBlobs, values: np.ndarray, *, order: str = "abc") -> str:
     return blobs.put(len(text).to_bytes(8, "little") + text + body)
 
 
+def opened(
+    blobs: TenantBlobs, digests: Sequence[str], expected: Expected, *, sent: Sequence[Expected] = ()
+) -> BlobUpdates:
+    return BlobUpdates(blobs.blobs, [blobs.ref(digest) for digest in digests], expected, sent=sent)
+
+
 def sample(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=SIZE).astype(np.float32)
 
 
-def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(blobs: LocalBlobs) -> None:
+def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(blobs: TenantBlobs) -> None:
     updates = [sample(seed) for seed in range(4)]
     orders = ("abc", "cba", "bca", "abc")
     digests = [put(blobs, one, order=order) for one, order in zip(updates, orders, strict=True)]
-    with BlobUpdates(blobs, digests, FLOAT32) as source:
+    with opened(blobs, digests, FLOAT32) as source:
         assert (source.clients, source.dimension) == (4, SIZE)
         for client, start in np.ndindex(4, SIZE):
             for stop in range(start + 1, SIZE + 1):
@@ -67,12 +77,12 @@ def test_every_piece_of_every_update_is_read_whatever_the_order_of_its_tensors(b
 
 
 def test_more_clients_than_files_may_be_open_are_read_alike(
-    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+    blobs: TenantBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "MOST_OPEN", 4)
     count = 7
     digests = [put(blobs, sample(seed)) for seed in range(count)]
-    with BlobUpdates(blobs, digests, FLOAT32) as source:
+    with opened(blobs, digests, FLOAT32) as source:
         mean = weighted_mean(Streamed(source))
     expected = np.mean([sample(seed).astype(np.float64) for seed in range(count)], axis=0)
     assert mean == pytest.approx(expected, rel=1e-6, abs=1e-7)
@@ -94,27 +104,28 @@ print(answers)
     assert done.stdout.strip() == str([10, 1000, 1256, 10, 150, 300, 10, 100, 200])
 
 
-def test_a_file_that_is_not_what_was_accepted_is_refused(blobs: LocalBlobs) -> None:
+def test_a_file_that_is_not_what_was_accepted_is_refused(blobs: TenantBlobs) -> None:
     fine = put(blobs, sample(1))
     other, _size = write_tensors(blobs, {"a": torch.zeros(3, 4)})
     for digest in (other, blobs.put(b"something else")):
         with pytest.raises(BrokenTensors):
-            BlobUpdates(blobs, [fine, digest], FLOAT32)
-    with pytest.raises(Unavailable):
-        BlobUpdates(blobs, [fine, "0" * 64], FLOAT32)
+            opened(blobs, [fine, digest], FLOAT32)
+    with pytest.raises(BlobGone):
+        opened(blobs, [fine, "0" * 64], FLOAT32)
 
 
-def test_a_file_that_shrank_under_the_reader_is_refused(blobs: LocalBlobs) -> None:
-    digest = put(blobs, sample(1))
-    with BlobUpdates(blobs, [digest], FLOAT32) as source:
-        path = blobs.path(digest)
+def test_a_file_that_shrank_under_the_reader_is_refused(blobs: TenantBlobs) -> None:
+    digest, store = put(blobs, sample(1)), blobs.blobs.store
+    assert isinstance(store, LocalStore)
+    with opened(blobs, [digest], FLOAT32) as source:
+        (path,) = store.folder.glob("??/*")
         path.write_bytes(path.read_bytes()[:-40])
-        with pytest.raises(BrokenTensors):
+        with pytest.raises(BlobDamaged):
             source.read(0, 0, SIZE, np.empty(SIZE, dtype=np.float32))
 
 
 def test_memory_does_not_grow_with_the_number_of_clients(
-    blobs: LocalBlobs, monkeypatch: pytest.MonkeyPatch
+    blobs: TenantBlobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Eight and 256 updates of 1.2 MB: the peak of reading them twice grows by no more than a tenth.
 
@@ -126,7 +137,7 @@ def test_memory_does_not_grow_with_the_number_of_clients(
     peaks = []
     for repeated in (1, 32):
         tracemalloc.start()
-        with BlobUpdates(blobs, digests * repeated, wire_tensors(shapes.items(), "float32")) as source:
+        with opened(blobs, digests * repeated, wire_tensors(shapes.items(), "float32")) as source:
             rows = admit(Streamed(source), clip_norm=None).rows
             weighted_mean(rows)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -136,13 +147,13 @@ def test_memory_does_not_grow_with_the_number_of_clients(
 
 @pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
 def test_what_a_client_sends_in_any_wire_dtype_is_read_as_float32_piece_by_piece(
-    blobs: LocalBlobs, wire_dtype: Any
+    blobs: TenantBlobs, wire_dtype: Any
 ) -> None:
     """Against the safetensors library and torch, which read the same file."""
     expected = wire_tensors(SHAPES.items(), wire_dtype)
     updates = [sample(seed) * 10.0 ** (seed - 1) for seed in range(3)]
     files = [update_file(tensors_of(one), wire_dtype=wire_dtype) for one in updates]
-    with BlobUpdates(blobs, [blobs.put(file) for file in files], expected) as source:
+    with opened(blobs, [blobs.put(file) for file in files], expected) as source:
         assert (source.dimension, source.dtype) == (SIZE, np.float32)
         for client, file in enumerate(files):
             wanted = read_by_torch(file)
@@ -155,7 +166,7 @@ def test_what_a_client_sends_in_any_wire_dtype_is_read_as_float32_piece_by_piece
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 4), (2, 3), (3, 2)])
 @pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
 def test_what_a_smaller_rank_sends_is_read_as_the_first_corner_piece_by_piece(
-    blobs: LocalBlobs, wire_dtype: Any, rows: int, columns: int
+    blobs: TenantBlobs, wire_dtype: Any, rows: int, columns: int
 ) -> None:
     """Against the same file read by torch, and put into zeros; beside a file of the whole shape."""
     smaller = {"a": (rows, columns), "b": (5,), "c": (1, 2)}
@@ -172,7 +183,7 @@ def test_what_a_smaller_rank_sends_is_read_as_the_first_corner_piece_by_piece(
     wanted[12:17], wanted[17:19] = cut[1], cut[2]
     whole = [read_by_torch(files[0]), wanted]
     sent = [wire_tensors(shapes.items(), wire_dtype) for shapes in (SHAPES, smaller)]
-    with BlobUpdates(blobs, [blobs.put(file) for file in files], sent[0], sent=sent) as source:
+    with opened(blobs, [blobs.put(file) for file in files], sent[0], sent=sent) as source:
         for start, stop in np.ndindex(SIZE, SIZE + 1):
             for client in (0, 1) if start < stop else ():
                 out = np.empty(stop - start, dtype=np.float32)
@@ -183,11 +194,11 @@ def test_what_a_smaller_rank_sends_is_read_as_the_first_corner_piece_by_piece(
 @pytest.mark.parametrize(
     ("wire_dtype", "step"), [("float32", 0.0), ("float16", 2.0**-11), ("bfloat16", 2.0**-8), ("int8", 0.5)]
 )
-def test_rounding_is_at_most_half_a_step(blobs: LocalBlobs, wire_dtype: Any, step: float) -> None:
+def test_rounding_is_at_most_half_a_step(blobs: TenantBlobs, wire_dtype: Any, step: float) -> None:
     values = sample(5)
     digest = blobs.put(update_file(tensors_of(values), wire_dtype=wire_dtype))
     out = np.empty(SIZE, dtype=np.float32)
-    with BlobUpdates(blobs, [digest], wire_tensors(SHAPES.items(), wire_dtype)) as source:
+    with opened(blobs, [digest], wire_tensors(SHAPES.items(), wire_dtype)) as source:
         source.read(0, 0, SIZE, out)
     for part, sent in zip(np.split(values, [12, 17]), np.split(out, [12, 17]), strict=True):
         most = np.abs(part).max() / 127 if wire_dtype == "int8" else np.abs(part)
@@ -197,37 +208,37 @@ def test_rounding_is_at_most_half_a_step(blobs: LocalBlobs, wire_dtype: Any, ste
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("wire_dtype", sorted(DTYPES))
 def test_what_is_not_finite_on_the_wire_is_not_finite_when_read(
-    blobs: LocalBlobs, wire_dtype: Any, bad: float
+    blobs: TenantBlobs, wire_dtype: Any, bad: float
 ) -> None:
     """Under int8 only a scale can be so; a finite one may still overflow float32."""
     expected = wire_tensors(SHAPES.items(), wire_dtype)
     sent = load(update_file(tensors_of(sample(2)), wire_dtype=wire_dtype))
     name = "b.scale" if wire_dtype == "int8" else "b"
     sent[name][0] = bad
-    with BlobUpdates(blobs, [blobs.put(save(sent))], expected) as source:
+    with opened(blobs, [blobs.put(save(sent))], expected) as source:
         assert not np.isfinite(row_norms(Streamed(source))).any()
 
 
-def test_a_scale_that_overflows_is_not_finite(blobs: LocalBlobs) -> None:
+def test_a_scale_that_overflows_is_not_finite(blobs: TenantBlobs) -> None:
     sent = load(update_file(tensors_of(sample(2)), wire_dtype="int8"))
     sent["b.scale"][0] = 3e38
-    with BlobUpdates(blobs, [blobs.put(save(sent))], wire_tensors(SHAPES.items(), "int8")) as source:
+    with opened(blobs, [blobs.put(save(sent))], wire_tensors(SHAPES.items(), "int8")) as source:
         assert not np.isfinite(row_norms(Streamed(source))).any()
 
 
 @pytest.mark.parametrize("wire_dtype", ["float16", "bfloat16"])
-def test_a_thousand_narrow_ones_are_added_wide(blobs: LocalBlobs, wire_dtype: Any) -> None:
+def test_a_thousand_narrow_ones_are_added_wide(blobs: TenantBlobs, wire_dtype: Any) -> None:
     """In bfloat16 itself a sum of ones ends at 256, in float16 at 2048."""
     digest = blobs.put(update_file(tensors_of(np.ones(SIZE, dtype=np.float32)), wire_dtype=wire_dtype))
-    with BlobUpdates(blobs, [digest] * 1000, wire_tensors(SHAPES.items(), wire_dtype)) as source:
+    with opened(blobs, [digest] * 1000, wire_tensors(SHAPES.items(), wire_dtype)) as source:
         assert np.array_equal(weighted_mean(Streamed(source)), np.ones(SIZE, dtype=np.float32))
 
 
-def test_large_narrow_values_do_not_overflow_in_a_mean(blobs: LocalBlobs) -> None:
+def test_large_narrow_values_do_not_overflow_in_a_mean(blobs: TenantBlobs) -> None:
     """60000 in float16, a hundred times: their sum is over the type's range, their mean is not."""
     values = np.full(SIZE, 60_000.0, dtype=np.float32)
     digest = blobs.put(update_file(tensors_of(values), wire_dtype="float16"))
-    with BlobUpdates(blobs, [digest] * 100, wire_tensors(SHAPES.items(), "float16")) as source:
+    with opened(blobs, [digest] * 100, wire_tensors(SHAPES.items(), "float16")) as source:
         assert np.array_equal(weighted_mean(Streamed(source)), values)
 
 

@@ -26,6 +26,8 @@ from app.audit.record import Action, record
 from app.budget import violations
 from app.budget.violations import ViolationKind
 from app.core.crypto import Vault
+from app.custody.blobs import TenantBlobs
+from app.custody.keys import BlobRef
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.rounds import canaries, lifecycle, noise_secrets, sealed_evidence
@@ -70,9 +72,9 @@ class Sealed:
     manifest: Manifest
     min_updates: int
     adapter_sha256: str
-    updates: tuple[tuple[UUID, str], ...]
+    updates: tuple[tuple[UUID, BlobRef], ...]
     """(client id, blob), in the order of client ids."""
-    optimizer_sha256: str | None
+    optimizer_state: BlobRef | None
     """The server optimizer's state so far."""
     worth: Mapping[UUID, float]
     """What clients' updates count by their standing; 1 where it is missing."""
@@ -139,8 +141,8 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             min_updates=row.min_updates if manifest.buffered is None else 1,  # the others count as zero
             adapter_sha256=row.adapter_sha256,
             updates=updates,
-            optimizer_sha256=optimizer_state(session, run),
-            worth=_worths(session, manifest, [client_id for client_id, _digest in updates]),
+            optimizer_state=optimizer_state(session, run),
+            worth=_worths(session, manifest, [client_id for client_id, _ref in updates]),
             ages=ages_of(session, row),
             noised=_spend(context, session, run, row),
             clients=len(client_ids_of(session, run.id)),
@@ -148,13 +150,13 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
         )
 
 
-def _received(session: Session, round_id: UUID) -> tuple[tuple[UUID, str], ...]:
+def _received(session: Session, round_id: UUID) -> tuple[tuple[UUID, BlobRef], ...]:
     rows = session.execute(
-        sa.select(Update.client_id, Update.blob_sha256)
+        sa.select(Update.client_id, Update.organisation_id, Update.blob_sha256)
         .where(Update.round_id == round_id, Update.state == UpdateState.RECEIVED)
         .order_by(Update.client_id)
     )
-    return tuple((client_id, str(digest)) for client_id, digest in rows)
+    return tuple((client_id, BlobRef(tenant, str(digest))) for client_id, tenant, digest in rows)
 
 
 def _worths(session: Session, manifest: Manifest, client_ids: list[UUID]) -> Mapping[UUID, float]:
@@ -183,7 +185,7 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
     shapes = update_shapes(sealed.manifest, number=sealed.number)
     flat = torch.cat([step.update[name].reshape(-1) for name in shapes]).numpy()
     change, optimizer_sha256 = optimized(
-        context.blobs, sealed.manifest.aggregation.server_optimizer, sealed.optimizer_sha256, flat
+        _own(context, sealed), sealed.manifest.aggregation.server_optimizer, sealed.optimizer_state, flat
     )
     digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes))
     reach("aggregate.after_blob")
@@ -191,9 +193,13 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
 
 
 def _began(sealed: Sealed) -> Began:
-    return Began(
-        number=sealed.number, adapter_sha256=sealed.adapter_sha256, ranks=sealed.ranks, ages=sealed.ages
-    )
+    adapter = BlobRef(sealed.organisation_id, sealed.adapter_sha256)
+    return Began(number=sealed.number, adapter=adapter, ranks=sealed.ranks, ages=sealed.ages)
+
+
+def _own(context: Context, sealed: Sealed) -> TenantBlobs:
+    """The blobs of the run's owner, whose the adapters are."""
+    return context.blobs.of(sealed.organisation_id)
 
 
 def _compute(context: Context, sealed: Sealed) -> Outcome:
@@ -213,12 +219,12 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
     reach("aggregate.after_compute")
     optimizer_sha256, missed = None, found.missed
     if found.state is not None:
-        digest, _size_bytes = write_tensors(context.blobs, found.state)
+        digest, _size_bytes = write_tensors(_own(context, sealed), found.state)
     elif sealed.manifest.lora.method in TWO_TURNS:
         digest, missed = _sketched(context, sealed, found.change)
     else:
         change, optimizer_sha256 = stepped(
-            context.blobs, sealed.manifest, sealed.optimizer_sha256, found.change, found.judged
+            _own(context, sealed), sealed.manifest, sealed.optimizer_state, found.change, found.judged
         )
         shapes = update_shapes(sealed.manifest, number=sealed.number)
         counted = sum(one.finite for one in found.judged)
@@ -229,10 +235,10 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
 
 def _sketched(context: Context, sealed: Sealed, change: Numbers) -> tuple[str, Projection | None]:
     shapes = update_shapes(sealed.manifest, number=sealed.number)
-    start = read_state(context.blobs, sealed.adapter_sha256, sealed.manifest)
+    start = read_state(_own(context, sealed), sealed.adapter_sha256, sealed.manifest)
     mean = _by_name(torch.from_numpy(change), shapes)
     state, missed = next_state(sealed.manifest, start, mean, number=sealed.number)
-    return write_tensors(context.blobs, state)[0], missed
+    return write_tensors(_own(context, sealed), state)[0], missed
 
 
 def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor], *, counted: int = 0) -> str:
@@ -240,13 +246,13 @@ def _store(context: Context, sealed: Sealed, step: Mapping[str, Tensor], *, coun
 
     With control variates the step is the mean change of `counted` updates, and moves c as well.
     """
-    start = read_state(context.blobs, sealed.adapter_sha256, sealed.manifest)
+    start = read_state(_own(context, sealed), sealed.adapter_sha256, sealed.manifest)
     moved = {name: start[name] + step[name] for name in step}
     if sealed.manifest.training.control_variates != "none":
         moved |= moved_variates(
             sealed.manifest.training, start, step, counted=counted, clients=sealed.clients
         )
-    digest, _size_bytes = write_tensors(context.blobs, {**start, **moved})
+    digest, _size_bytes = write_tensors(_own(context, sealed), {**start, **moved})
     return digest
 
 

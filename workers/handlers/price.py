@@ -14,6 +14,7 @@ from uuid import UUID
 
 from app.core.crypto import Vault
 from app.core.i18n import _
+from app.custody.blobs import TenantBlobs
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.runs import queries, service
@@ -108,8 +109,12 @@ def run(context: Context, claim: Claim) -> None:
             )
         return
     reach("price.after_compute")
-    former = facts.start_adapter_sha256
-    start = _first_adapter(context, manifest) if former is None else start_of(context.blobs, former)
+    former = facts.start_adapter
+    own = context.blobs.of(facts.organisation_id)
+    if former is None:
+        start = _first_adapter(own, manifest)
+    else:
+        start = start_of(own.beside(former.tenant), former.sha256, blobs=own)
     reach("price.after_blob")
     with context.database.run_tx("price accept") as session:
         leases.finish(session, claim)
@@ -269,8 +274,8 @@ def _divergence(plan: GaussianRun, order: float) -> float:
         raise Refused(ORDER_NOT_PRICEABLE) from error
 
 
-def _first_adapter(context: Context, manifest: Manifest) -> str:
+def _first_adapter(blobs: TenantBlobs, manifest: Manifest) -> str:
     tensors = [tensor.model_dump(mode="json") for tensor in manifest.tensors]
     trained = initial_adapter(tensors, manifest.lora.seed, trained_only=True)
-    digest, _size_bytes = write_tensors(context.blobs, trained)
+    digest, _size_bytes = write_tensors(blobs, trained)
     return digest

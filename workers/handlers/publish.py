@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from app.budget.audits import is_refuted
+from app.custody.blobs import TenantBlobs
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.releases.tensors import tensor_digests
@@ -36,8 +37,9 @@ def run(context: Context, claim: Claim) -> None:
             leases.finish(session, claim)
             return
         manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
-    digest, size_bytes, ranks = _write_whole(context, row.candidate_sha256, manifest)
-    with context.blobs.open(digest) as file:
+    blobs = context.blobs.of(row.organisation_id)
+    digest, size_bytes, ranks = _write_whole(blobs, row.candidate_sha256, manifest)
+    with blobs.open(digest).file() as file:
         tensors = tensor_digests(file)
     context.keys.current()  # loaded before the transaction, not in it
     reach("publish.after_blob")
@@ -67,9 +69,9 @@ def run(context: Context, claim: Claim) -> None:
 
 
 def _write_whole(
-    context: Context, candidate_sha256: str, manifest: Manifest
+    blobs: TenantBlobs, candidate_sha256: str, manifest: Manifest
 ) -> tuple[str, int, dict[str, int]]:
     """Store the adapter as PEFT loads it on the base model as it is; and the ranks of its own that it has."""
-    state = read_state(context.blobs, candidate_sha256, manifest)
+    state = read_state(blobs, candidate_sha256, manifest)
     whole, ranks = released(state, tensors=tensor_list(manifest), lora=manifest.lora.model_dump(mode="json"))
-    return (*write_tensors(context.blobs, whole), ranks)
+    return (*write_tensors(blobs, whole), ranks)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.custody.keys import BlobRef
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.releases.models import Release
@@ -20,11 +19,11 @@ from app.updates.models import Update
 from workers.context import Context
 
 YOUNG_S = 60.0
-"""A file that was written this short ago may belong to an upload that is about to be accepted."""
+"""Bytes that came this short ago may belong to an upload that is about to be accepted."""
 
 
 class TooYoung(Exception):
-    """A blob was written a moment ago; the job is tried again later."""
+    """A blob came a moment ago; the job is tried again later."""
 
 
 def run(context: Context, claim: Claim) -> None:
@@ -35,46 +34,37 @@ def run(context: Context, claim: Claim) -> None:
         round_ = get_round(session, round_id)
         if round_.state not in FINAL:
             return
-        digests = _only_of(session, round_id)
-    young = {digest for digest in digests if _is_young(context.blobs.path(digest))}
+        refs = _only_of(session, round_id)
+    young = context.blobs.young(refs, within_s=YOUNG_S)
     if young and not round_.cohort_secret:
         raise TooYoung
     # A secret cohort's job is never seen to wait for a member; its second job, a day later, takes the rest.
-    for digest in digests:
-        if digest not in young:
-            context.blobs.delete_old(digest, min_age_s=YOUNG_S)
+    for ref in refs:
+        if ref not in young:
+            context.blobs.delete_old(ref, min_age_s=YOUNG_S)
 
 
-def _is_young(path: Path) -> bool:
-    return path.is_file() and time.time() - path.stat().st_mtime < YOUNG_S
-
-
-def _only_of(session: Session, round_id: UUID) -> list[str]:
+def _only_of(session: Session, round_id: UUID) -> list[BlobRef]:
     """Blobs of a round's updates to which no adapter and no update of an unfinished round points.
 
     By the announced digest: bytes that arrived whole and came too late for the round are there as well.
     """
+    own = sa.tuple_(Update.organisation_id, Update.declared_sha256)
     elsewhere = (
-        sa.select(Update.declared_sha256)
+        sa.select(Update.organisation_id, Update.declared_sha256)
         .join(Round, Round.id == Update.round_id)
         .where(Round.state.not_in(FINAL))
     )
-    adapters: sa.CompoundSelect[str | None] = sa.union_all(
-        sa.select(Round.adapter_sha256),
-        sa.select(Round.candidate_sha256).where(Round.candidate_sha256.is_not(None)),
-        sa.select(Round.optimizer_sha256).where(Round.optimizer_sha256.is_not(None)),
-        sa.select(Release.adapter_sha256),
-        sa.select(Run.start_adapter_sha256).where(Run.start_adapter_sha256.is_not(None)),
+    adapters: sa.CompoundSelect[UUID, str | None] = sa.union_all(
+        sa.select(Round.organisation_id, Round.adapter_sha256),
+        sa.select(Round.organisation_id, Round.candidate_sha256).where(Round.candidate_sha256.is_not(None)),
+        sa.select(Round.organisation_id, Round.optimizer_sha256).where(Round.optimizer_sha256.is_not(None)),
+        sa.select(Release.organisation_id, Release.adapter_sha256),
+        sa.select(Run.organisation_id, Run.start_adapter_sha256).where(Run.start_adapter_sha256.is_not(None)),
     )
-    return [
-        str(digest)
-        for digest in session.scalars(
-            sa.select(Update.declared_sha256)
-            .where(
-                Update.round_id == round_id,
-                Update.declared_sha256.not_in(elsewhere),
-                Update.declared_sha256.not_in(adapters),
-            )
-            .distinct()
-        )
-    ]
+    rows = session.execute(
+        sa.select(Update.organisation_id, Update.declared_sha256)
+        .where(Update.round_id == round_id, own.not_in(elsewhere), own.not_in(adapters))
+        .distinct()
+    )
+    return [BlobRef(tenant, sha256) for tenant, sha256 in rows]

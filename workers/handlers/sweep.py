@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from datetime import timedelta
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.core.blobs import LocalBlobs
 from app.core.i18n import _
 from app.identity.models import UsedAssertion
 from app.jobs import leases
@@ -24,8 +21,6 @@ from app.runs.queries import lock_run
 from app.runs.service import after_abort, refuse
 from workers.context import ACTOR, Context
 
-INCOMING_S = 3600.0
-"""Temporary files older than this belong to uploads whose process is gone."""
 KEEP_PERIODIC = timedelta(hours=1)
 KEEP_ANSWERS = timedelta(hours=24)
 ANSWERS = sa.table("stored_answers", sa.column("created_at", sa.DateTime(timezone=True)))
@@ -57,7 +52,7 @@ def run(context: Context, claim: Claim) -> None:
     for kind, payload in dead:
         with context.database.run_tx("sweep dead") as session:
             _end(session, kind, payload)
-    remove_stale(context.blobs)
+    context.blobs.tidy()
 
 
 def _forget(session: Session) -> None:
@@ -101,14 +96,3 @@ def _end(session: Session, kind: str, payload: dict[str, str]) -> None:
     if row.state in WAITS_FOR[kind]:
         lifecycle.abort(session, round_id, code=code, reason=reason, actor=ACTOR)
         after_abort(session, row.run_id, code=code, reason=reason, actor=ACTOR)
-
-
-def remove_stale(blobs: LocalBlobs) -> int:
-    """Remove temporary files whose writer is long gone; returns how many."""
-    removed = 0
-    for path in blobs.incoming.iterdir():
-        with suppress(FileNotFoundError):  # its writer was alive and has just renamed it
-            if time.time() - path.stat().st_mtime > INCOMING_S:
-                path.unlink()
-                removed += 1
-    return removed

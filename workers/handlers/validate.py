@@ -7,8 +7,8 @@ from uuid import UUID
 
 from torch import Tensor
 
-from app.core.blobs import LocalBlobs
 from app.core.i18n import _
+from app.custody.blobs import TenantBlobs
 from app.jobs import leases
 from app.jobs.leases import Claim
 from app.rounds import lifecycle
@@ -49,7 +49,8 @@ def run(context: Context, claim: Claim) -> None:
             return
         manifest = Manifest.model_validate(session.get_one(Run, row.run_id).manifest)
     reach("validate.after_read")
-    fit = is_fit(context.blobs, row.candidate_sha256, manifest=manifest, start_sha256=row.adapter_sha256)
+    blobs = context.blobs.of(row.organisation_id)
+    fit = is_fit(blobs, row.candidate_sha256, manifest=manifest, start_sha256=row.adapter_sha256)
     reach("validate.after_compute")
     with context.database.run_tx("validate end") as session:
         leases.finish(session, claim)
@@ -65,7 +66,7 @@ def run(context: Context, claim: Claim) -> None:
     reach("validate.after_tx")
 
 
-def is_fit(blobs: LocalBlobs, candidate_sha256: str, *, manifest: Manifest, start_sha256: str) -> bool:
+def is_fit(blobs: TenantBlobs, candidate_sha256: str, *, manifest: Manifest, start_sha256: str) -> bool:
     """Say whether a candidate may be published: keys, shapes, finite, and no longer than allowed."""
     try:
         candidate = read_state(blobs, candidate_sha256, manifest)
