@@ -70,6 +70,7 @@ def signed_update(
     method: str = "PUT",
     components: tuple[str, ...] = COMPONENTS,
     age_s: int = 0,
+    created: int | None = None,
     nonce: str | None = "",
     tag: str = "dpfl-update",
     alg: str = "ed25519",
@@ -82,7 +83,8 @@ def signed_update(
         "content-length": str(len(body)),
     }
     listed = " ".join(f'"{name}"' for name in components)
-    told = f'({listed});created={int(time.time()) - age_s};keyid="{client_id}";alg="{alg}"'
+    at = int(time.time()) - age_s if created is None else created
+    told = f'({listed});created={at};keyid="{client_id}";alg="{alg}"'
     if nonce is not None:
         told += f';nonce="{nonce or uuid4().hex}"'
     told += f';tag="{tag}"'
