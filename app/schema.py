@@ -1,5 +1,6 @@
 """Imports every models module, so that metadata is whole; for Alembic, process starts and tests only."""
 
+from app.audit import models as audit
 from app.budget import models as budget
 from app.core.db import Base
 from app.http import models as http
@@ -12,4 +13,4 @@ from app.updates import models as updates
 
 metadata = Base.metadata
 
-__all__ = ["budget", "http", "identity", "jobs", "metadata", "releases", "rounds", "runs", "updates"]
+__all__ = ["audit", "budget", "http", "identity", "jobs", "metadata", "releases", "rounds", "runs", "updates"]

@@ -1,0 +1,166 @@
+"""Writing to the audit log: one row in the transaction of the act, neither of them without the other.
+
+A leaf stays for ever. Therefore it holds identifiers, codes and whole numbers alone; names, free text and
+whatever else may have to be erased go in as commitments, and so does what only the operator may see.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app.audit.actions import Action
+from app.audit.merkle import leaf_hash
+from app.audit.models import MOST_BYTES, AuditEntry, AuditPersonal
+from app.core import clock
+from app.core.canonical import canonical_bytes
+from app.core.ids import new_id
+
+__all__ = ["Action", "commitment", "erase", "record"]
+
+Plain = str | int | bool | None
+Detail = Plain | Sequence[Plain] | Mapping[str, Plain]
+
+VERSION = 1
+_MOST_CHARACTERS = 200
+_LARGEST_INTEGER = 2**53 - 1
+"""Beyond it RFC 8785 has no integers."""
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_SUBJECT = re.compile(r"[a-z_]+(:[A-Za-z0-9._-]+)+")
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
+_COMMITMENT = b"dpfl-audit-commitment-v1\0"
+
+
+def record(
+    session: Session,
+    *,
+    action: Action,
+    actor: str,
+    organisation_id: UUID | None,
+    subject: str,
+    details: Mapping[str, Detail] | None = None,
+    committed: Mapping[str, Any] | None = None,
+    concealed: Mapping[str, Any] | None = None,
+) -> UUID:
+    """Note an act, in its own transaction; returns the entry's id.
+
+    Args:
+        organisation_id: whose auditors may read it; None for what only the federation's may.
+        subject: what was acted on, as `kind:id`.
+        details: identifiers, codes and integers (nano-units for epsilon); no floats, no names, no free text.
+        committed: what may have to be erased: names, addresses, free text. The leaf holds a commitment.
+        concealed: what no role may ever be shown, such as who is in a secret cohort or a digest of what is
+            not noised. The leaf holds a commitment of the same length whatever the value is.
+    Raises:
+        ValueError: the caller's mistake: a float, a name that is no identifier, too long.
+    """
+    entry = AuditEntry(
+        id=new_id(),
+        at=clock.now(),
+        actor=_text(actor),
+        organisation_id=organisation_id,
+        action=str(Action(action)),
+        subject=subject,
+    )
+    openings = list(_openings(entry.id, committed or {}, concealed=False))
+    openings += _openings(entry.id, concealed or {}, concealed=True)
+    entry.canonical = _canonical(entry, _checked(details or {}), openings)
+    entry.leaf_hash = leaf_hash(entry.canonical)
+    session.add(entry)
+    session.flush()
+    session.add_all(openings)
+    session.flush()
+    return entry.id
+
+
+def _canonical(entry: AuditEntry, details: dict[str, Any], openings: Sequence[AuditPersonal]) -> bytes:
+    """The entry's bytes, which its leaf is the hash of."""
+    named = {one.name: commitment(one.name, one.salt, one.clear).hex() for one in openings}
+    if len(named) < len(openings) or not _SUBJECT.fullmatch(entry.subject):
+        raise ValueError(f"a member is committed to twice, or no subject: {entry.subject!r}")
+    canonical = canonical_bytes(
+        {
+            "version": VERSION,
+            "id": str(entry.id),
+            "at": _time(entry.at),
+            "actor": entry.actor,
+            "organisation_id": None if entry.organisation_id is None else str(entry.organisation_id),
+            "action": entry.action,
+            "subject": entry.subject,
+            "details": details,
+            "commitments": named,
+            # Whoever knows a leaf's hash from another entry's proof cannot guess what it is the hash of.
+            "nonce": secrets.token_hex(16),
+        }
+    )
+    if len(canonical) > MOST_BYTES:
+        raise ValueError(f"an audit entry has at most {MOST_BYTES} bytes")
+    return canonical
+
+
+def commitment(name: str, salt: bytes, clear: bytes) -> bytes:
+    """What a leaf holds in a value's place: SHA-256 over prefix, salt (32 bytes), name, NUL and value."""
+    return sha256(_COMMITMENT + salt + name.encode() + b"\0" + clear).digest()
+
+
+def erase(session: Session, entry_id: UUID, name: str) -> bool:
+    """Delete the opening of one commitment for good; False where there is none (any more)."""
+    row = session.get(AuditPersonal, (entry_id, name))
+    if row is not None:
+        session.delete(row)
+        session.flush()
+    return row is not None
+
+
+def _openings(entry_id: UUID, values: Mapping[str, Any], *, concealed: bool) -> Iterator[AuditPersonal]:
+    for name, value in values.items():
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"no name of a member: {name!r}")
+        yield AuditPersonal(
+            entry_id=entry_id,
+            name=name,
+            salt=secrets.token_bytes(32),
+            clear=canonical_bytes(value),
+            concealed=concealed,
+        )
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _text(text: str) -> str:
+    """One line without anything unseen: a log that is read must not be steered by who is written about."""
+    seen = "".join(f"\\u{{{ord(one):x}}}" if unicodedata.category(one) in _UNSEEN else one for one in text)
+    if len(seen) > _MOST_CHARACTERS:
+        raise ValueError(f"a text in the audit log has at most {_MOST_CHARACTERS} characters")
+    return seen
+
+
+def _checked(details: Mapping[str, Detail]) -> dict[str, Any]:
+    if wrong := [name for name in details if not _NAME.fullmatch(name)]:
+        raise ValueError(f"no names of members: {wrong}")
+    return {name: _value(value) for name, value in details.items()}
+
+
+def _value(value: Detail) -> Any:
+    match value:
+        case None | bool():
+            return value
+        case str():
+            return _text(value)
+        case int() if abs(value) <= _LARGEST_INTEGER:
+            return value
+        case Mapping():
+            return _checked(value)
+        case list() | tuple():
+            return [_value(one) for one in value]
+    raise ValueError(f"a {type(value).__name__} does not go into the audit log")
