@@ -16,6 +16,8 @@ import structlog
 from celery import Celery
 from sqlalchemy.engine import make_url
 
+from app.audit import sequencer
+from app.core.crypto import SealBroken, Vault
 from app.core.db import NOTICE_LOSS, Database
 from app.core.logs import configure_logs
 from app.core.settings import Settings
@@ -63,7 +65,7 @@ class StopSwitch:
 
 
 class Dispatcher:
-    """The loop: listen, ask for what time brings, send what is due."""
+    """The loop: listen, ask for what time brings, send what is due, put the audit log in order."""
 
     def __init__(self, settings: Settings, celery: Celery, stop: StopSwitch) -> None:
         url = settings.database_url.get_secret_value()
@@ -73,6 +75,8 @@ class Dispatcher:
         self._relay = Relay(celery, resend_s=settings.resend_s, gpu_workers=settings.gpu_workers)
         self._clock = Clock()
         self._tick_s = settings.tick_s
+        self._vault = Vault(settings.master_key_bytes)
+        self._public_url = settings.public_url
         self._stop = stop
 
     def run(self) -> None:
@@ -99,12 +103,21 @@ class Dispatcher:
             with self._database.run_tx("dispatch") as session:
                 self._clock.ask(session)
                 sent = self._relay.send_due(session)
-            if sent == BATCH:
+            if self._sequence() == sequencer.BATCH or sent == BATCH:
                 continue
             # What was notified during the transaction is in the socket by now or will be: nothing is missed.
             self._stop.wait(self._tick_s, also=listener.fileno())
             for _message in listener.notifies(timeout=0):
                 pass
+
+    def _sequence(self) -> int:
+        """Jobs go on whatever is wrong with the audit log; it goes on where it stopped."""
+        try:
+            with self._database.run_tx("sequence audit log") as session:
+                return sequencer.sequence(session, self._vault, public_url=self._public_url)
+        except (sequencer.TreeBroken, SealBroken, KeyError) as error:
+            log.error("audit_log_not_sequenced", error=type(error).__name__, reason=str(error))
+            return 0
 
 
 def main() -> None:
