@@ -1,11 +1,16 @@
-"""Driving the audit log's sequencer in tests, as the dispatcher does."""
+"""Driving the audit log's sequencer in tests, as the dispatcher does, and reading what is in the log."""
 
+import json
 import time
+from typing import Any
+from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from app.audit import sequencer
-from app.audit.models import AuditEntry
+from app.audit.models import AuditEntry, AuditPersonal
+from app.audit.record import commitment
 from app.core.crypto import Vault
 from app.core.db import Database
 
@@ -32,3 +37,24 @@ def place_all(database: Database) -> int:
                 return placed
         assert time.monotonic() < until, "entries wait for a transaction that does not end"
         time.sleep(0.02)
+
+
+def entries(session: Session, organisation_id: UUID | str | None = None) -> list[dict[str, Any]]:
+    """What the log holds of an organisation, or all, oldest first."""
+    statement = sa.select(AuditEntry.canonical).order_by(AuditEntry.id)
+    if organisation_id is not None:
+        statement = statement.where(AuditEntry.organisation_id == UUID(str(organisation_id)))
+    return [json.loads(one) for one in session.scalars(statement)]
+
+
+def seen(session: Session, organisation_id: UUID | str | None = None) -> list[tuple[str, str, str]]:
+    """The same as (action, actor, subject)."""
+    return [(one["action"], one["actor"], one["subject"]) for one in entries(session, organisation_id)]
+
+
+def opened(session: Session, entry: dict[str, Any], name: str) -> Any:
+    """The value behind a commitment of an entry, which has to be what was committed to."""
+    row = session.get_one(AuditPersonal, (UUID(entry["id"]), name))
+    assert commitment(name, row.salt, row.clear).hex() == entry["commitments"][name]
+    assert not row.concealed
+    return json.loads(row.clear)

@@ -7,13 +7,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query
 
+from app.admin import service
 from app.admin.schemas import AbortIn, AuditIn, JobOut
-from app.core.ids import new_id
 from app.http.deps import SessionDep, requires
 from app.http.idempotency import IdempotentRoute
 from app.http.pagination import Page, PageDep, page
 from app.identity.roles import Principal
-from app.jobs import queries, queue
+from app.jobs import queries
 from app.jobs.models import Job, JobState
 from app.rounds import lifecycle
 from app.rounds.queries import lock_round, round_for, show
@@ -48,19 +48,19 @@ def list_jobs(
 @router.post("/admin/jobs/{job_id}/retry", status_code=202)
 def retry_job(job_id: UUID, session: SessionDep, principal: CanRetryJobs) -> JobOut:
     """Put a job that was given up back into the queue, with fresh attempts."""
-    return JobOut.model_validate(queue.retry(session, job_id))
+    return JobOut.model_validate(service.retry_job(session, principal, job_id))
 
 
 @router.post("/privacy/recheck", status_code=202, tags=["budgets"])
 def recheck_ledger(session: SessionDep, principal: CanRecheck) -> None:
     """Have every account replayed and every run priced again now, as it is done once a day."""
-    queue.enqueue(session, "recheck", key=f"asked:{new_id()}", payload={})
+    service.recheck_ledger(session, principal)
 
 
 @router.post("/privacy/audits", status_code=202, tags=["budgets"])
 def audit_run(body: AuditIn, session: SessionDep, principal: CanRecheck) -> None:
     """Send made-up canaries through a started run's mechanism, with nobody's data and at nobody's cost."""
-    ask_by_hand(session, run_for(session, principal, body.run_id))
+    ask_by_hand(session, run_for(session, principal, body.run_id), actor=principal.actor)
 
 
 @router.post("/rounds/{round_id}/abort", status_code=202, tags=["rounds"])

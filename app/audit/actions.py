@@ -41,4 +41,3 @@ class Action(StrEnum):
     UPDATE_DISCLAIMED = "update.disclaimed"  # a client signed that it sent nothing for a run
     RELEASE_PUBLISHED = "release.published"
     JOB_RETRIED = "job.retried"
-    EXPORT_MADE = "audit.exported"

@@ -24,7 +24,7 @@ from app.core import clock
 from app.core.canonical import canonical_bytes
 from app.core.ids import new_id
 
-__all__ = ["Action", "commitment", "erase", "record"]
+__all__ = ["Action", "Detail", "commitment", "erase", "record"]
 
 Plain = str | int | bool | None
 Detail = Plain | Sequence[Plain] | Mapping[str, Plain]

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.budget import arithmetic, ledger
 from app.budget.arithmetic import AmountInvalid, CeilingNotPositive
 from app.budget.models import AccountKind
@@ -82,6 +83,19 @@ def enrol(session: Session, vault: Vault, application: Application, *, populatio
         return Enrolled(client=client, account=account_of_client(session, client.id))
     actor = Principal(id=client.id, organisation_id=client.organisation_id, role=Role.CLIENT).actor
     act_as(session, actor)
+    record(
+        session,
+        action=Action.CLIENT_ENROLLED,
+        actor=actor,
+        organisation_id=client.organisation_id,
+        subject=f"client:{client.id}",
+        details={
+            "enrolment_id": str(enrolment.id),
+            "region": client.region,
+            "public_key": client.public_key.hex(),
+        },
+        committed={"name": client.name},
+    )
     terms = enrolment.budget
     account_id = ledger.open_account(
         session,

@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from app.budget import arithmetic, chain, errors
 from app.budget.errors import LedgerConflict, NotReserved, PopulationTaken
 from app.budget.models import Account, AccountKind, AccountUnit, Entry, EntryKind
+from app.budget.noting import note_grant
 from app.budget.projection import refusal
 from app.budget.queries import view_of
 from app.core.clock import now
@@ -311,6 +312,7 @@ def _append(session: Session, account_id: UUID, booking: _Booking) -> Entry:
     if not all(0 <= amount <= arithmetic.MAX_AMOUNT for amount in amounts):
         raise Invalid(_("an amount is negative or too large for the ledger"))
     account = _locked(session, account_id)
+    organisation_id = account.organisation_id
     known = find(session, account_id, booking.kind, booking.ref)
     if known is not None:
         if (known.amount, known.delta_amount, known.reserve_ref) != (*amounts, booking.reserve_ref):
@@ -329,6 +331,8 @@ def _append(session: Session, account_id: UUID, booking: _Booking) -> Entry:
     _book(session, account, entry)
     session.add(entry)
     session.flush()
+    if entry.kind is EntryKind.GRANT:
+        note_grant(session, organisation_id, entry)
     return entry
 
 

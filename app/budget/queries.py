@@ -324,3 +324,9 @@ def clients_on_same_data(session: Session, client_ids: Iterable[UUID]) -> set[UU
 def claimed_epsilon(view: AccountView) -> Decimal:
     """What all runs on the population may have cost together, spent and reserved: an upper bound."""
     return view.implied_epsilon(view.spent + view.reserved)
+
+
+def is_voided(session: Session, account_id: UUID, ref: str) -> bool:
+    """Say whether a reservation was given back under this reference."""
+    known = sa.exists().where(Entry.account_id == account_id, Entry.kind == EntryKind.VOID, Entry.ref == ref)
+    return bool(session.scalar(sa.select(known)))

@@ -12,6 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action
+from app.audit.record import record as note_act
 from app.budget.models import PrivacyViolation, ViolationKind
 from app.core.ids import new_id
 from app.identity.permissions import Scope, scope_of
@@ -33,12 +35,12 @@ def record(
 
     `client_id` only where it is public who takes part; under a secret cohort it is never given.
     """
-    session.add(
-        PrivacyViolation(
-            kind=kind, organisation_id=organisation_id, run_id=run_id, client_id=client_id, detail=detail
-        )
+    row = PrivacyViolation(
+        kind=kind, organisation_id=organisation_id, run_id=run_id, client_id=client_id, detail=detail
     )
+    session.add(row)
     session.flush()
+    _note(session, row)
 
 
 def record_once(
@@ -101,9 +103,28 @@ def record_first(
             detail=detail,
         )
         .on_conflict_do_nothing(index_elements=["once"])
-        .returning(PrivacyViolation.id)
+        .returning(PrivacyViolation)
     )
-    return session.scalar(statement) is not None
+    row: PrivacyViolation | None = session.scalar(statement)
+    if row is not None:
+        _note(session, row)
+    return row is not None
+
+
+def _note(session: Session, row: PrivacyViolation) -> None:
+    note_act(
+        session,
+        action=Action.VIOLATION_FOUND,
+        actor="server",
+        organisation_id=row.organisation_id,
+        subject=f"violation:{row.id}",
+        details={
+            "kind": row.kind.value,
+            "run_id": None if row.run_id is None else str(row.run_id),
+            "client_id": None if row.client_id is None else str(row.client_id),
+        },
+        committed={"detail": row.detail},
+    )
 
 
 def counted(session: Session) -> dict[ViolationKind, int]:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.core import clock
 from app.core.crypto import Vault
 from app.core.errors import Conflict, NotFound, Unauthorized
@@ -124,7 +125,20 @@ def create_enrolment(
     )
     session.add(row)
     session.flush()
+    _note(session, row)
     return NewEnrolment(row=row, token=token)
+
+
+def _note(session: Session, row: Enrolment) -> None:
+    record(
+        session,
+        action=Action.ENROLMENT_CREATED,
+        actor=row.created_by,
+        organisation_id=row.organisation_id,
+        subject=f"enrolment:{row.id}",
+        details={"region": row.region, "expires_at": row.expires_at.isoformat()}
+        | {name: str(value) for name, value in row.budget.items()},
+    )
 
 
 def redeem(session: Session, vault: Vault, application: Application) -> tuple[Client, Enrolment, bool]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.errors import Unavailable
@@ -103,7 +104,7 @@ def ensure_signing_keys(session: Session, vault: Vault) -> None:
             session.add(_new_key(vault, state))
 
 
-def rotate_signing_keys(session: Session, vault: Vault) -> None:
+def rotate_signing_keys(session: Session, vault: Vault, *, actor: str = "operator") -> None:
     """Let the next key sign, keep the former one for verifying, and publish a new next one.
 
     The next key has been in the JWKS for a whole period by then, so no verifier meets it unprepared.
@@ -113,6 +114,14 @@ def rotate_signing_keys(session: Session, vault: Vault) -> None:
         rows[KeyState.CURRENT].state = KeyState.RETIRED
         rows[KeyState.NEXT].state = KeyState.CURRENT
         session.flush()
+        record(
+            session,
+            action=Action.SIGNING_KEYS_ROTATED,
+            actor=actor,
+            organisation_id=None,
+            subject=f"signing_key:{rows[KeyState.NEXT].kid}",
+            details={"former": rows[KeyState.CURRENT].kid},
+        )
     ensure_signing_keys(session, vault)
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.core import clock
 from app.core.crypto import Vault
 from app.core.db import notify
@@ -21,6 +22,9 @@ from app.identity.credentials import mint_api_key
 from app.identity.models import ApiKey, Client, ClientState, Member, Organisation
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal, Role
+
+BOOTSTRAP = "bootstrap"
+"""Who acts where nobody was there yet."""
 
 
 class NameTaken(Conflict):
@@ -42,10 +46,10 @@ class NewKey:
 def create_organisation(session: Session, principal: Principal, *, name: str, region: str) -> Organisation:
     """Add a party to the federation; raises NameTaken."""
     scope_of(principal, "organisations:create")
-    return add_organisation(session, name=name, region=region)
+    return add_organisation(session, name=name, region=region, actor=principal.actor)
 
 
-def add_organisation(session: Session, *, name: str, region: str) -> Organisation:
+def add_organisation(session: Session, *, name: str, region: str, actor: str = BOOTSTRAP) -> Organisation:
     """The same, without a caller: for bootstrap."""
     created: Organisation | None = session.scalar(
         insert(Organisation)
@@ -55,6 +59,15 @@ def add_organisation(session: Session, *, name: str, region: str) -> Organisatio
     )
     if created is None:
         raise NameTaken(_("an organisation has this name already"))
+    record(
+        session,
+        action=Action.ORGANISATION_CREATED,
+        actor=actor,
+        organisation_id=created.id,
+        subject=f"organisation:{created.id}",
+        details={"region": region},
+        committed={"name": name},
+    )
     return created
 
 
@@ -68,6 +81,14 @@ def limit_organisation(
         raise NotFound(_("there is no such organisation"))
     row.epsilon_ceiling = epsilon_ceiling
     session.flush()
+    record(
+        session,
+        action=Action.ORGANISATION_LIMITED,
+        actor=principal.actor,
+        organisation_id=row.id,
+        subject=f"organisation:{row.id}",
+        details={"epsilon_ceiling": None if epsilon_ceiling is None else repr(epsilon_ceiling)},
+    )
     return row
 
 
@@ -83,6 +104,15 @@ def create_member(
     member = Member(organisation_id=organisation_id, name=name, role=role)
     session.add(member)
     session.flush()
+    record(
+        session,
+        action=Action.MEMBER_CREATED,
+        actor=principal.actor,
+        organisation_id=organisation_id,
+        subject=f"member:{member.id}",
+        details={"role": str(role)},
+        committed={"name": name},
+    )
     return member
 
 
@@ -104,11 +134,19 @@ def create_api_key(
         raise NotFound(_("there is no such member"))
     if owner.suspended_at is not None:
         raise Forbidden(_("a suspended member gets no key"))
-    return add_api_key(session, vault, member_id=owner.id, label=label, expires_in_s=expires_in_s)
+    return add_api_key(
+        session, vault, member_id=owner.id, label=label, expires_in_s=expires_in_s, actor=principal.actor
+    )
 
 
 def add_api_key(
-    session: Session, vault: Vault, *, member_id: UUID, label: str, expires_in_s: int | None
+    session: Session,
+    vault: Vault,
+    *,
+    member_id: UUID,
+    label: str,
+    expires_in_s: int | None,
+    actor: str = BOOTSTRAP,
 ) -> NewKey:
     """The same, without a caller: for bootstrap."""
     minted = mint_api_key()
@@ -121,7 +159,23 @@ def add_api_key(
     )
     session.add(row)
     session.flush()
+    _note_key(session, Action.API_KEY_CREATED, row, actor=actor)
     return NewKey(row=row, text=minted.text)
+
+
+def _note_key(session: Session, action: Action, row: ApiKey, *, actor: str) -> None:
+    record(
+        session,
+        action=action,
+        actor=actor,
+        organisation_id=session.get_one(Member, row.member_id).organisation_id,
+        subject=f"api_key:{row.id}",
+        details={
+            "member_id": str(row.member_id),
+            "expires_at": None if row.expires_at is None else row.expires_at.isoformat(),
+        },
+        committed={"label": row.label},
+    )
 
 
 def revoke_api_key(session: Session, principal: Principal, api_key_id: UUID) -> None:
@@ -132,6 +186,7 @@ def revoke_api_key(session: Session, principal: Principal, api_key_id: UUID) -> 
         raise NotFound(_("there is no such API key"))
     if row.revoked_at is None:
         row.revoked_at = clock.now()
+        _note_key(session, Action.API_KEY_REVOKED, row, actor=principal.actor)
 
 
 def set_client_state(session: Session, principal: Principal, client_id: UUID, state: ClientState) -> Client:
@@ -146,5 +201,13 @@ def set_client_state(session: Session, principal: Principal, client_id: UUID, st
     if row.state is not state:
         row.state = state
         notify(session, CHANNEL, str(client_id))
+        is_off = state is ClientState.SUSPENDED
+        record(
+            session,
+            action=Action.CLIENT_SUSPENDED if is_off else Action.CLIENT_REINSTATED,
+            actor=principal.actor,
+            organisation_id=row.organisation_id,
+            subject=f"client:{client_id}",
+        )
     session.flush()
     return row

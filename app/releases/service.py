@@ -8,12 +8,16 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
+from app.core.canonical import canonical_sha256
 from app.releases import certificate
 from app.releases.certificate import Facts, Sign
 from app.releases.models import Release
 
+SERVER = "server"
 
-def record(
+
+def keep(
     session: Session,
     *,
     facts: Facts,
@@ -40,4 +44,21 @@ def record(
     )
     session.add(row)
     session.flush()
+    _note(session, row)
     return row
+
+
+def _note(session: Session, row: Release) -> None:
+    record(
+        session,
+        action=Action.RELEASE_PUBLISHED,
+        actor=SERVER,
+        organisation_id=row.organisation_id,
+        subject=f"release:{row.id}",
+        details={
+            "run_id": str(row.run_id),
+            "number": row.number,
+            "adapter_sha256": row.adapter_sha256,
+            "certificate_sha256": canonical_sha256(row.certificate),
+        },
+    )

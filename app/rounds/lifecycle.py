@@ -17,7 +17,9 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.core import clock
+from app.core.canonical import canonical_sha256
 from app.core.crypto import Vault
 from app.core.db import act_as, notify
 from app.core.errors import Conflict, IllegalTransition
@@ -25,7 +27,7 @@ from app.core.i18n import _
 from app.jobs.queue import enqueue
 from app.rounds import canaries, noise_secrets
 from app.rounds.models import Assignment, Round
-from app.rounds.queries import cohort_size, get_round, lock_round, updates_by_state
+from app.rounds.queries import cohort_size, get_round, lock_round, sealed_set, updates_by_state
 from app.rounds.states import RoundState, sources_of
 
 CHANNEL = "dpfl_rounds"
@@ -161,6 +163,8 @@ def seal(session: Session, round_id: UUID, *, actor: str, vault: Vault) -> None:
     if row.clip_norm is not None:
         noise_secrets.make(session, vault, round_id)
     enqueue(session, "aggregate", key=str(round_id), payload={"round_id": str(round_id)})
+    sealed = canonical_sha256(sealed_set(session, round_id))
+    _note(session, Action.ROUND_SEALED, round_id, actor=actor, concealed={"sealed_set_sha256": sealed})
 
 
 def seal_if_complete(session: Session, round_id: UUID, *, actor: str, vault: Vault) -> bool:
@@ -219,6 +223,7 @@ def ask_for_publication(session: Session, round_id: UUID) -> None:
 def publish(session: Session, round_id: UUID, *, actor: str) -> None:
     """The round's adapter is released, in the same transaction; its updates may be purged."""
     advance(session, round_id, RoundState.PUBLISHED, actor=actor, finished_at=sa.func.now())
+    _note(session, Action.ROUND_PUBLISHED, round_id, actor=actor)
     _clean_up(session, round_id)
 
 
@@ -233,7 +238,31 @@ def abort(session: Session, round_id: UUID, *, code: str, reason: str, actor: st
         abort_reason=reason,
         finished_at=sa.func.now(),
     )
+    _note(session, Action.ROUND_ABORTED, round_id, actor=actor, code=code, committed={"reason": reason})
     _clean_up(session, round_id)
+
+
+def _note(
+    session: Session,
+    action: Action,
+    round_id: UUID,
+    *,
+    actor: str,
+    code: str | None = None,
+    committed: Mapping[str, Any] | None = None,
+    concealed: Mapping[str, Any] | None = None,
+) -> None:
+    row = get_round(session, round_id)
+    record(
+        session,
+        action=action,
+        actor=actor,
+        organisation_id=row.organisation_id,
+        subject=f"round:{round_id}",
+        details={"run_id": str(row.run_id), "number": row.number, "code": code},
+        committed=committed,
+        concealed=concealed,
+    )
 
 
 def _clean_up(session: Session, round_id: UUID) -> None:

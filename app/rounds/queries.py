@@ -19,7 +19,13 @@ from app.rounds.schemas import RoundOut
 from app.rounds.states import RoundState
 
 # The feature of updates lies above this one and cannot be imported: its table is read by name.
-UPDATES = sa.table("updates", sa.column("round_id", sa.Uuid), sa.column("state", sa.String))
+UPDATES = sa.table(
+    "updates",
+    sa.column("round_id", sa.Uuid),
+    sa.column("client_id", sa.Uuid),
+    sa.column("state", sa.String),
+    sa.column("blob_sha256", sa.String),
+)
 
 JOB_OF: dict[RoundState, tuple[str, ...]] = {
     RoundState.SEALED: ("aggregate",),
@@ -141,6 +147,16 @@ def ranks_in(session: Session, round_id: UUID) -> dict[UUID, int]:
         )
     )
     return {client_id: rank for client_id, rank in rows if rank is not None}
+
+
+def sealed_set(session: Session, round_id: UUID) -> list[list[str | None]]:
+    """Client and digest of each update that is part of a round, by client: for the operator alone."""
+    rows = session.execute(
+        sa.select(UPDATES.c.client_id, UPDATES.c.blob_sha256)
+        .where(UPDATES.c.round_id == round_id, UPDATES.c.state == "received")
+        .order_by(UPDATES.c.client_id)
+    )
+    return [[str(client_id), digest] for client_id, digest in rows]
 
 
 def updates_by_state(session: Session, round_id: UUID) -> dict[str, int]:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.core.errors import Conflict
 from app.core.i18n import _
 from app.identity import queries as identity
@@ -95,7 +96,7 @@ def step_after_round(
 
 def reverse(session: Session, principal: Principal, client_id: UUID, *, to: Step, reason: str) -> Standing:
     """Take a client back to a lower step, and start its count anew; raises NotFound, NothingToReverse."""
-    identity.client(session, principal, client_id, "standings:reverse")
+    client = identity.client(session, principal, client_id, "standings:reverse")
     hold(session)
     stand = stands_of(session, [client_id]).get(client_id, Stand())
     if LADDER.index(to) >= LADDER.index(stand.step):
@@ -103,6 +104,15 @@ def reverse(session: Session, principal: Principal, client_id: UUID, *, to: Step
     row = Standing(client_id=client_id, step=to, suspicion=0.0, reason=reason, actor=principal.actor)
     session.add(row)
     session.flush()
+    record(
+        session,
+        action=Action.STANDING_REVERSED,
+        actor=principal.actor,
+        organisation_id=client.organisation_id,
+        subject=f"client:{client_id}",
+        details={"from": str(stand.step), "to": str(to)},
+        committed={"reason": reason},
+    )
     return row
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.budget import audits
 from app.core.errors import Conflict
 from app.core.i18n import _
@@ -42,11 +43,18 @@ class RunNotStarted(Conflict):
     remedy = _("Start the run, then ask for the audit.")
 
 
-def ask_by_hand(session: Session, run: Run) -> None:
+def ask_by_hand(session: Session, run: Run, *, actor: str) -> None:
     """Have the mechanism of a started run audited; raises RunNotStarted."""
     if run.manifest_sha256 is None:
         raise RunNotStarted(_("the run is {state}"), state=str(run.state))
     enqueue(session, "audit_privacy", key=f"asked:{new_id()}", payload={"run_id": str(run.id)})
+    record(
+        session,
+        action=Action.PRIVACY_AUDIT_ASKED,
+        actor=actor,
+        organisation_id=run.organisation_id,
+        subject=f"run:{run.id}",
+    )
 
 
 def is_audited(run: Run) -> bool:

@@ -55,7 +55,7 @@ def release_round(
     round_ = get_round(session, round_id)
     run = session.get_one(Run, round_.run_id)
     parent = latest_of_run(session, run.id)
-    return releases.record(
+    return releases.keep(
         session,
         facts=_facts(
             session,

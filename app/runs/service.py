@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action
 from app.budget.arithmetic import AmountInvalid
 from app.budget.queries import accounts_of_clients
 from app.core.canonical import canonical_sha256
@@ -26,6 +27,7 @@ from app.runs import queries, rounds
 from app.runs.charges import is_charged, require_covered, reservation
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
+from app.runs.noting import note_plan, note_step
 from app.runs.plan import check_plan
 from app.runs.reserving import note_ceiling_hit, reserve_for_all
 from app.runs.states import RunState, sources_of
@@ -64,16 +66,18 @@ def advance(session: Session, run_id: UUID, to: RunState, *, actor: str, **value
     IllegalTransition. `values` are further columns that change with the state.
     """
     act_as(session, actor)
-    version: int | None = session.scalar(
+    run = session.scalar(
         sa.update(Run)
         .where(Run.id == run_id, Run.state.in_(sources_of(to)))
         .values(state=to, version=Run.version + 1, **values)
-        .returning(Run.version)
+        .returning(Run)
+        .execution_options(populate_existing=True)
     )
-    if version is None:
+    if run is None:
         raise IllegalTransition(_("the run cannot become {to}"), to=str(to), run_id=str(run_id))
+    note_step(session, run, to, actor=actor, values=values)
     notify(session, CHANNEL, str(run_id))
-    return version
+    return run.version
 
 
 def create(
@@ -112,6 +116,7 @@ def create(
     session.flush()
     session.add_all(RunClient(run_id=run.id, client_id=client.id) for client in clients)
     session.flush()
+    note_plan(session, run, Action.RUN_CREATED, actor=principal.actor)
     return run
 
 
@@ -167,6 +172,7 @@ def update_manifest(
     run.manifest = manifest.as_json()
     run.version += 1
     session.flush()
+    note_plan(session, run, Action.RUN_CHANGED, actor=principal.actor)
     notify(session, CHANNEL, str(run_id))
     return run
 

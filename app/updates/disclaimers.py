@@ -14,8 +14,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, record
 from app.budget import ledger
-from app.budget.queries import AccountView, account_of_client, account_view
+from app.budget.queries import AccountView, account_of_client, account_view, is_voided
 from app.core.errors import Conflict, Invalid
 from app.core.i18n import _
 from app.identity.models import Client
@@ -74,15 +75,29 @@ def disclaim(
         raise SomethingWasSent(_("an upload of this client began in this run"))
     _verify(session.get_one(Client, principal.id), run_id, statement=statement, signature=signature)
     account = account_of_client(session, principal.id)
+    ref = f"disclaimer:{run_id}"
+    if not is_voided(session, account.id, ref):
+        _note(session, principal, run_id, statement=statement, signature=signature)
     ledger.void(
         session,
         account.id,
-        ref=f"disclaimer:{run_id}",
+        ref=ref,
         reserve_ref=run_ref(run_id),
         event={"statement": statement, "signature": signature},
         actor=principal.actor,
     )
     return account_view(session, account.id)
+
+
+def _note(session: Session, principal: Principal, run_id: UUID, *, statement: str, signature: str) -> None:
+    record(
+        session,
+        action=Action.UPDATE_DISCLAIMED,
+        actor=principal.actor,
+        organisation_id=principal.organisation_id,
+        subject=f"run:{run_id}",
+        details={"statement": statement, "signature": signature},
+    )
 
 
 def _verify(client: Client, run_id: UUID, *, statement: str, signature: str) -> None:

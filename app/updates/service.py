@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.audit.record import Action, Detail, record
 from app.budget import ledger
 from app.budget.queries import AccountView, account_of_client
 from app.core.clock import now
@@ -210,9 +211,30 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     row.blob_sha256, row.size_bytes = sent.sha256, sent.size_bytes
     row.received_at = now()
     session.flush()
+    _note_accepted(session, principal, round_, run, row)
     if not seals_at_deadline(run.manifest):
         lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
     return row
+
+
+def _note_accepted(session: Session, principal: Principal, round_: Round, run: Run, row: Update) -> None:
+    """Of a secret cohort no entry is made: that there is one would tell that the client takes part.
+
+    What is not noised yet is known by its digest to the operator alone.
+    """
+    if round_.cohort_secret:
+        return
+    digest: dict[str, Detail] = {"sha256": row.blob_sha256}
+    is_noised = run.manifest["privacy"]["trust"] == "local"
+    record(
+        session,
+        action=Action.UPDATE_ACCEPTED,
+        actor=principal.actor,
+        organisation_id=principal.organisation_id,
+        subject=f"update:{row.id}",
+        details={"round_id": str(round_.id), "size_bytes": row.size_bytes} | (digest if is_noised else {}),
+        concealed=None if is_noised else digest,
+    )
 
 
 def update_for(session: Session, principal: Principal, *, round_id: UUID, update_id: UUID) -> Update:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -22,6 +22,7 @@ import torch
 from sqlalchemy.orm import Session
 from torch import Tensor
 
+from app.audit.record import Action, record
 from app.budget import violations
 from app.budget.violations import ViolationKind
 from app.core.crypto import Vault
@@ -263,6 +264,7 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
             .where(Update.round_id == sealed.round_id, Update.client_id.in_(rejected))
             .values(state=UpdateState.REJECTED, reject_code=NON_FINITE)
         )
+        _note_rejected(session, sealed, rejected)
     standings.keep(
         session,
         sealed.round_id,
@@ -291,6 +293,24 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
         target_norm=None if outcome.missed is None else outcome.missed.whole_norm,
         missed_norm=None if outcome.missed is None else outcome.missed.error_norm,
     )
+
+
+def _note_rejected(session: Session, sealed: Sealed, client_ids: Sequence[UUID]) -> None:
+    """Where the server adds the noise, that an update is not finite is sealed evidence, and no entry."""
+    if sealed.noised is not None:
+        return
+    rows = session.scalars(
+        sa.select(Update).where(Update.round_id == sealed.round_id, Update.client_id.in_(client_ids))
+    )
+    for row in rows.all():
+        record(
+            session,
+            action=Action.UPDATE_REJECTED,
+            actor=ACTOR,
+            organisation_id=sealed.organisation_id,
+            subject=f"update:{row.id}",
+            details={"round_id": str(sealed.round_id), "client_id": str(row.client_id), "code": NON_FINITE},
+        )
 
 
 def _record_clipped(session: Session, sealed: Sealed, outcome: Outcome) -> None:
