@@ -10,6 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
+from app.admin import audit_router
 from app.admin import router as admin_router
 from app.budget import enrolment_router, violations_router
 from app.budget import router as budget_router
@@ -49,6 +50,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     budget_router.router,
     projection_router.router,
     violations_router.router,
+    audit_router.router,
+    audit_router.open_router,
     admin_router.router,
 )
 """Mounted under /v1."""

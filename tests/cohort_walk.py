@@ -15,6 +15,7 @@ from httpx2 import Response
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from app.audit.models import AuditEntry
 from app.budget.queries import accounts_of_clients
 from app.core.blobs import LocalBlobs
 from app.core.settings import Settings
@@ -42,6 +43,7 @@ OUTSIDER = CLIENTS - 1
 """The number of a client of the run that no test draws."""
 LOOKED_UP = 1
 """The number of the client whose own pages are looked at: some tests draw it and some do not."""
+QUERIES = {"/v1/audit/proofs/inclusion": "?index=0&size=1"}
 _VARIES = re.compile(r'"(last_used_at|request_id)":("[^"]*"|null)')
 
 
@@ -91,7 +93,7 @@ class Walk:
         for name, (role, headers) in viewers.items():
             for path, permission in readable(self.api):
                 if role in PERMISSIONS[permission]:
-                    for filled in self.addresses(path):
+                    for filled in self.addresses(path + QUERIES.get(path, "")):
                         answer = self.api.get(filled, headers=headers)
                         assert answer.status_code in {200, 404}, (filled, answer.text)
                         found[name, filled] = _VARIES.sub("", shown(answer))
@@ -108,6 +110,11 @@ class Walk:
         if "update_id" in path:
             rows = self.session.execute(sa.select(Update.id, Update.round_id))
             return [{"update_id": update_id, "round_id": round_id} for update_id, round_id in rows]
+        if "entry_id" in path:
+            return [
+                {"entry_id": name}
+                for name in self.session.scalars(sa.select(AuditEntry.id).order_by(AuditEntry.id))
+            ]
         if "release_id" in path:
             return [{"release_id": name} for name in self.session.scalars(sa.select(Release.id))]
         if "round_id" in path:

@@ -36,6 +36,8 @@ class AuditEntry(Base):
         sa.Index("ix_audit_entries_organisation", "organisation_id", "id"),
         sa.Index("ix_audit_entries_action", "action", "id"),
         sa.Index("ix_audit_entries_subject", "subject", "id"),
+        sa.Index("ix_audit_entries_actor", "actor", "id"),
+        sa.Index("ix_audit_entries_at", "at", postgresql_using="brin"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)

@@ -39,6 +39,11 @@ def consistency_proof(session: Session, *, first: int, second: int) -> list[byte
     return _proof(session, merkle.consistency_spans(first, second))
 
 
+def leaf(session: Session, index: int) -> bytes:
+    """The hash of the leaf at `index`; raises KeyError where there is none."""
+    return _hashes(session, [(0, index)])[0, index]
+
+
 def whole_nodes(session: Session, size: int) -> list[bytes]:
     """The hashes of the largest whole subtrees of a tree: what appending goes on from."""
     nodes = merkle.span(0, size)

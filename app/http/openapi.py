@@ -30,6 +30,7 @@ TAGS = [
     {"name": "budgets", "description": "The privacy ledger: what may be spent, was reserved and was spent."},
     {"name": "clients", "description": "Enrolment, training clients and their tokens."},
     {"name": "organisations", "description": "Organisations, members and API keys."},
+    {"name": "audit", "description": "The tamper-evident log: entries, receipts, proofs, export."},
     {"name": "operation", "description": "Health, readiness and metrics."},
     {"name": "admin", "description": "For operators."},
 ]

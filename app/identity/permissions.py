@@ -67,6 +67,8 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "budgets:grant": _row(Role.PRIVACY_OFFICER),
         "budgets:recheck": _row(),
         "violations:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
+        "audit:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
+        "audit:export": _row(Role.AUDITOR),
         "jobs:read": _row(),
         "jobs:retry": _row(),
         "metrics:read": _row(),

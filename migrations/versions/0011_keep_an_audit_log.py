@@ -91,9 +91,10 @@ def _create_entries() -> None:
         ["transaction_id", "id"],
         postgresql_where=sa.text("leaf_index IS NULL"),
     )
-    for name in ("organisation", "action", "subject"):
+    for name in ("organisation", "action", "subject", "actor"):
         column = "organisation_id" if name == "organisation" else name
         op.create_index(f"ix_audit_entries_{name}", "audit_entries", [column, "id"])
+    op.create_index("ix_audit_entries_at", "audit_entries", ["at"], postgresql_using="brin")
     op.create_table(
         "audit_personal",
         sa.Column("entry_id", sa.Uuid(), nullable=False),

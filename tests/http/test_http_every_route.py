@@ -1,7 +1,7 @@
 """Rules that hold on every route at once, walked over the application's own description."""
 
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from app.audit.record import Action, record
 from app.core.ids import new_id
 from app.http.deps import Requires
 from app.identity.models import ApiKey, Client
@@ -83,7 +84,19 @@ def strangers(session: Session) -> dict[str, Any]:
         "account_id": build_account(session, client),
         "api_key_id": key,
         "organisation_id": run.organisation_id,
+        "entry_id": note_elsewhere(session, run.organisation_id),
     }
+
+
+def note_elsewhere(session: Session, organisation_id: UUID) -> UUID:
+    """What somebody of the organisation did."""
+    return record(
+        session,
+        action=Action.JOB_RETRIED,
+        actor=f"member:{new_id()}",
+        organisation_id=organisation_id,
+        subject=f"organisation:{organisation_id}",
+    )
 
 
 def test_without_credentials_every_guarded_route_answers_401(api: TestClient) -> None:
@@ -98,7 +111,7 @@ def test_without_credentials_every_guarded_route_answers_401(api: TestClient) ->
 
 
 def _ids() -> dict[str, Any]:
-    names = ("round_id", "client_id", "release_id", "account_id", "api_key_id", "organisation_id")
+    names = ("round_id", "client_id", "release_id", "account_id", "api_key_id", "organisation_id", "entry_id")
     return {name: uuid4() for name in names}
 
 

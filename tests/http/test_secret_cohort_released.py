@@ -44,6 +44,7 @@ POINTS = ("noised", "finished")
 _ID = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b")
 _DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)")
+_NONCE = re.compile(r'nonce\\":\\"[0-9a-f]{32}')
 _SIGNATURE = re.compile(r'"value":"[A-Za-z0-9_-]{86}"')
 _UNCOUNTED = re.compile(r"#|dpfl_http_request_seconds|dpfl_http_requests_created|.*get_metrics")
 
@@ -139,12 +140,14 @@ class Lives:
         seen = self.walk.looked_at(member=0)
         self.walk.require_no_trace({key: text for key, text in seen.items() if "/updates/" not in key[1]})
         for (viewer, path), text in seen.items():
-            life.shown[point, viewer, self._plain(path)] = self._plain(text)
+            key = point, viewer, self._plain(path)  # of several objects the same: theirs, in their order
+            life.shown[key] = life.shown.get(key, "") + self._plain(text)
 
     def _plain(self, text: str) -> str:
         """A text with whatever is new in every life replaced by its kind."""
         text = _ID.sub(lambda found: found[0] if found[0] in self.known else "<id>", text)
         text = _DIGEST.sub(lambda found: found[0] if found[0] in self.known else "<digest>", text)
+        text = _NONCE.sub("<nonce>", text)
         return _SIGNATURE.sub('"value":"<signature>"', _TIME.sub("<time>", text))
 
     def _counts(self) -> Counter[str]:
