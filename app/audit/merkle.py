@@ -50,6 +50,11 @@ class CompactRange:
             index, level = index >> 1, level + 1
             yield (level, index), self._hashes[-1]
 
+    def add(self, leaf: bytes) -> None:
+        """The same, for whoever needs the root alone."""
+        for _node in self.append(leaf):
+            pass
+
     def root(self) -> bytes:
         """The hash of the whole tree."""
         return fold(self._hashes) if self._hashes else EMPTY_ROOT
@@ -59,8 +64,7 @@ def root_of(leaves: Iterable[bytes]) -> bytes:
     """The root over leaf hashes, in memory that grows with the logarithm of their number."""
     tree = CompactRange()
     for leaf in leaves:
-        for _node in tree.append(leaf):
-            pass
+        tree.add(leaf)
     return tree.root()
 
 

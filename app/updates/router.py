@@ -148,7 +148,8 @@ async def _admission(
 
 
 def _receipt(session: Session, update: Update) -> Receipt:
-    return Receipt.of(update, service.account_of(session, update))
+    account, entry_id = service.account_of(session, update), service.entry_of(session, update)
+    return Receipt.of(update, account, audit_entry_id=entry_id)
 
 
 @router.get("/rounds/{round_id}/updates/{update_id}")

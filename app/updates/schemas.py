@@ -28,9 +28,12 @@ class Receipt(BaseModel):
     received_at: datetime
     account: AccountOut | None
     """Where the data set's budget stands on the server; null where the run uses none."""
+    audit_entry_id: UUID | None
+    """The update's entry in the audit log, whose receipt GET /v1/audit/entries/{entry_id} gives; null of a
+    secret cohort, whose members are in no log."""
 
     @classmethod
-    def of(cls, update: Update, account: AccountView | None) -> Self:
+    def of(cls, update: Update, account: AccountView | None, *, audit_entry_id: UUID | None) -> Self:
         """From an update that was received."""
         return cls.model_validate(
             {
@@ -41,6 +44,7 @@ class Receipt(BaseModel):
                 "size_bytes": update.size_bytes,
                 "received_at": update.received_at,
                 "account": None if account is None else AccountOut.of(account),
+                "audit_entry_id": audit_entry_id,
             }
         )
 

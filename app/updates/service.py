@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
+from app.audit import queries as audit
 from app.audit.record import Action, Detail, record
 from app.budget import ledger
 from app.budget.queries import AccountView, account_of_client
@@ -250,6 +251,12 @@ def update_for(session: Session, principal: Principal, *, round_id: UUID, update
     if row is None:
         raise NotFound(_("there is no such update"))
     return row
+
+
+def entry_of(session: Session, update: Update) -> UUID | None:
+    """The entry of an update in the audit log, if it has one."""
+    actor = f"client:{update.client_id}"
+    return audit.entry_of(session, action=Action.UPDATE_ACCEPTED, subject=f"update:{update.id}", actor=actor)
 
 
 def account_of(session: Session, update: Update) -> AccountView | None:
