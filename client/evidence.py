@@ -24,6 +24,7 @@ from client.wire import Assignment, Receipt, canonical_sha256
 LIES = frozenset(
     {
         "adapter_mismatch",  # other bytes than the round's announced digest
+        "log_rewritten",  # an audit log that does not go on from the one that was seen
         "ledger_reset",  # the server's account of this data set forgot entries, or is another one
         "manifest_changed",  # another manifest than the one that the run was accepted under
         "manifest_mismatch",  # another manifest than the one that the round announces
