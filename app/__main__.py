@@ -1,4 +1,7 @@
-"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print."""
+"""`python -m app` serves; `bootstrap` makes the first administrator; `openapi` and `evidence` print.
+
+`rotate-audit-key` and `erase-audit` are the operator's acts on the audit log.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from uuid import UUID
 import uvicorn
 from pydantic import SecretStr, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
+from app.audit import keys
+from app.audit.record import erase
 from app.core.crypto import SealBroken, Vault
 from app.core.db import Database
 from app.core.errors import DomainError
@@ -24,6 +30,8 @@ from app.identity.bootstrap import bootstrap
 from app.main import build_app
 from app.rounds import sealed_evidence
 
+USAGE = "usage: python -m app [bootstrap | openapi | evidence ROUND | rotate-audit-key | erase-audit SUBJECT]"
+OPERATOR = "operator"
 GRACE_S = 5
 MAX_CONNECTIONS = 2000
 
@@ -94,19 +102,48 @@ def print_evidence(round_id: str) -> None:
         sys.stdout.write(json.dumps(line) + "\n")
 
 
+def on_audit_log(act: Callable[[Session, Vault], str]) -> None:
+    """Do one of the operator's acts on the audit log, and say what was done."""
+    settings = Settings.load()
+    database = Database(settings.database_url.get_secret_value(), pool_size=1)
+    try:
+        with database.run_tx("audit log") as session:
+            told = act(session, Vault(settings.master_key_bytes))
+    except (ValueError, SQLAlchemyError) as error:
+        reason = next(iter(str(error).splitlines()), "")
+        sys.exit(f"nothing was done: {type(error).__name__}: {reason}")
+    finally:
+        database.dispose()
+    sys.stdout.write(told + "\n")
+
+
+def rotate_audit_key(session: Session, vault: Vault) -> str:
+    """Let a new key sign the log's checkpoints, beside the former one for a while."""
+    new = keys.rotate(session, vault, actor=OPERATOR)
+    return "there is no key yet" if new is None else f"the new key: {keys.public(new).raw.hex()}"
+
+
+def erase_audit(about: str, session: Session, _vault: Vault) -> str:
+    """Delete the names and texts that entries on or by `about` committed to."""
+    return f"{erase(session, about=about, actor=OPERATOR)} values erased; the log stays valid"
+
+
 def main() -> None:
     """Choose by the first argument."""
     verbs: dict[tuple[str, ...], Callable[[], None]] = {
         (): serve,
         ("bootstrap",): make_first_administrator,
         ("openapi",): print_openapi,
+        ("rotate-audit-key",): partial(on_audit_log, rotate_audit_key),
     }
     words = tuple(sys.argv[1:])
     if len(words) == 2 and words[0] == "evidence":
         verbs[words] = partial(print_evidence, words[1])
+    if len(words) == 2 and words[0] == "erase-audit":
+        verbs[words] = partial(on_audit_log, partial(erase_audit, words[1]))
     chosen = verbs.get(words)
     if chosen is None:
-        sys.exit("usage: python -m app [bootstrap | openapi | evidence ROUND]")
+        sys.exit(USAGE)
     try:
         chosen()
     except ValidationError as error:

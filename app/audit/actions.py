@@ -18,6 +18,7 @@ class Action(StrEnum):
     STANDING_REVERSED = "standing.reversed"  # a step of the ladder was taken back by hand
     SIGNING_KEYS_ROTATED = "signing_keys.rotated"
     AUDIT_KEY_ROTATED = "audit_key.rotated"  # another key signs this log's checkpoints
+    AUDIT_ERASED = "audit.erased"  # what entries on one subject had committed to was deleted
     RUN_CREATED = "run.created"
     RUN_CHANGED = "run.changed"  # the manifest of a draft was replaced
     RUN_PRICE_ASKED = "run.price_asked"

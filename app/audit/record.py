@@ -114,13 +114,27 @@ def commitment(name: str, salt: bytes, clear: bytes) -> bytes:
     return sha256(_COMMITMENT + salt + name.encode() + b"\0" + clear).digest()
 
 
-def erase(session: Session, entry_id: UUID, name: str) -> bool:
-    """Delete the opening of one commitment for good; False where there is none (any more)."""
-    row = session.get(AuditPersonal, (entry_id, name))
-    if row is not None:
-        session.delete(row)
-        session.flush()
-    return row is not None
+def erase(session: Session, *, about: str, actor: str) -> int:
+    """Delete for good what was committed to in entries on `about` or by it (`member:<id>`); how many.
+
+    The entries, the tree and every receipt stay as they are. What is concealed stays: it is no person's.
+    """
+    entries = sa.select(AuditEntry.id).where(sa.or_(AuditEntry.subject == about, AuditEntry.actor == about))
+    gone = session.scalars(
+        sa.delete(AuditPersonal)
+        .where(AuditPersonal.entry_id.in_(entries), AuditPersonal.concealed.is_(False))
+        .returning(AuditPersonal.entry_id)
+        .execution_options(synchronize_session=False)
+    ).all()
+    record(
+        session,
+        action=Action.AUDIT_ERASED,
+        actor=actor,
+        organisation_id=None,
+        subject=about,
+        details={"values": len(gone)},
+    )
+    return len(gone)
 
 
 def _openings(entry_id: UUID, values: Mapping[str, Any], *, concealed: bool) -> Iterator[dict[str, Any]]:

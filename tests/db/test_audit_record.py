@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,11 +12,16 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from app import __main__ as command
+from app.audit import keys
 from app.audit.models import AuditEntry, AuditPersonal
 from app.audit.record import Action, commitment, erase, record
 from app.core.db import Database
 from app.core.ids import new_id
+from app.core.settings import Settings
+from tests.audit_log import place_all
 from tests.builders import build_organisation
+from tests.database import settings_for
 
 
 def note(session: Session, **values: Any) -> UUID:
@@ -108,9 +114,11 @@ def test_a_committed_value_is_in_no_leaf_and_can_be_opened_until_it_is_erased(se
     assert (opening.clear, opening.concealed) == (b'"Ada"', False)
     assert commitment("name", opening.salt, opening.clear).hex() == named["name"]
     assert session.get_one(AuditPersonal, (entry_id, "digest")).concealed
-    assert erase(session, entry_id, "name")
-    assert not erase(session, entry_id, "name")
+    assert erase(session, about="run:1", actor="operator") == 1
+    assert erase(session, about="run:1", actor="operator") == 0
+    session.expire_all()
     assert session.get(AuditPersonal, (entry_id, "name")) is None
+    assert session.get(AuditPersonal, (entry_id, "digest")) is not None
     assert session.get_one(AuditEntry, entry_id).leaf_hash == sha256(b"\x00" + row.canonical).digest()
 
 
@@ -212,3 +220,47 @@ def test_there_is_one_current_key(session: Session) -> None:
     session.execute(sa.text(ROWS[2]))
     with pytest.raises(DBAPIError, match="uq_audit_keys_current"):
         session.execute(sa.text(ROWS[2]))
+
+
+def test_erasing_takes_what_is_on_a_person_or_by_it_and_leaves_a_trace(session: Session) -> None:
+    on, by, other = (
+        note(session, subject="member:1", committed={"name": "Ada"}),
+        note(session, actor="member:1", committed={"reason": "on leave", "label": "laptop"}),
+        note(session, subject="member:2", actor="member:2", committed={"name": "Grace"}),
+    )
+    assert erase(session, about="member:1", actor="operator") == 3
+    kept = session.scalars(sa.select(AuditPersonal.entry_id)).all()
+    assert kept == [other]
+    assert {on, by}.isdisjoint(kept)
+    erased = session.scalars(sa.select(AuditEntry).where(AuditEntry.action == "audit.erased")).one()
+    assert json.loads(erased.canonical)["details"] == {"values": 3}
+    assert (erased.subject, erased.actor) == ("member:1", "operator")
+
+
+def test_the_operators_commands_rotate_and_erase(
+    database: Database,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = settings_for(database_url, tmp_path)
+    monkeypatch.setattr(Settings, "load", lambda: settings)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["app", *words])
+        command.main()
+        return capsys.readouterr().out
+
+    assert run("rotate-audit-key") == "there is no key yet\n"
+    with database.run_tx("test") as session:
+        note(session, subject="member:1", committed={"name": "Ada"})
+    place_all(database)
+    told = run("rotate-audit-key")
+    with database.run_tx("test") as session:
+        assert told == f"the new key: {keys.public_keys(session)[0].public_key.hex()}\n"
+    assert run("erase-audit", "member:1") == "1 values erased; the log stays valid\n"
+    place_all(database)
+    monkeypatch.setattr("sys.argv", ["app", "erase-audit", "no subject"])
+    with pytest.raises(SystemExit, match="nothing was done"):
+        command.main()

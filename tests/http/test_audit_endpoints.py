@@ -128,7 +128,7 @@ def test_openings_are_shown_until_they_are_erased_and_concealed_ones_never(
     assert set(shown["openings"]) == {"name"}
     salt, value = bytes.fromhex(shown["openings"]["name"]["salt"]), shown["openings"]["name"]["value"]
     assert commitment("name", salt, canonical_bytes(value)).hex() == shown["entry"]["commitments"]["name"]
-    assert erase(session, entry_id, "name")
+    assert erase(session, about="run:1", actor="operator") == 1
     after = api.get(path, headers=caller.headers).json()
     assert after["openings"] == {}
     assert after["canonical"] == shown["canonical"]
