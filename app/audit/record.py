@@ -156,10 +156,14 @@ def _time(moment: datetime) -> str:
 
 def _text(text: str) -> str:
     """One line without anything unseen: a log that is read must not be steered by who is written about."""
-    seen = "".join(f"\\u{{{ord(one):x}}}" if unicodedata.category(one) in _UNSEEN else one for one in text)
+    seen = text if text.isprintable() else "".join(map(_written_out, text))
     if len(seen) > _MOST_CHARACTERS:
         raise ValueError(f"a text in the audit log has at most {_MOST_CHARACTERS} characters")
     return seen
+
+
+def _written_out(one: str) -> str:
+    return f"\\u{{{ord(one):x}}}" if unicodedata.category(one) in _UNSEEN else one
 
 
 def _checked(details: Mapping[str, Detail]) -> dict[str, Any]:
