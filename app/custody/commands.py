@@ -7,6 +7,7 @@ import binascii
 import os
 from uuid import UUID
 
+from app.core.blobs import open_store
 from app.core.db import Database
 from app.core.settings import Settings
 from app.custody import keys, rotation
@@ -46,9 +47,14 @@ def reroot(settings: Settings, database: Database) -> str:
     return f"{count} keys of {settings.region} are under the present root"
 
 
-def shred(_settings: Settings, database: Database, *, named: str) -> str:
-    """Delete every key of an organisation: nothing that is stored of theirs can be read again."""
-    tenant = UUID(named)
+def shred(settings: Settings, database: Database, *, named: str) -> str:
+    """Delete every key of an organisation: nothing that is stored of theirs can be read again.
+
+    Their sealed bytes go after that; where this is interrupted, or the store does not answer, by the sweep.
+    """
+    tenant, store = UUID(named), open_store(settings.blob_url)
     with database.run_tx("shred") as session:
-        count = keys.shred(session, tenant)
-    return f"{count} objects of {tenant} can never be read again; the sweep removes their bytes"
+        objects = keys.shred(session, tenant)
+    for object_id in objects:
+        store.delete(object_id.hex)
+    return f"{len(objects)} objects of {tenant} can never be read again"
