@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -80,8 +81,8 @@ class Store(Protocol):
     def delete(self, name: str) -> None:
         """Remove an object; removing what is not there is no error."""
 
-    def names(self, prefix: str, *, min_age_s: float) -> Iterator[str]:
-        """Names that begin with two hex digits and were published at least so long ago."""
+    def names(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Names that begin with two hex digits, and when each was published; raises Unavailable."""
 
     def remove_stale(self) -> int:
         """Remove what dead processes left aside; returns how many."""
@@ -235,12 +236,12 @@ class LocalStore:
         with suppress(FileNotFoundError):
             self.path(name).unlink()
 
-    def names(self, prefix: str, *, min_age_s: float) -> Iterator[str]:
-        """Names in one of the 256 folders, published at least so long ago."""
+    def names(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Names in one of the 256 folders, and when each was published."""
         for path in sorted((self.folder / prefix).glob("*")):
             with suppress(FileNotFoundError):
-                if _NAME.fullmatch(path.name) and time.time() - path.stat().st_mtime >= min_age_s:
-                    yield path.name
+                if _NAME.fullmatch(path.name):
+                    yield path.name, datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
     def remove_stale(self) -> int:
         """Remove temporary files whose writer is long gone; returns how many."""

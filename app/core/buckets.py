@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import IO, Any, Self
 from urllib.parse import parse_qs, urlsplit
 
@@ -212,17 +212,12 @@ class BucketStore:
         except _FAILURES as error:
             raise _unavailable(error) from error
 
-    def names(self, prefix: str, *, min_age_s: float) -> Iterator[str]:
-        """Names that begin with two hex digits, published at least so long ago; raises Unavailable."""
-        latest = datetime.now(UTC) - timedelta(seconds=min_age_s)
+    def names(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """Names that begin with two hex digits, and when each was published; raises Unavailable."""
         folder = "/".join(part for part in (self._prefix, prefix) if part)
         try:
             for batch in obstore.list(self._store, folder):
-                yield from (
-                    str(found["path"]).rsplit("/", 1)[-1]
-                    for found in batch
-                    if found["last_modified"] <= latest
-                )
+                yield from ((str(one["path"]).rsplit("/", 1)[-1], one["last_modified"]) for one in batch)
         except _FAILURES as error:
             raise _unavailable(error) from error
 

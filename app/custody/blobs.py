@@ -11,6 +11,7 @@ import hashlib
 import io
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import BinaryIO, Self, cast
 from uuid import UUID, uuid4
@@ -231,8 +232,12 @@ class Blobs:
 
     def tidy(self, prefix: str | None = None) -> int:
         """Remove what dead processes left, and in one of 256 parts what has no key; returns how many."""
-        removed = self.store.remove_stale()
-        names = list(self.store.names(prefix or secrets.token_hex(1), min_age_s=STALE_S))
+        removed, since = self.store.remove_stale(), self.index.since()
+        if since is None:  # the tables of keys were restored empty, it may be: then nothing is judged
+            return removed
+        latest = datetime.now(UTC) - timedelta(seconds=STALE_S)
+        listed = self.store.names(prefix or secrets.token_hex(1))
+        names = [name for name, published_at in listed if since <= published_at <= latest]
         known = self.index.known(UUID(name) for name in names)
         for name in names:
             if UUID(name) not in known:

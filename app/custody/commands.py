@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app.audit.record import Action, record
+from app.core.blobs import open_store
 from app.core.db import Database
 from app.core.settings import Settings
 from app.custody import keys, rotation
@@ -51,13 +52,19 @@ def reroot(settings: Settings, database: Database) -> str:
     return f"{count} keys of {settings.region} are under the present root"
 
 
-def shred(_settings: Settings, database: Database, *, named: str) -> str:
-    """Delete every key of an organisation: nothing that is stored of theirs can be read again."""
-    tenant = UUID(named)
+def shred(settings: Settings, database: Database, *, named: str) -> str:
+    """Delete every key of an organisation: nothing that is stored of theirs can be read again.
+
+    Their sealed bytes go after that; where this is interrupted, or the store does not answer, by the sweep.
+    """
+    tenant, store = UUID(named), open_store(settings.blob_url)
     with database.run_tx("shred") as session:
-        count = keys.shred(session, tenant)
-        _note(session, Action.STORED_KEYS_SHREDDED, f"organisation:{tenant}", objects=count)
-    return f"{count} objects of {tenant} can never be read again; the sweep removes their bytes"
+        objects = keys.shred(session, tenant)
+        told = {"objects": len(objects)}
+        _note(session, Action.STORED_KEYS_SHREDDED, f"organisation:{tenant}", **told)
+    for object_id in objects:
+        store.delete(object_id.hex)
+    return f"{len(objects)} objects of {tenant} can never be read again"
 
 
 def _note(session: Session, action: Action, subject: str, **details: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -36,6 +37,9 @@ class Index(Protocol):
 
     def known(self, object_ids: Iterable[UUID]) -> set[UUID]:
         """Those that have a key."""
+
+    def since(self) -> datetime | None:
+        """From when on it knows every object; None: it knows of none."""
 
 
 class DatabaseIndex:
@@ -70,6 +74,11 @@ class DatabaseIndex:
         """See Index."""
         with self._database.run_tx("known blobs") as session:
             return keys.known(session, object_ids)
+
+    def since(self) -> datetime | None:
+        """See Index."""
+        with self._database.run_tx("known since") as session:
+            return keys.since(session)
 
 
 class MemoryIndex:
@@ -108,3 +117,7 @@ class MemoryIndex:
     def known(self, object_ids: Iterable[UUID]) -> set[UUID]:
         """See Index."""
         return {located.place.object_id for located, _at in self.rows.values()} & set(object_ids)
+
+    def since(self) -> datetime | None:
+        """See Index: keys that end with a process leave nothing to be judged by."""
+        return None

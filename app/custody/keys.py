@@ -147,18 +147,22 @@ def known(session: Session, object_ids: Iterable[UUID]) -> set[UUID]:
     return set(session.scalars(sa.select(BlobKey.object_id).where(BlobKey.object_id.in_(set(object_ids)))))
 
 
-def shred(session: Session, tenant: UUID) -> int:
+def since(session: Session) -> datetime | None:
+    """From when on these tables know every object; None: they know of none."""
+    oldest: datetime | None = session.scalar(sa.select(sa.func.min(RegionKey.since)))
+    return oldest
+
+
+def shred(session: Session, tenant: UUID) -> list[UUID]:
     """Delete every key of a tenant in every region: nothing of theirs is readable any more, anywhere.
 
-    Returns how many objects that are. The sealed bytes stay until the sweep finds that no key names them.
+    Returns the objects, whose sealed bytes may be deleted when the transaction is committed.
     """
     session.execute(sa.select(TenantKey.id).where(TenantKey.tenant_id == tenant).with_for_update())
-    objects = session.execute(
-        sa.delete(BlobKey).where(BlobKey.tenant_id == tenant).returning(BlobKey.object_id)
-    )
-    count = len(objects.all())
+    gone = sa.delete(BlobKey).where(BlobKey.tenant_id == tenant).returning(BlobKey.object_id)
+    objects = list(session.scalars(gone))
     session.execute(sa.delete(TenantKey).where(TenantKey.tenant_id == tenant))
-    return count
+    return objects
 
 
 def opened(session: Session, root: Root, row: TenantKey) -> bytes:

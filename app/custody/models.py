@@ -30,6 +30,9 @@ class RegionKey(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     region: Mapped[str] = mapped_column(sa.String(64))
     wrapped_key: Mapped[bytes]
+    since: Mapped[datetime] = mapped_column(server_default=sa.func.now())
+    """When the region's first key was made; a rotation hands it on. Of an older object without a key these
+    tables know nothing: they may have been restored without their rows, and the sweep leaves it."""
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     retired_at: Mapped[datetime | None]
     """Wraps nothing new; the row goes when nothing is wrapped under it any more."""

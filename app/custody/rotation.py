@@ -35,6 +35,9 @@ def rotate(session: Session, root: Root) -> int:
             .where(model.region == root.region, model.retired_at.is_(None))
             .values(retired_at=sa.func.now())
         )
+    current = keys.region_key_of(session, root)
+    oldest = sa.select(sa.func.min(RegionKey.since)).where(RegionKey.region == root.region)
+    current.since = session.scalars(oldest).one()
     for tenant in sorted({key.tenant_id for key in former}):
         keys.tenant_key_of(session, root, tenant)
     return len(former)

@@ -66,6 +66,18 @@ def age(database: Database) -> None:
         session.execute(sa.text("UPDATE blob_keys SET put_at = put_at - interval '1 hour'"))
 
 
+def let_pass(blobs: Blobs, database: Database) -> None:
+    """Let two hours go by for what is there."""
+    with database.run_tx("test") as session:
+        session.execute(sa.text("UPDATE region_keys SET since = since - interval '1 day'"))
+    for path in files(blobs):
+        os.utime(path, (time.time() - 7200,) * 2)
+
+
+def tidied(blobs: Blobs) -> int:
+    return sum(blobs.tidy(f"{part:02x}") for part in range(256))
+
+
 def test_what_is_put_comes_back_and_lies_nowhere_in_the_clear(blobs: Blobs, tmp_path: Path) -> None:
     digest = blobs.of(A).put(CONTENT)
     assert blobs.of(A).read(digest) == CONTENT
@@ -253,24 +265,53 @@ def test_the_commands_rotate_and_move_to_a_root_of_the_regions_own(
     assert Blobs.of_process(own, database).of(A).read(digest) == CONTENT
 
 
-def test_shredding_a_tenant_leaves_bytes_that_nothing_opens_and_the_sweep_removes(
+def test_shredding_a_tenant_leaves_nothing_that_opens(
     blobs: Blobs, database: Database, database_url: str, tmp_path: Path
 ) -> None:
     digests = [blobs.of(A).put(CONTENT), blobs.of(A).put(b"more")]
     spared = blobs.of(B).put(CONTENT)
     said = commands.shred(settings_for(database_url, tmp_path / "blobs"), database, named=str(A))
     assert said.startswith("2 objects")
+    assert len(files(blobs)) == 1
     for digest in digests:
         with pytest.raises(BlobGone):
             blobs.of(A).read(digest)
-    assert len(files(blobs)) == 3
     with database.run_tx("test") as session:
         assert session.scalar(sa.select(sa.func.count()).where(TenantKey.tenant_id == A)) == 0
-    for path in files(blobs):
-        os.utime(path, (1.0, 1.0))
-    assert sum(blobs.tidy(f"{part:02x}") for part in range(256)) == 2
     assert blobs.of(B).read(spared) == CONTENT
-    assert len(files(blobs)) == 1
+
+
+def test_a_shredding_that_was_cut_short_is_ended_by_the_sweep(blobs: Blobs, database: Database) -> None:
+    for content in (CONTENT, b"more"):
+        blobs.of(A).put(content)
+    spared = blobs.of(B).put(CONTENT)
+    with database.run_tx("test") as session:
+        assert len(keys.shred(session, A)) == 2
+    assert len(files(blobs)) == 3
+    let_pass(blobs, database)
+    assert tidied(blobs) == 2
+    assert blobs.of(B).read(spared) == CONTENT
+
+
+def test_tables_of_keys_that_were_restored_empty_cost_no_object(blobs: Blobs, database: Database) -> None:
+    """The database's long-lived backup is without them: until they are restored too, nothing is judged."""
+    digest = blobs.of(A).put(CONTENT)
+    rows = ("region_keys", "tenant_keys", "blob_keys")
+    with database.run_tx("test") as session:
+        for name in rows:
+            session.execute(sa.text(f"CREATE TABLE saved_{name} AS TABLE {name}"))
+        session.execute(sa.text("TRUNCATE region_keys, tenant_keys, blob_keys"))
+    for path in files(blobs):
+        os.utime(path, (time.time() - 7200,) * 2)
+    assert tidied(blobs) == 0
+    blobs.of(B).put(b"the first bytes after it make new keys")
+    rotated(database, ROOT)
+    assert tidied(blobs) == 0
+    with database.run_tx("test") as session:
+        session.execute(sa.text("TRUNCATE region_keys, tenant_keys, blob_keys"))
+        for name in rows:
+            session.execute(sa.text(f"INSERT INTO {name} SELECT * FROM saved_{name}"))  # noqa: S608  names are above
+    assert blobs.of(A).read(digest) == CONTENT
 
 
 def test_deleting_one_objects_key_makes_it_unreadable_though_its_bytes_are_there(
@@ -367,19 +408,19 @@ else:
 
 @pytest.mark.parametrize("moment", ["before publishing", "before its key", "before its object is deleted"])
 def test_a_process_that_is_killed_leaves_nothing_readable_and_nothing_for_long(
-    blobs: Blobs, database_url: str, tmp_path: Path, moment: str
+    blobs: Blobs, database: Database, database_url: str, tmp_path: Path, moment: str
 ) -> None:
     died = subprocess.run(
         [sys.executable, "-c", CHILD, database_url, str(tmp_path / "blobs"), moment], check=False, timeout=60
     )
     assert died.returncode == -signal.SIGKILL
-    (left,) = files(blobs)
+    assert len(files(blobs)) == 1
     digest = blobs.of(B).put(CONTENT)
     with pytest.raises(BlobGone):
         blobs.of(A).read(digest)
-    assert sum(blobs.tidy(f"{part:02x}") for part in range(256)) == 0  # its process might be alive
-    os.utime(left, (time.time() - 7200, time.time() - 7200))
-    assert sum(blobs.tidy(f"{part:02x}") for part in range(256)) == 1
+    assert tidied(blobs) == 0  # its process might be alive
+    let_pass(blobs, database)
+    assert tidied(blobs) == 1
     assert blobs.of(A).put(CONTENT) == digest
     assert blobs.of(A).read(digest) == CONTENT
 
