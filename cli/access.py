@@ -13,6 +13,8 @@ import typer
 from cli.i18n import _
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from client.profile import Profile
     from client.session import Session
 
@@ -54,8 +56,8 @@ def open_session(server: str | None, key_file: Path | None, profile: Path | None
     return Session(server_address(address, allow_http=allow_http), bearer=key, patience_s=30.0)
 
 
-def client_session(profile: Profile) -> Session:
-    """Open a session as a training client."""
+def client_session(profile: Profile, key: Ed25519PrivateKey | None = None) -> Session:
+    """Open a session as a training client, with its own key unless another is given."""
     from client.errors import ClientError
     from client.session import Identity, Session
 
@@ -69,7 +71,7 @@ def client_session(profile: Profile) -> Session:
         )
     return Session(
         config.server,
-        identity=Identity(config.client_id, profile.key()),
+        identity=Identity(config.client_id, key or profile.key()),
         ca_file=config.ca_file,
         proxy=config.proxy,
         patience_s=_patience_s(),
