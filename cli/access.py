@@ -13,6 +13,8 @@ import typer
 from cli.i18n import _
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from client.profile import Profile
     from client.session import Session
 
@@ -65,8 +67,8 @@ def _authority(key_file: Path) -> str | None:
     return os.environ.get("DPFL_CA_FILE") or (str(made) if made.exists() else None)
 
 
-def client_session(profile: Profile) -> Session:
-    """Open a session as a training client."""
+def client_session(profile: Profile, key: Ed25519PrivateKey | None = None) -> Session:
+    """Open a session as a training client, with its own key unless another is given."""
     from client.errors import ClientError
     from client.session import Identity, Session
 
@@ -80,7 +82,7 @@ def client_session(profile: Profile) -> Session:
         )
     return Session(
         config.server,
-        identity=Identity(config.client_id, profile.key()),
+        identity=Identity(config.client_id, key or profile.key()),
         ca_file=config.ca_file,
         proxy=config.proxy,
         patience_s=_patience_s(),

@@ -14,6 +14,7 @@ from cli.i18n import _
 from cli.invite import invite
 from cli.pairing import attach, card, folders_of, ledger_moved
 from cli.reporting import one_line_errors, quiet_libraries
+from cli.rotating import rotate_key
 
 if TYPE_CHECKING:
     from client.policy import Policy
@@ -26,6 +27,7 @@ app = typer.Typer(
 app.command(help=_("Invite one training client: an operator's command."))(invite)
 app.command(help=_("Write the card by which another machine can train for this client."))(card)
 app.command(help=_("Train here for a client that is enrolled on another machine, by its card."))(attach)
+app.command("rotate-key", help=_("Give this client a new key, vouched for by its present one."))(rotate_key)
 app.command("ledger-moved", help=_("Say that the ledger was moved here and none is left where it was."))(
     ledger_moved
 )

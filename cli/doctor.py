@@ -3,6 +3,7 @@
 It starts both servers for real, in a temporary folder, because nothing else tells whether they run.
 """
 
+import base64
 import os
 import secrets
 import shutil
@@ -136,7 +137,7 @@ def _settings(folder: DataFolder) -> Iterator[Finding]:
     supplied = {
         "DATABASE_URL": "postgresql+psycopg://127.0.0.1/dpfl",
         "BLOB_URL": folder.blobs.as_uri(),
-        "DPFL_MASTER_KEY": "A" * 43 + "=",
+        "DPFL_MASTER_KEY": base64.b64encode(os.urandom(32)).decode(),
     }
     absent = {name: value for name, value in supplied.items() if name not in os.environ}
     try:

@@ -28,6 +28,10 @@ def invite(
         str,
         typer.Option(help=_("Whom that is for, at least: one example, all of one person, or one client.")),
     ] = "example",
+    approval: Annotated[
+        str,
+        typer.Option(help=_("`automatic`, or `manual`: it waits for somebody who approves it.")),
+    ] = "automatic",
     server: ServerOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
@@ -43,6 +47,7 @@ def invite(
                 "organisation_id": _organisation(session, organisation, region),
                 "region": region,
                 "budget": budget,
+                "approval": approval,
             }
             answer = session.post("/v1/enrolments", body).json("enrolment")
         made = parse(Invitation, answer, what="enrolment")

@@ -43,7 +43,7 @@ OUTSIDER = CLIENTS - 1
 LOOKED_UP = 1
 """The number of the client whose own pages are looked at: some tests draw it and some do not."""
 QUERIES = {"/v1/audit/proofs/inclusion": "?index=0&size=1"}
-_VARIES = re.compile(r'"(last_used_at|request_id)":("[^"]*"|null)')
+_VARIES = re.compile(r'"(last_used_at|last_used_address|request_id)":("[^"]*"|null)')
 
 
 @dataclass
@@ -103,6 +103,7 @@ class Walk:
         client_id = self.client_ids[LOOKED_UP]
         account = accounts_of_clients(self.session, [client_id])[client_id]
         ids: dict[str, Any] = {"run_id": self.run.id, "client_id": client_id, "account_id": account.id}
+        ids["member_id"] = next(iter(self.staff.values())).principal.id
         return [path.format_map(ids | several) for several in self._several(path)]
 
     def _several(self, path: str) -> list[dict[str, UUID]]:

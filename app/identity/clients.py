@@ -179,6 +179,12 @@ def former_keys(session: Session, client_id: UUID, *, usable: bool = True) -> Se
     return session.scalars(statement.order_by(FormerClientKey.until.desc()).limit(20)).all()
 
 
+def signed_by_client(session: Session, client: Client, signature: bytes, message: bytes) -> bool:
+    """Whether the client's key signed this, or a former one whose overlap is not over."""
+    keys = [client.public_key, *former_keys(session, client.id)]
+    return any(_signed(key, signature, message) for key in keys)
+
+
 def is_known_key(session: Session, public_key: bytes) -> bool:
     """Whether any client has or had this key."""
     present = sa.select(Client.public_key).where(Client.public_key == public_key)

@@ -12,8 +12,6 @@ import json
 from typing import Annotated, Any
 from uuid import UUID
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sqlalchemy.orm import Session
 
@@ -23,6 +21,7 @@ from app.core.canonical import canonical_sha256
 from app.core.errors import Invalid
 from app.core.i18n import _
 from app.core.strict import Hex64
+from app.identity.clients import signed_by_client
 from app.identity.models import Client
 from app.identity.roles import Principal
 from app.rounds.models import Round
@@ -85,7 +84,7 @@ def check(
     Raises:
         DeclarationInvalid, NoiseDiffers.
     """
-    found = _signed(declared, session.get_one(Client, principal.id).public_key)
+    found = _signed(session, session.get_one(Client, principal.id), declared)
     told = (found.client_id, found.run_id, found.number, found.manifest_sha256, found.update_sha256)
     if told != (principal.id, run.id, round_.number, run.manifest_sha256, sha256):
         raise DeclarationInvalid(_("the declaration is of another update"))
@@ -122,16 +121,15 @@ def note(session: Session, *, principal: Principal, round_id: UUID, refused: Noi
     )
 
 
-def _signed(declared: str, public_key: bytes) -> Declared:
+def _signed(session: Session, client: Client, declared: str) -> Declared:
     if len(declared) > MOST_CHARACTERS:
         raise DeclarationInvalid(_("the declaration is too long"))
     try:
         whole = json.loads(base64.b64decode(declared, altchars=b"-_", validate=True))
         body, signature = whole["declaration"], base64.b64decode(whole["signature"], validate=True)
         digest = bytes.fromhex(canonical_sha256(body))
-        Ed25519PublicKey.from_public_bytes(public_key).verify(signature, digest)
+        if not signed_by_client(session, client, signature, digest):
+            raise DeclarationInvalid(_("the declaration is not signed with the client's key"))
         return Declared.model_validate(body)
-    except InvalidSignature as error:
-        raise DeclarationInvalid(_("the declaration is not signed with the client's key")) from error
     except (ValidationError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DeclarationInvalid(_("the declaration is not readable")) from error

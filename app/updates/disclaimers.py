@@ -10,8 +10,6 @@ import base64
 from uuid import UUID
 
 import sqlalchemy as sa
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from sqlalchemy.orm import Session
 
 from app.audit.record import Action, record
@@ -19,6 +17,7 @@ from app.budget import ledger
 from app.budget.queries import AccountView, account_of_client, account_view, is_voided
 from app.core.errors import Conflict, Invalid
 from app.core.i18n import _
+from app.identity.clients import signed_by_client
 from app.identity.models import Client
 from app.identity.roles import Principal
 from app.rounds.models import Round
@@ -73,7 +72,8 @@ def disclaim(
     began = sa.select(Update.id).join(Round, Round.id == Update.round_id)
     if session.scalar(began.where(Round.run_id == run_id, Update.client_id == principal.id).limit(1)):
         raise SomethingWasSent(_("an upload of this client began in this run"))
-    _verify(session.get_one(Client, principal.id), run_id, statement=statement, signature=signature)
+    client = session.get_one(Client, principal.id)
+    _verify(session, client, run_id, statement=statement, signature=signature)
     account = account_of_client(session, principal.id)
     ref = f"disclaimer:{run_id}"
     if not is_voided(session, account.id, ref):
@@ -100,11 +100,9 @@ def _note(session: Session, principal: Principal, run_id: UUID, *, statement: st
     )
 
 
-def _verify(client: Client, run_id: UUID, *, statement: str, signature: str) -> None:
+def _verify(session: Session, client: Client, run_id: UUID, *, statement: str, signature: str) -> None:
     if statement != statement_of(client.id, run_id):
         raise SignatureInvalid(_("the statement must read: {text}"), text=statement_of(client.id, run_id))
     raw = base64.urlsafe_b64decode(signature.rstrip("=") + "==")
-    try:
-        Ed25519PublicKey.from_public_bytes(client.public_key).verify(raw, statement.encode())
-    except InvalidSignature as error:
-        raise SignatureInvalid(_("the statement is not signed with the client's key")) from error
+    if not signed_by_client(session, client, raw, statement.encode()):
+        raise SignatureInvalid(_("the statement is not signed with the client's key"))

@@ -22,6 +22,7 @@ from app.core.clock import now
 from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid, NotFound, TooLarge
 from app.core.i18n import _
+from app.identity.clients import former_keys
 from app.identity.models import Client
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
@@ -126,7 +127,8 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
 def _signature(session: Session, principal: Principal, sent: Sent) -> signing.Signature | None:
     if sent.signed is None:
         return None
-    return signing.verified(sent.signed, session.get_one(Client, principal.id))
+    present = session.get_one(Client, principal.id).public_key
+    return signing.verified(sent.signed, principal.id, [present, *former_keys(session, principal.id)])
 
 
 def _make_room(session: Session, principal: Principal, sent: Sent, *, base: Round | None) -> Update:

@@ -8,15 +8,17 @@ exchanged under a signature that still holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from http_message_signatures import (
     HTTPMessageSignaturesException,
     HTTPMessageVerifier,
     HTTPSignatureKeyResolver,
+    VerifyResult,
 )
 from http_message_signatures.algorithms import ED25519
 from sqlalchemy.exc import IntegrityError
@@ -24,7 +26,6 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import Conflict, Unauthorized
 from app.core.i18n import _
-from app.identity.models import Client
 from app.updates.models import Update
 
 INPUT, SIGNATURE = "Signature-Input", "Signature"
@@ -98,19 +99,30 @@ def head_of(headers: Mapping[str, str], *, target: str, is_required: bool) -> He
     return Head(url=target, headers=found)
 
 
-def verified(head: Head, client: Client) -> Signature:
-    """Check a head's signature by its client's key; raises SignatureInvalid."""
-    verifier = HTTPMessageVerifier(signature_algorithm=ED25519, key_resolver=_KeyOf(client))
-    try:
-        held = verifier.verify(head, max_age=MAX_AGE, expect_tag=TAG, require_components=COVERED)
-    except HTTPMessageSignaturesException as error:
-        raise SignatureInvalid(
-            _("the signature does not hold for {method} {target}"), method=head.method, target=head.url[:500]
-        ) from error
+def verified(head: Head, client_id: UUID, keys: Sequence[bytes]) -> Signature:
+    """Check a head's signature by one of its client's keys; raises SignatureInvalid.
+
+    Args:
+        keys: raw Ed25519, the present one first; former ones within their overlap.
+    """
+    held = _held(head, client_id, keys)
     nonce = held[0].nonce
     if len(held) != 1 or nonce is None or not _NONCE.fullmatch(nonce):
         raise SignatureInvalid(_("a signature has a nonce of 16 to 100 letters, digits, - and _"))
     return Signature(head.headers[INPUT], head.headers[SIGNATURE], nonce)
+
+
+def _held(head: Head, client_id: UUID, keys: Sequence[bytes]) -> list[VerifyResult]:
+    refused: HTTPMessageSignaturesException | None = None
+    for key in keys:
+        verifier = HTTPMessageVerifier(signature_algorithm=ED25519, key_resolver=_KeyOf(client_id, key))
+        try:
+            return verifier.verify(head, max_age=MAX_AGE, expect_tag=TAG, require_components=COVERED)
+        except HTTPMessageSignaturesException as error:
+            refused = refused or error
+    raise SignatureInvalid(
+        _("the signature does not hold for {method} {target}"), method=head.method, target=head.url[:500]
+    ) from refused
 
 
 def keep(session: Session, update: Update, signature: Signature | None) -> None:
@@ -128,10 +140,8 @@ def keep(session: Session, update: Update, signature: Signature | None) -> None:
 class _KeyOf(HTTPSignatureKeyResolver):
     """The one key that counts: the client's own, whatever the request names."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client_id: UUID, key: bytes) -> None:
+        self._name, self._key = str(client_id), key
 
     def resolve_public_key(self, key_id: str) -> Ed25519PublicKey | None:
-        if key_id != str(self._client.id):
-            return None
-        return Ed25519PublicKey.from_public_bytes(self._client.public_key)
+        return Ed25519PublicKey.from_public_bytes(self._key) if key_id == self._name else None

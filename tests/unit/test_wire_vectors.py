@@ -16,7 +16,6 @@ from safetensors.numpy import load
 from app.core import clock
 from app.core.dpop import read_proof, thumbprint
 from app.core.tokens import Expected, verify_token
-from app.identity.models import Client
 from app.updates import signing
 from app.updates.stream import announced
 from app.updates.wire import WireTensor, check_header
@@ -94,5 +93,4 @@ def test_the_signature_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     named = {"Signature-Input": headers["signature-input"], "Signature": headers["signature"]}
     head = signing.head_of(headers | named, target=told["target"], is_required=True)
     assert head is not None
-    client = Client(id=UUID(CLIENT), public_key=raw("enrolled_public"))
-    assert signing.verified(head, client).nonce == "nonce-of-0001-xx"
+    assert signing.verified(head, UUID(CLIENT), [raw("enrolled_public")]).nonce == "nonce-of-0001-xx"
