@@ -12,7 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.audit.record import Action
+from app.audit.record import Action, Detail
 from app.core import clock
 from app.core.crypto import Vault
 from app.core.errors import Conflict, Forbidden, Invalid, Unauthorized
@@ -88,14 +88,8 @@ def issue(
     )
     session.add(row)
     session.flush()
-    note_member(
-        session,
-        Action.PASSWORD_TOKEN_ISSUED,
-        member,
-        actor=principal.actor,
-        purpose=purpose.value,
-        drops_second_factor=drops_second_factor,
-    )
+    told: dict[str, Detail] = {"purpose": purpose.value, "drops_second_factor": drops_second_factor}
+    note_member(session, Action.PASSWORD_TOKEN_ISSUED, member, actor=principal.actor, **told)
     return NewPasswordToken(row=row, text=text)
 
 

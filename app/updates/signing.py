@@ -39,7 +39,7 @@ _NONCE = re.compile(r"[A-Za-z0-9_-]{16,100}")
 class SignatureMissing(Unauthorized):
     """The update is not signed."""
 
-    code, title = "signature_missing", _("Signature missing")
+    code, title = "update_unsigned", _("Signature missing")
     meaning = _("An update is signed by the key of the client that sends it, so that nobody can deny it.")
     remedy = _("Sign the request's head (RFC 9421) as the API's documentation says, and send it again.")
 
@@ -47,7 +47,7 @@ class SignatureMissing(Unauthorized):
 class SignatureInvalid(Unauthorized):
     """The signature does not hold for this request."""
 
-    code, title = "signature_invalid", _("Signature does not hold")
+    code, title = "update_signature_invalid", _("Signature does not hold")
     meaning = _("The signature is not this client's over this method, address, digest and length, or is old.")
     remedy = _(
         "Sign anew with the enrolled key; check your clock, and that you call the server by its public "

@@ -23,12 +23,15 @@ from app.identity.authentication import Authenticator
 from app.identity.bootstrap import bootstrap
 from app.identity.keys import KeyRing, rotate_signing_keys
 from app.identity.models import KeyState, SigningKey
+from app.identity.possession import Presented
 from app.main import build_app
 from tests.database import settings_for
 from tests.http.accounts import VAULT, add_caller
 from tests.http.members import add_person, bearer, refusal
 from tests.http.test_identity_bootstrap import run_app, set_environment
 
+BARE = Presented(method="GET", target="http://127.0.0.1:8000/v1/runs")
+"""A request that shows nothing beside its token."""
 ODD: list[Any] = [
     None,
     True,
@@ -129,12 +132,12 @@ def test_ten_thousand_malformed_tokens_are_refused_and_none_breaks_anything(
     app = api.app
     assert isinstance(app, FastAPI)
     authenticator: Authenticator = app.state.authenticator
-    assert authenticator.principal(f"Bearer {good}")
+    assert authenticator.principal(f"Bearer {good}", BARE)
     forger = Forger(app.state.keys.current()[1], good, seed=5)
     for number in range(10_000):
         token = forger.forged()
         try:
-            authenticator.principal(f"Bearer {token}")
+            authenticator.principal(f"Bearer {token}", BARE)
         except Unauthorized:
             continue
         pytest.fail(f"token {number} was taken: {token}")
@@ -161,7 +164,7 @@ def test_odd_claims_of_our_own_break_nothing_even_under_the_right_signature(
     token = signed(app.state.keys.current()[1], jwt.get_unverified_header(good), claims)
     authenticator: Authenticator = app.state.authenticator
     try:
-        found = authenticator.principal(f"Bearer {token}")
+        found = authenticator.principal(f"Bearer {token}", BARE)
     except (Unauthorized, Forbidden):
         return
     assert claim in {"epoch", "sid", "scope", "org"}

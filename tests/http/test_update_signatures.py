@@ -128,7 +128,7 @@ def test_an_update_without_a_signature_is_refused_and_charges_nothing(desk: Desk
     headers = desk.signed(update_id)
     for missing in ({"Signature"}, {"Signature-Input"}, {"Signature", "Signature-Input"}):
         told = {name: value for name, value in headers.items() if name not in missing}
-        assert refusal(desk.put(update_id, told)) == (401, "signature_missing")
+        assert refusal(desk.put(update_id, told)) == (401, "update_unsigned")
     assert desk.row(update_id) is None
 
 
@@ -156,14 +156,17 @@ def test_a_signature_of_something_else_is_refused_and_charges_nothing(
     desk: Desk, changes: dict[str, Any]
 ) -> None:
     update_id = new_id()
-    assert refusal(desk.put(update_id, desk.signed(update_id, **changes))) == (401, "signature_invalid")
+    assert refusal(desk.put(update_id, desk.signed(update_id, **changes))) == (
+        401,
+        "update_signature_invalid",
+    )
     assert desk.row(update_id) is None
 
 
 def test_a_clients_signature_does_not_serve_another(desk: Desk) -> None:
     """The second client sends the first one's signed request with its own token."""
     update_id = new_id()
-    assert refusal(desk.put(update_id, desk.signed(update_id), number=1)) == (401, "signature_invalid")
+    assert refusal(desk.put(update_id, desk.signed(update_id), number=1)) == (401, "update_signature_invalid")
 
 
 def test_a_body_that_was_exchanged_under_its_signature_is_refused(desk: Desk) -> None:
@@ -205,4 +208,7 @@ def test_a_nonce_serves_one_update(desk: Desk) -> None:
 )
 def test_a_malformed_signature_is_refused_as_one(desk: Desk, name: str, value: str) -> None:
     update_id = new_id()
-    assert refusal(desk.put(update_id, desk.signed(update_id) | {name: value})) == (401, "signature_invalid")
+    assert refusal(desk.put(update_id, desk.signed(update_id) | {name: value})) == (
+        401,
+        "update_signature_invalid",
+    )
