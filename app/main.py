@@ -10,7 +10,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute, RouteContext, iter_route_contexts
 
 from app import schema
-from app.admin import audit_router
+from app.admin import audit_router, security_router
 from app.admin import router as admin_router
 from app.budget import enrolment_router, violations_router
 from app.budget import router as budget_router
@@ -71,6 +71,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     violations_router.router,
     audit_router.router,
     audit_router.open_router,
+    security_router.router,
     admin_router.router,
 )
 """Mounted under /v1."""

@@ -10,6 +10,7 @@ from app.jobs import models as jobs
 from app.releases import models as releases
 from app.rounds import models as rounds
 from app.runs import models as runs
+from app.security import models as security
 from app.updates import models as updates
 
 metadata = Base.metadata
@@ -25,5 +26,6 @@ __all__ = [
     "releases",
     "rounds",
     "runs",
+    "security",
     "updates",
 ]

@@ -41,6 +41,8 @@ class Action(StrEnum):
     STORED_KEYS_ROTATED = "stored_keys.rotated"  # the keys that wrap those of stored bytes
     STORED_KEYS_REROOTED = "stored_keys.rerooted"
     STORED_KEYS_SHREDDED = "stored_keys.shredded"  # an organisation's bytes can never be read again
+    SECURITY_EVENT_NOTED = "security_event.noted"
+    SECURITY_EVENT_RESOLVED = "security_event.resolved"
     RUN_CREATED = "run.created"
     RUN_CHANGED = "run.changed"  # the manifest of a draft was replaced
     RUN_PRICE_ASKED = "run.price_asked"

@@ -31,6 +31,8 @@ class DomainError(Exception):
     remedy: ClassVar[str] = _("Try again; if it stays, send the request id to the operator.")
     retry_after_s: ClassVar[int | None] = None
     """Set exactly where the same request may succeed later."""
+    is_suspicious: ClassVar[bool] = False
+    """Whether the refusal is noted as a security event: honest callers hardly ever meet it."""
 
     def __init__(self, detail: str = "", /, **members: Any) -> None:
         super().__init__(detail)

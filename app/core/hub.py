@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from app.core.db import NOTICE_LOSS
 
-CHANNELS = ("dpfl_rounds", "dpfl_runs", "dpfl_jobs", "dpfl_principals", "dpfl_audit")
+CHANNELS = ("dpfl_rounds", "dpfl_runs", "dpfl_jobs", "dpfl_principals", "dpfl_audit", "dpfl_security")
 log = structlog.get_logger()
 
 

@@ -33,6 +33,7 @@ TAGS = [
     {"name": "audit", "description": "The tamper-evident log: entries, receipts, proofs, export."},
     {"name": "organisations", "description": "Organisations, members, API keys and signing keys."},
     {"name": "sessions", "description": "Signing in, one's own account, signing out."},
+    {"name": "security", "description": "What looked like an attack, and what was made of it."},
     {"name": "operation", "description": "Health, readiness and metrics."},
     {"name": "admin", "description": "For operators."},
 ]

@@ -20,6 +20,7 @@ from app.core.errors import (
 )
 from app.core.i18n import _, choose_locale, translate
 from app.http.failures import log_unavailable, log_unhandled
+from app.http.suspicions import note_refusal
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -94,6 +95,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DomainError)
     def on_domain_error(request: Request, error: DomainError) -> JSONResponse:
+        if error.is_suspicious:
+            note_refusal(request, error)
         return problem(request, error)
 
     @app.exception_handler(RequestValidationError)

@@ -58,6 +58,7 @@ class AssertionReplayed(Unauthorized):
     """The assertion was used before."""
 
     code, title = "assertion_replayed", _("Client assertion used already")
+    is_suspicious = True
     meaning = _("Each assertion is exchanged once, so that nobody gains by copying one.")
     remedy = _("Sign a fresh assertion with a new jti.")
 

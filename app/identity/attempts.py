@@ -30,6 +30,7 @@ class TooManyAttempts(DomainError):
     """Has to wait."""
 
     status, code, title = 429, "too_many_attempts", _("Too many failed attempts")
+    is_suspicious = True
     meaning = _("After several failures each further attempt has to wait, every time twice as long.")
     remedy = _(
         "Wait for the time in Retry-After. If you forgot the password, ask an administrator for a reset."

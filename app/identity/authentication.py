@@ -51,6 +51,7 @@ class AddressNotAllowed(Forbidden):
     """The key is right, and comes from elsewhere."""
 
     code, title = "address_not_allowed", _("Address not allowed")
+    is_suspicious = True
     meaning = _("The API key is taken from certain networks only, and the request came from another one.")
     remedy = _(
         "Call from one of the key's networks, or have a key made for yours. If it was not you: revoke it."

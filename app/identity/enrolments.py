@@ -28,7 +28,11 @@ from app.identity.credentials import is_enrolment_token, mint_enrolment_token
 from app.identity.models import Approval, Client, ClientState, Enrolment, FormerClientKey, Organisation
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
+from app.security import events
+from app.security.models import Severity
 
+BURST = 50
+"""Clients of one organisation within an hour that are nothing to speak of."""
 PROOF_PREFIX = b"dpfl-enrol-v1\0"
 _PURPOSE = "enrolment-token"
 
@@ -173,7 +177,25 @@ def redeem(session: Session, vault: Vault, application: Application) -> tuple[Cl
     client = _add_client(session, enrolment, application)
     enrolment.used_at, enrolment.client_id = clock.now(), client.id
     session.flush()
+    _note_burst(session, client)
     return client, enrolment, True
+
+
+def _note_burst(session: Session, client: Client) -> None:
+    """Note an organisation of which many clients come within an hour: one machine may be all of them."""
+    recent = sa.select(sa.func.count()).where(
+        Client.organisation_id == client.organisation_id, Client.created_at > clock.now() - timedelta(hours=1)
+    )
+    count = session.scalar(recent) or 0
+    if count > BURST:
+        events.note(
+            session,
+            kind="burst_registration",
+            subject=f"organisation:{client.organisation_id}",
+            organisation_id=client.organisation_id,
+            severity=Severity.NOTICE,
+            evidence={"clients_within_an_hour": count},
+        )
 
 
 def _add_client(session: Session, enrolment: Enrolment, application: Application) -> Client:

@@ -83,6 +83,8 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "violations:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "audit:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
         "audit:export": _row(Role.AUDITOR),
+        "security_events:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR),
+        "security_events:resolve": _row(),
         "jobs:read": _row(),
         "jobs:retry": _row(),
         "metrics:read": _row(),

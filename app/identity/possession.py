@@ -58,6 +58,7 @@ class ProofReplayed(Unauthorized):
     """The proof was used before."""
 
     code, title = "proof_replayed", _("Proof used already")
+    is_suspicious = True
     meaning = _("Each proof is good for one request, so that nobody gains by copying one.")
     remedy = _("Sign a fresh proof with a new jti.")
 

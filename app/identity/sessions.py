@@ -30,6 +30,8 @@ from app.identity.keys import CHANNEL
 from app.identity.models import Member, MemberSession, RefreshToken, SessionEnd
 from app.identity.noting import note_member
 from app.identity.roles import Principal, Role
+from app.security import events
+from app.security.models import Severity
 
 LIMITED = frozenset({"account:read", "account:secure", "sessions:read", "sessions:end"})
 """What a sign-in is good for that lacks the second factor its role needs: getting one."""
@@ -134,6 +136,14 @@ def end_for_reuse(session: Session, row: MemberSession) -> None:
     _end(session, row, SessionEnd.REUSE)
     member = session.get_one(Member, row.member_id)
     note_member(session, Action.REFRESH_REUSED, member, actor="server", session_id=str(row.id))
+    events.note(
+        session,
+        kind="refresh_reused",
+        subject=f"member:{member.id}",
+        organisation_id=member.organisation_id,
+        severity=Severity.ALARM,
+        evidence={"session_id": str(row.id), "method": row.method},
+    )
     log.warning("refresh_token_reused", member_id=str(row.member_id), session_id=str(row.id))
 
 

@@ -18,10 +18,13 @@ from app.audit.record import Action, record
 from app.core.errors import Conflict
 from app.core.i18n import _
 from app.identity import queries as identity
+from app.identity.models import Client
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.rounds.models import Evidence, Round, Standing
 from app.rounds.states import LADDER, Step
+from app.security import events
+from app.security.models import Severity
 
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('dpfl.standings'))"
 """Standings are read, followed and written one transaction after another: no step is lost in a race."""
@@ -92,6 +95,15 @@ def step_after_round(
         )
     )
     session.flush()
+    if stand.step in {Step.QUARANTINE, Step.SUSPEND}:
+        events.note(
+            session,
+            kind=f"client_at_{stand.step.value}",
+            subject=f"client:{client_id}",
+            organisation_id=session.scalar(sa.select(Client.organisation_id).where(Client.id == client_id)),
+            severity=Severity.WARNING,
+            evidence={"round_id": str(round_id), "odd": odd},
+        )
 
 
 def reverse(session: Session, principal: Principal, client_id: UUID, *, to: Step, reason: str) -> Standing:

@@ -34,6 +34,8 @@ from app.runs.methods import update_tensors
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
+from app.security import events
+from app.security.models import Severity
 from app.updates import buffered, declared, signing
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Expected, size_bounds
@@ -227,6 +229,8 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     row.organisation_id = principal.organisation_id
     row.received_at = now()
     session.flush()
+    if not round_.cohort_secret:
+        _note_copies(session, principal, row)
     _note_accepted(session, principal, round_, run, row)
     if not seals_at_deadline(run.manifest):
         lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
@@ -250,6 +254,24 @@ def _note_accepted(session: Session, principal: Principal, round_: Round, run: R
         subject=f"update:{row.id}",
         details={"round_id": str(round_.id), "size_bytes": row.size_bytes} | (digest if is_noised else {}),
         concealed=None if is_noised else digest,
+    )
+
+
+def _note_copies(session: Session, principal: Principal, update: Update) -> None:
+    """Note bytes that another update had: training with fresh noise never makes the same twice."""
+    same = sa.select(Update.id, Update.client_id).where(
+        Update.blob_sha256 == update.blob_sha256, Update.id != update.id
+    )
+    found = session.execute(same.order_by(Update.id).limit(1)).one_or_none()
+    if found is None:
+        return
+    events.note(
+        session,
+        kind="update_copied",
+        subject=f"client:{principal.id}",
+        organisation_id=principal.organisation_id,
+        severity=Severity.WARNING,
+        evidence={"update_id": str(update.id), "earlier_update_id": str(found.id)},
     )
 
 

@@ -12,9 +12,11 @@ from app.core.db import Database
 from app.identity.keys import ensure_signing_keys
 from app.main import build_app
 from app.runs import service
+from app.security import events
+from app.security.models import Severity
 from tests.database import settings_for
 from tests.federation import Federation
-from tests.http.accounts import VAULT, client_headers
+from tests.http.accounts import VAULT, add_caller, client_headers
 
 PROMPT_S = 10.0
 HELD_S = 30
@@ -83,3 +85,25 @@ def test_a_wait_that_nothing_ends_is_answered_when_its_time_is_over(
         federation = Federation(session, live.app.state.settings)
     headers = client_headers(live.app, federation.principal())
     assert live.get("/v1/assignments?wait=0.05", headers=headers).json() == {"items": []}
+
+
+def test_an_administrators_feed_tells_of_an_event_when_it_is_noted(
+    live: TestClient, database: Database
+) -> None:
+    with database.run_tx("set up") as session:
+        admin = add_caller(session)
+    with ThreadPoolExecutor(1) as pool:
+        path = f"/v1/security-events/feed?wait={HELD_S}"
+        answer = pool.submit(live.get, path, headers=admin.headers)
+        assert until(lambda: bool(live.app.state.hub._waiters))
+        with database.run_tx("note") as session:
+            events.note(
+                session,
+                kind="tried",
+                subject="address:10.0.0.1",
+                organisation_id=None,
+                severity=Severity.NOTICE,
+                evidence={},
+            )
+        (found,) = answer.result(PROMPT_S).json()["items"]
+    assert (found["kind"], found["subject"]) == ("tried", "address:10.0.0.1")

@@ -1,0 +1,119 @@
+"""Noting what looks like an attack, and what was made of it. Nothing here bans anybody.
+
+An event is written in the transaction of what it tells about, or in one of its own where that was refused.
+The same thing about the same subject within an hour is one event with a count, so that whoever repeats an
+attack fills no table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.audit.record import Action, record
+from app.core import clock
+from app.core.db import notify
+from app.core.errors import NotFound
+from app.core.i18n import _
+from app.core.ids import new_id
+from app.security.models import VERSIONS, SecurityEvent, Severity
+
+CHANNEL, PAYLOAD = "dpfl_security", "events"
+_MOST_TEXT = 200
+_LOCK = "SELECT pg_advisory_xact_lock(hashtext('dpfl.security_events'))"
+"""Versions become visible in their order, so that a feed misses none."""
+
+Evidence = Mapping[str, str | int | bool | None]
+
+
+def note(
+    session: Session,
+    *,
+    kind: str,
+    subject: str,
+    organisation_id: UUID | None,
+    severity: Severity,
+    evidence: Evidence,
+) -> UUID:
+    """Note an event, or count it where it was noted this hour; returns its id."""
+    session.execute(sa.text(_LOCK))
+    moment = clock.now()
+    values = {
+        "id": new_id(),
+        "version": VERSIONS.next_value(),
+        "kind": kind,
+        "subject": subject[:120],
+        "organisation_id": organisation_id,
+        "hour": _hour(moment),
+        "severity": severity,
+        "count": 1,
+        "evidence": {
+            name: one[:_MOST_TEXT] if isinstance(one, str) else one for name, one in evidence.items()
+        },
+        "first_at": moment,
+        "last_at": moment,
+    }
+    counted = {
+        "count": SecurityEvent.count + 1,
+        "last_at": moment,
+        "version": VERSIONS.next_value(),
+        "resolved_at": None,
+    }
+    row = session.execute(
+        insert(SecurityEvent)
+        .values(values)
+        .on_conflict_do_update(index_elements=["kind", "subject", "hour"], set_=counted)
+        .returning(SecurityEvent.id, SecurityEvent.count.label("times"))
+    ).one()
+    if row.times == 1:
+        record(
+            session,
+            action=Action.SECURITY_EVENT_NOTED,
+            actor="server",
+            organisation_id=organisation_id,
+            subject=f"security_event:{row.id}",
+            details={"kind": kind, "severity": severity.value},
+            committed={"subject": subject[:120]},
+        )
+    notify(session, CHANNEL, PAYLOAD)
+    event_id: UUID = row.id
+    return event_id
+
+
+def resolve(session: Session, event_id: UUID, *, actor: str, reason: str) -> SecurityEvent:
+    """Write down what was made of an event; raises NotFound. More of the same opens it again."""
+    session.execute(sa.text(_LOCK))
+    row = session.get(SecurityEvent, event_id, with_for_update=True, populate_existing=True)
+    if row is None:
+        raise NotFound(_("there is no such event"))
+    row.resolved_at, row.resolved_by, row.resolution = clock.now(), actor, reason
+    row.version = session.scalar(sa.select(VERSIONS.next_value())) or row.version
+    session.flush()
+    record(
+        session,
+        action=Action.SECURITY_EVENT_RESOLVED,
+        actor=actor,
+        organisation_id=row.organisation_id,
+        subject=f"security_event:{row.id}",
+        details={"kind": row.kind},
+        committed={"reason": reason},
+    )
+    notify(session, CHANNEL, PAYLOAD)
+    return row
+
+
+def events(organisation_id: UUID | None) -> sa.Select[SecurityEvent]:
+    """Events of one organisation's members and clients; of None all, those of unknown callers included."""
+    statement = sa.select(SecurityEvent)
+    if organisation_id is not None:
+        statement = statement.where(SecurityEvent.organisation_id == organisation_id)
+    return statement
+
+
+def _hour(moment: datetime) -> datetime:
+    return moment.replace(minute=0, second=0, microsecond=0)

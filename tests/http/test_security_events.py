@@ -1,0 +1,136 @@
+"""Security events: what makes one, who sees it, the live feed, and what was made of it."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.core import clock
+from app.core.ids import new_id
+from app.core.settings import Settings
+from app.identity import enrolments
+from app.identity.models import Client
+from app.identity.roles import Role
+from app.rounds import standing
+from app.rounds.standing import Stand
+from app.rounds.states import Step
+from app.security import events
+from app.security.models import SecurityEvent, Severity
+from tests.builders import build_round
+from tests.federation import Federation
+from tests.http.accounts import Applicant, add_caller, enrol, token_form
+from tests.http.test_updates import Seat
+
+
+def noted(session: Session, kind: str) -> list[SecurityEvent]:
+    rows = sa.select(SecurityEvent).where(SecurityEvent.kind == kind).order_by(SecurityEvent.version)
+    return list(session.scalars(rows.execution_options(populate_existing=True)))
+
+
+def note(session: Session, subject: str = "client:1", **changes: object) -> SecurityEvent:
+    told: dict[str, object] = {"kind": "tried", "organisation_id": None, "severity": Severity.NOTICE}
+    event_id = events.note(session, subject=subject, evidence={"number": 1}, **(told | changes))  # type: ignore[arg-type]
+    return session.get_one(SecurityEvent, event_id, populate_existing=True)
+
+
+def test_a_replayed_assertion_is_an_event_although_it_is_refused(api: TestClient, session: Session) -> None:
+    applicant, client_id = enrol(api, add_caller(session))
+    form = token_form(applicant.assertion(client_id))
+    assert api.post("/v1/tokens", data=form).status_code == 200
+    for _again in range(3):
+        assert api.post("/v1/tokens", data=form).json()["code"] == "assertion_replayed"
+    (event,) = noted(session, "assertion_replayed")
+    assert (event.count, event.severity, event.organisation_id) == (3, Severity.WARNING, None)
+    assert event.subject.startswith("address:")
+    assert event.evidence == {"operation": "create_token", "status": 401}
+
+
+def test_more_of_the_same_within_an_hour_is_counted_and_opens_it_again(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = datetime(2026, 5, 4, 10, 59, tzinfo=UTC)
+    monkeypatch.setattr(clock, "now", lambda: begun)
+    first = note(session)
+    version = first.version
+    events.resolve(session, first.id, actor="member:1", reason="looked at")
+    assert note(session).id == first.id
+    session.refresh(first)
+    assert (first.count, first.resolved_at) == (2, None)
+    assert first.version > version
+    assert note(session, subject="client:2").id != first.id
+    monkeypatch.setattr(clock, "now", lambda: begun + timedelta(minutes=2))
+    assert note(session).id != first.id
+
+
+def test_an_update_that_was_sent_before_is_an_event(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings))
+    assert seat.put().status_code == 201
+    assert noted(session, "update_copied") == []
+    first = seat.row()
+    assert first is not None
+    assert seat.put(number=1, update_id=new_id()).status_code == 201
+    (event,) = noted(session, "update_copied")
+    assert event.subject == f"client:{seat.federation.clients[1].id}"
+    assert event.evidence["earlier_update_id"] == str(first.id)
+
+
+def test_a_step_to_quarantine_is_an_event_and_one_to_discount_is_none(
+    session: Session, settings: Settings
+) -> None:
+    federation = Federation(session, settings)
+    client_id = federation.clients[0].id
+    for step, expected in ((Step.DISCOUNT, 0), (Step.QUARANTINE, 1)):
+        stand, round_id = Stand(step, 3.0), build_round(session).id
+        standing.step_after_round(session, client_id, round_id, odd=True, stand=stand, actor="worker")
+        assert len(noted(session, "client_at_quarantine")) == expected
+
+
+def test_many_clients_of_one_organisation_within_an_hour_are_an_event(
+    api: TestClient, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolments, "BURST", 2)
+    admin = add_caller(session)
+    for expected in (0, 0, 1):
+        enrol(api, admin, Applicant())
+        assert len(noted(session, "burst_registration")) == expected
+    session.execute(sa.update(Client).values(created_at=clock.now() - timedelta(hours=2)))
+    enrol(api, admin, Applicant())
+    (event,) = noted(session, "burst_registration")
+    assert event.count == 1
+
+
+def test_who_sees_which_events(api: TestClient, session: Session) -> None:
+    auditor, admin = add_caller(session, Role.AUDITOR), add_caller(session)
+    own = note(session, organisation_id=auditor.organisation_id)
+    note(session, subject="client:2", organisation_id=uuid4())
+    note(session, subject="address:10.0.0.1")
+    shown = api.get("/v1/security-events", headers=auditor.headers).json()["items"]
+    assert [one["id"] for one in shown] == [str(own.id)]
+    assert len(api.get("/v1/security-events", headers=admin.headers).json()["items"]) == 3
+    assert api.get("/v1/security-events", headers=add_caller(session, Role.VIEWER).headers).status_code == 403
+    path = f"/v1/security-events/{own.id}/resolve"
+    assert api.post(path, json={"reason": "a test"}, headers=auditor.headers).status_code == 403
+    assert api.post(path, json={"reason": ""}, headers=admin.headers).status_code == 422
+    done = api.post(path, json={"reason": "a test"}, headers=admin.headers).json()
+    assert (done["resolution"], done["resolved_by"]) == ("a test", admin.principal.actor)
+    missing = f"/v1/security-events/{uuid4()}/resolve"
+    assert api.post(missing, json={"reason": "a test"}, headers=admin.headers).status_code == 404
+
+
+def test_the_feed_tells_what_changed_since_a_version(api: TestClient, session: Session) -> None:
+    admin = add_caller(session)
+    first, second = note(session), note(session, subject="client:2")
+    feed = api.get("/v1/security-events/feed", headers=admin.headers).json()
+    assert [one["id"] for one in feed["items"]] == [str(first.id), str(second.id)]
+    assert feed["version"] == second.version
+    since = {"since": feed["version"]}
+    empty = api.get("/v1/security-events/feed", params=since, headers=admin.headers).json()
+    assert empty == {"items": [], "version": feed["version"]}
+    note(session)
+    later = api.get("/v1/security-events/feed", params=since, headers=admin.headers).json()
+    assert [(one["id"], one["count"]) for one in later["items"]] == [(str(first.id), 2)]
