@@ -32,6 +32,7 @@ LIES = frozenset(
         "receipt_mismatch",  # a receipt for other bytes
         "round_not_priced",  # a round beyond the priced schedule
         "round_replayed",  # a round that was sent already, from another adapter
+        "update_not_logged",  # a receipt, and no entry of the update in the audit log
         "run_taken",  # a second client on one data set in one run
     }
 )

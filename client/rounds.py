@@ -26,9 +26,9 @@ from client.i18n import _
 from client.ledger import Contribution, Stage
 from client.pauses import pause_at
 from client.profile import Profile, raw_public_key
+from client.receipts import require_logged
 from client.round_files import RoundFiles, Written, body_blocks
 from client.session import ServerRefused, Session
-from client.transparency import follow
 from client.turns import Turn, forget_kept, keep, kept_before, kept_of, most_bytes, sent_and_kept, sent_shapes
 from client.update_file import update_file
 from client.wire import Assignment, FrozenManifest, Receipt, parse
@@ -63,7 +63,7 @@ def fetch(
     run_id = str(assignment.run_id)
     require_trusted(profile)
     with witnessed(profile, run_id, assignment) as witness:
-        follow(profile, session, witness)
+        require_logged(profile, session, witness)
         files = RoundFiles(into or profile.round_folder(run_id, assignment.number))
         raw = session.get(f"/v1/runs/{run_id}/manifest").content
         frozen = FrozenManifest(raw)

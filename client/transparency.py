@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidSignature
@@ -31,6 +30,7 @@ from client.session import Reply, Session, problem_of
 from client.training import Sha256
 from client.wire import Answer, parse
 
+_FILE = "audit-log.json"
 _MOST_NOTE_BYTES = 8192
 _MOST_SIGNATURES = 16
 _ED25519 = b"\x01"
@@ -72,19 +72,23 @@ class Known:
     keys: tuple[tuple[str, str], ...]
     """(name, raw key in hex)."""
     checkpoint: str
+    head: Head
+    checked: str | None = None
+    """The entry of the newest update that was found in the log."""
 
 
-def follow(profile: Profile, session: Session, witness: Witness) -> None:
+def follow(profile: Profile, session: Session, witness: Witness) -> Known | None:
     """See that the server's log goes on from what was seen of it last, and remember it as it is now.
+
+    None as long as the server has no log.
 
     Raises:
         ClientError: `log_rewritten`, with the log as it was and as it is in the evidence.
     """
-    path = profile.folder / "audit-log.json"
-    known = _read(path)
+    known = _read(profile)
     reply = session.public("GET", "/v1/audit/checkpoint")
     if reply.status == 404 and known is None:
-        return  # nothing was logged yet, or the server is older than its log
+        return None  # nothing was logged yet, or the server is older than its log
     note = _text(reply) if reply.status == 200 else ""
     if known is None:
         keys = _published(session)
@@ -93,13 +97,25 @@ def follow(profile: Profile, session: Session, witness: Witness) -> None:
         if reply.status not in {200, 404}:
             raise problem_of(reply)
         keys = list(known.keys)
-    head, signers = _verified(note, keys)
+    head, signers = verified(note, keys)
     if known is not None:
-        _require_grown(session, _parsed(known.checkpoint)[0], head)
+        require_grown(session, known.head, head)
         if len(signers) < note.count("\n— "):  # a new key signs beside one that is known
             keys = [one for one in _published(session) if _holds(one, note)] or keys
-    state = {"keys": [list(one) for one in keys], "checkpoint": note}
-    write_whole(path, json.dumps(state, indent=2, ensure_ascii=False).encode() + b"\n")
+    now = Known(tuple(keys), note, head, None if known is None else known.checked)
+    remember(profile, now)
+    return now
+
+
+def remember(profile: Profile, known: Known) -> None:
+    """Keep what was seen of the log."""
+    state = {
+        "keys": [list(one) for one in known.keys],
+        "checkpoint": known.checkpoint,
+        "checked": known.checked,
+    }
+    content = json.dumps(state, indent=2, ensure_ascii=False).encode() + b"\n"
+    write_whole(profile.folder / _FILE, content)
 
 
 def grew(*, first: Head, second: Head, path: Sequence[bytes]) -> bool:
@@ -117,16 +133,17 @@ def grew(*, first: Head, second: Head, path: Sequence[bytes]) -> bool:
         if last == 0:
             return False
         if at & 1 or at == last:
-            former, later = _node(one, former), _node(one, later)
+            former, later = node_hash(one, former), node_hash(one, later)
             while at and not at & 1:
                 at, last = at >> 1, last >> 1
         else:
-            later = _node(later, one)
+            later = node_hash(later, one)
         at, last = at >> 1, last >> 1
     return last == 0 and (former, later) == (first.root, second.root)
 
 
-def _require_grown(session: Session, first: Head, second: Head) -> None:
+def require_grown(session: Session, first: Head, second: Head) -> None:
+    """Have the server prove that the second log begins with the first; raises `log_rewritten`."""
     path: list[bytes] = []
     if first.origin == second.origin and first.size < second.size:
         reply = session.public("GET", f"/v1/audit/proofs/consistency?first={first.size}&second={second.size}")
@@ -143,8 +160,8 @@ def _published(session: Session) -> list[tuple[str, str]]:
     return [(one.name, one.public_key) for one in parse(LogKeys, reply.json("log"), what="log").keys]
 
 
-def _verified(note: str, keys: Sequence[tuple[str, str]]) -> tuple[Head, list[tuple[str, str]]]:
-    """The checkpoint of a note and who of `keys` signed it; raises `log_rewritten` if nobody did."""
+def verified(note: str, keys: Sequence[tuple[str, str]]) -> tuple[Head, list[tuple[str, str]]]:
+    """The checkpoint of a note, and who of `keys` signed it; raises `log_rewritten` if nobody did."""
     head = _parsed(note)[0]
     signers = [one for one in keys if _holds(one, note)]
     if not signers:
@@ -182,7 +199,8 @@ def _parsed(note: str) -> tuple[Head, str, list[tuple[str, bytes]]]:
     return head, text + "\n", signatures
 
 
-def _node(left: bytes, right: bytes) -> bytes:
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(0x01 | left | right)."""
     return sha256(b"\x01" + left + right).digest()
 
 
@@ -193,14 +211,16 @@ def _text(reply: Reply) -> str:
         raise _rewritten() from error
 
 
-def _read(path: Path) -> Known | None:
+def _read(profile: Profile) -> Known | None:
+    path = profile.folder / _FILE
     try:
         held: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         keys = tuple((str(name), bytes.fromhex(raw).hex()) for name, raw in held["keys"])
-        return Known(keys, str(held["checkpoint"]))
+        checked, note = held["checked"], str(held["checkpoint"])
+        return Known(keys, note, _parsed(note)[0], None if checked is None else str(checked))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ClientError) as error:
         raise ClientError("log_unreadable", _("{path} cannot be read"), path=str(path)) from error
 
 

@@ -274,6 +274,8 @@ class Receipt(Answer):
     size_bytes: int
     received_at: datetime
     account: ServerAccount | None = None
+    audit_entry_id: UUID | None = None
+    """The update's entry in the audit log; of a secret cohort there is none."""
 
 
 class TokenAnswer(Answer):

@@ -35,6 +35,10 @@ COHORT_OPERATIONS = frozenset(
         "get_manifest",
         "get_run",  # asked by a client that waits: whoever is at work does not ask
         "create_token",  # renewed by whoever waits longest
+        "get_audit_checkpoint",  # looked at before each round that a client fetches, and what follows from it
+        "get_audit_keys",
+        "get_consistency_proof",
+        "get_audit_entry",
     }
 )
 """What a client asks for more often, or less often, when it is in a round's cohort: all of its loop. Where

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from cli import answers
-from client import reconciling, transparency, wire
+from client import receipts, reconciling, transparency, wire
 from tests.contracts.sources import ROOT
 
 Json = dict[str, Any]
@@ -18,6 +18,7 @@ ANSWERS: list[tuple[type[BaseModel], str, str, str]] = [
     (wire.Assignment, "/v1/assignments", "get", "200"),
     (wire.Receipt, "/v1/rounds/{round_id}/updates/{update_id}", "put", "201"),
     (transparency.LogKeys, "/v1/audit/keys", "get", "200"),
+    (receipts.LogEntry, "/v1/audit/entries/{entry_id}", "get", "200"),
     (transparency.Consistency, "/v1/audit/proofs/consistency", "get", "200"),
     (wire.TokenAnswer, "/v1/tokens", "post", "200"),
     (wire.Enrolled, "/v1/clients", "post", "201"),

@@ -7,8 +7,9 @@ the same whoever was drawn and whatever they sent.
 from __future__ import annotations
 
 import base64
+import inspect
 from typing import TYPE_CHECKING, Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -31,11 +32,12 @@ from app.runs.canaries import secret_of
 from app.runs.reserving import spend_for_all
 from app.updates import service as updates
 from app.updates.models import Update
-from client import serving
+from client import receipts, serving, transparency
 from client.serving import Seat, next_assignments
 from client.session import Reply
 from tests.central import CANARIES, CLIENTS, SEATED
 from tests.cohort_walk import OUTSIDER, Walk, walking
+from tests.contracts.test_client_wire import paths_in
 from tests.http.accounts import VAULT
 
 if TYPE_CHECKING:
@@ -244,6 +246,23 @@ def test_a_client_that_waits_is_as_unseen_as_one_that_was_drawn(
     with pytest.raises(Impatient):
         served(OUTSIDER)
     served(0)
+    assert counted() == before
+    assert logged.calls == []
+
+
+def test_a_member_that_follows_the_audit_log_is_not_counted(walk: Walk, logged: CapturingLogger) -> None:
+    """It does so before each round that it fetches: a count of these would be one of members."""
+
+    def counted() -> list[str]:
+        lines = walk.api.get("/metrics", headers=walk.staff[Role.ADMIN].headers).text.splitlines()
+        return [line for line in lines if "get_metrics" not in line]
+
+    counted()
+    before = counted()
+    asked = {path for room in (transparency, receipts) for path in paths_in(inspect.getsource(room))}
+    assert len(asked) == 4
+    for path in sorted(asked):
+        walk.api.get(path.replace("{}", str(uuid4())), headers=walk.as_client(0))
     assert counted() == before
     assert logged.calls == []
 
