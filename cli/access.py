@@ -70,7 +70,7 @@ def client_session(profile: Profile) -> Session:
     return Session(
         config.server,
         identity=Identity(config.client_id, profile.key()),
-        ca_file=config.ca_file,
+        trust=config.trust,
         proxy=config.proxy,
         patience_s=_patience_s(),
     )
