@@ -100,6 +100,7 @@ class Session:
         on_wait: Callable[[str], None] | None = None,
     ) -> None:
         self.server = server
+        self.trust = trust
         self._identity = identity
         self._bearer = bearer
         self._patience_s = patience_s

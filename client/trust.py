@@ -22,6 +22,7 @@ from client.errors import ClientError, printable
 from client.i18n import _
 
 MOST_PINS = 4
+MOST_AUTHORITIES = 4
 PIN_PATTERN = r"^sha256//[A-Za-z0-9+/]{43}=$"
 _MOST_NAME_CHARS = 200
 _Connection: TypeAlias = ssl.SSLSocket | ssl.SSLObject
@@ -83,6 +84,25 @@ class Trust:
     pins: tuple[str, ...] = ()
     """Keys of which the server's chain has to hold one; without any, certificates alone decide."""
 
+    def own_authority(self) -> str | None:
+        """The certificates (PEM) of `ca_file`, and nothing else that it holds."""
+        if self.ca_file is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise _unreadable(self.ca_file) from error
+        found = context.get_ca_certs(binary_form=True)
+        if not 1 <= len(found) <= MOST_AUTHORITIES:
+            raise ClientError(
+                "bad_ca_file",
+                _("{path} has to hold the server's own authority and at most {most} certificates"),
+                path=self.ca_file,
+                most=MOST_AUTHORITIES,
+            )
+        return "".join(map(ssl.DER_cert_to_PEM_cert, found))
+
     def context(self, seen: Seen | None = None) -> ssl.SSLContext:
         """Make the context of connections; with `seen`, each is looked at within its handshake."""
         try:
@@ -93,14 +113,14 @@ class Trust:
             if self.extra_ca_file:
                 context.load_verify_locations(cafile=self.extra_ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise ClientError(
-                "bad_ca_file",
-                _("{path} holds no certificates that can be read"),
-                path=str(self.extra_ca_file or self.ca_file),
-            ) from error
+            raise _unreadable(str(self.extra_ca_file or self.ca_file)) from error
         if seen is not None:
             _look_within_handshakes(context, seen)
         return context
+
+
+def _unreadable(path: str) -> ClientError:
+    return ClientError("bad_ca_file", _("{path} holds no certificates that can be read"), path=path)
 
 
 def certificate_fault(error: BaseException) -> ssl.SSLCertVerificationError | None:

@@ -11,6 +11,8 @@ from typing import Self
 
 from tests.certificates import Authority
 
+PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
+
 
 class _Listening:
     """Accepts connections on a port of its own, each in a thread, until the block ends."""

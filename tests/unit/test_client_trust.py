@@ -16,13 +16,12 @@ from client.trust import Trust, require_pins
 from tests.certificates import Authority, Issued
 from tests.client_folders import adapter, manifest
 from tests.recording import PlayedRun, RecordingServer
-from tests.tls_servers import Ear, Proxy
+from tests.tls_servers import PROXY_VARIABLES, Ear, Proxy
 
 KEY = Ed25519PrivateKey.generate()
 AUTHORITY = Authority()
 SERVER = AUTHORITY.issue()
 OTHER = AUTHORITY.issue()
-PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy")
 
 
 @pytest.fixture(autouse=True)
