@@ -83,9 +83,30 @@ def migrate() -> None:
         fail(_("the database could not be migrated: {reason}", reason=first_line))
 
 
-@app.command(help=_("Say what is right and what is wrong with this installation."))
-def doctor(data: DataOption = None) -> None:
-    """Say what is right and what is wrong with this installation."""
+@app.command(
+    help=_("Say what is right and what is wrong with this installation, or with a client's way out.")
+)
+def doctor(
+    data: DataOption = None,
+    client_of: Annotated[
+        Path | None,
+        typer.Option(
+            "--client",
+            help=_("A client's folder or an invitation's file: examine the way to its server instead."),
+        ),
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(help=_("For an invitation: through this proxy."))] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help=_("For an invitation: certificates to trust besides its own."))
+    ] = None,
+) -> None:
+    """Say what is right and what is wrong with this installation, or with a client's way out."""
+    if client_of is not None:
+        from cli.client_doctor import examine_client
+
+        if not examine_client(client_of, proxy=proxy, extra_ca_file=ca_file):
+            raise typer.Exit(1)
+        return
     from cli.doctor import examine
     from cli.embedded.folder import data_folder
 

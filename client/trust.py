@@ -83,6 +83,8 @@ class Trust:
     """Authorities besides those."""
     pins: tuple[str, ...] = ()
     """Keys of which the server's chain has to hold one; without any, certificates alone decide."""
+    ca_pem: str | None = None
+    """Like `ca_file`, in its place: the text itself."""
 
     def own_authority(self) -> str | None:
         """The certificates (PEM) of `ca_file`, and nothing else that it holds."""
@@ -106,8 +108,8 @@ class Trust:
     def context(self, seen: Seen | None = None) -> ssl.SSLContext:
         """Make the context of connections; with `seen`, each is looked at within its handshake."""
         try:
-            if self.ca_file:
-                context = ssl.create_default_context(cafile=self.ca_file)
+            if self.ca_file or self.ca_pem:
+                context = ssl.create_default_context(cafile=self.ca_file, cadata=self.ca_pem)
             else:
                 context = httpx2.create_ssl_context(trust_env=False)
             if self.extra_ca_file:

@@ -100,6 +100,8 @@ class Proxy(_Listening):
             head = b""
             while b"\r\n\r\n" not in head and (part := connection.recv(4096)):
                 head += part
+            if not head:  # somebody only looked whether we are here
+                return
             line = head.partition(b"\r\n")[0].decode()
             self.asked.append(line)
             method, target, _version = line.split(" ")
