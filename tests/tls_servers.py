@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import select
 import socket
 import ssl
 import threading
@@ -17,8 +18,8 @@ PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_P
 class _Listening:
     """Accepts connections on a port of its own, each in a thread, until the block ends."""
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._listener = socket.create_server((host, port))
         self.port = int(self._listener.getsockname()[1])
         self._threads: list[threading.Thread] = []
 
@@ -48,6 +49,25 @@ class _Listening:
 
     def _serve(self, connection: socket.socket) -> None:
         raise NotImplementedError
+
+    def _both_ways(self, here: socket.socket, there: socket.socket) -> None:
+        """Pass on what comes from either side, in one thread: TLS is not to be read and written by two."""
+        other = {here: there, there: here}
+        try:
+            while True:
+                held = [one for one in other if isinstance(one, ssl.SSLSocket) and one.pending()]
+                for source in held or select.select(list(other), [], [], 10)[0]:
+                    part = _ready(source)
+                    if part == b"":
+                        return
+                    if part is not None:
+                        self._passed(source, part)
+                        other[source].sendall(part)
+        except OSError:  # either side went away
+            return
+
+    def _passed(self, source: socket.socket, part: bytes) -> None:
+        """See what goes through."""
 
 
 class Ear(_Listening):
@@ -93,6 +113,10 @@ class Proxy(_Listening):
         self.read = b""
         """What it could read of that which went through, by inspecting."""
 
+    def _passed(self, source: socket.socket, part: bytes) -> None:
+        if self._inspects is not None:
+            self.read += part
+
     def _serve(self, connection: socket.socket) -> None:
         if self._tls is not None:
             connection = self._tls.wrap_socket(connection, server_side=True)
@@ -132,16 +156,31 @@ class Proxy(_Listening):
             with here, blind.wrap_socket(server) as there:
                 self._both_ways(here, there)
 
-    def _both_ways(self, here: socket.socket, there: socket.socket) -> None:
-        self._start(self._pass, there, here)
-        self._pass(here, there)
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+class Front(_Listening):
+    """Speaks TLS for a server on this machine that does not, as a load balancer would."""
+
+    def __init__(self, context: ssl.SSLContext, target_port: int, *, host: str, port: int = 0) -> None:
+        super().__init__(host, port)
+        self._context, self._target_port = context, target_port
+        self.url = f"https://{host}:{self.port}"
+
+    def _serve(self, connection: socket.socket) -> None:
         try:
-            while part := source.recv(1 << 16):
-                if isinstance(source, ssl.SSLSocket):
-                    self.read += part
-                target.sendall(part)
-            target.shutdown(socket.SHUT_RDWR)
-        except OSError:  # either side went away
+            here = self._context.wrap_socket(connection, server_side=True)
+        except OSError:  # it was only looked whether we are here, or our certificate was not taken
+            connection.close()
             return
+        with here, socket.create_connection(("127.0.0.1", self._target_port)) as there:
+            self._both_ways(here, there)
+
+
+def _ready(source: socket.socket) -> bytes | None:
+    """What has come; None where that was TLS's own business, empty at the end."""
+    source.settimeout(0)
+    try:
+        return source.recv(1 << 16)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return None
+    finally:
+        source.settimeout(10)

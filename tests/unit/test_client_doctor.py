@@ -107,7 +107,9 @@ def test_a_name_without_an_address_is_named(site: Path) -> None:
 
 def test_a_port_where_nobody_listens_is_named(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edit(site, server="https://127.0.0.1:9")
-    assert report(site)[-1].startswith("!!  port: 127.0.0.1:9 cannot be reached (Connection refused): is it up")
+    assert report(site)[-1].startswith(
+        "!!  port: 127.0.0.1:9 cannot be reached (Connection refused): is it up"
+    )
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     assert "https_proxy is set and not used" in report(site)[-1]
 
