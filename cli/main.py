@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import audit, client, price, reconcile, release, run, verify
+from cli import audit, client, federation, price, reconcile, release, run, verify
 from cli.i18n import _
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (client.app, run.app, release.app, audit.app):
+for group in (federation.app, client.app, run.app, release.app, audit.app):
     app.add_typer(group)
 app.command("price", help=_("Price a plan, without any server."))(price.price_plan)
 app.command("reconcile", help=_("Compare a client's ledger with the server's mirror of it."))(
