@@ -33,38 +33,41 @@ KeyFileOption = Annotated[
         help=_("File with an API key: the key alone, or admin.json of `dpfl up`."),
     ),
 ]
+CaFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--ca-file",
+        envvar="DPFL_CA_FILE",
+        help=_("Certificates of the server's own authority, instead of the system's."),
+    ),
+]
 ProfileOption = Annotated[
     Path | None, typer.Option("--folder", "--profile", help=_("A client's own folder, instead of a key."))
 ]
 
 
-def open_session(server: str | None, key_file: Path | None, profile: Path | None = None) -> Session:
-    """Open a session as whom the options name."""
+def open_session(
+    server: str | None, key_file: Path | None, profile: Path | None = None, *, ca_file: Path | None = None
+) -> Session:
+    """Open a session as whom the options name; the authority is DPFL_CA_FILE's where none is named."""
     from client.errors import ClientError
     from client.profile import Profile
     from client.session import Session, server_address
+    from client.trust import Trust
 
     if profile is not None:
         return client_session(Profile.open(profile))
     if key_file is None:
         raise ClientError("no_credentials", _("name a file with an API key: --key-file"))
-    url, key = _read_key(key_file)
+    url, key, beside = _read_key(key_file)
+    named = os.environ.get("DPFL_CA_FILE") or beside
+    trust = Trust(str(ca_file) if ca_file else named)
     address = server or url
     if address is None:
         raise ClientError("no_server", _("name the server: --server"))
     allow_http = os.environ.get("DPFL_ALLOW_HTTP") == "1"
-    return Session(
-        server_address(address, allow_http=allow_http),
-        bearer=key,
-        ca_file=_authority(key_file),
-        patience_s=30.0,
-    )
-
-
-def _authority(key_file: Path) -> str | None:
-    """The authority that `dpfl up --public-url` made, where the key lies beside it, or the one named."""
-    made = key_file.parent / "tls" / "ca.pem"
-    return os.environ.get("DPFL_CA_FILE") or (str(made) if made.exists() else None)
+    address = server_address(address, allow_http=allow_http)
+    return Session(address, bearer=key, trust=trust, patience_s=30.0)
 
 
 def client_session(profile: Profile, key: Ed25519PrivateKey | None = None) -> Session:
@@ -83,7 +86,7 @@ def client_session(profile: Profile, key: Ed25519PrivateKey | None = None) -> Se
     return Session(
         config.server,
         identity=Identity(config.client_id, key or profile.key()),
-        ca_file=config.ca_file,
+        trust=config.trust,
         proxy=config.proxy,
         patience_s=_patience_s(),
     )
@@ -103,7 +106,8 @@ def _patience_s() -> float:
     return float(found)
 
 
-def _read_key(path: Path) -> tuple[str | None, str]:
+def _read_key(path: Path) -> tuple[str | None, str, str | None]:
+    """Address, key and file of certificates; a key alone says neither of the others."""
     from client.durable import read_text
     from client.errors import ClientError
 
@@ -114,8 +118,8 @@ def _read_key(path: Path) -> tuple[str | None, str]:
             values = json.loads(text)
         except (ValueError, RecursionError):
             values = {}
-    url, key = values.get("url"), values.get("api_key")
+    url, key, ca_file = values.get("url"), values.get("api_key"), values.get("ca_file")
     is_key = isinstance(key, str) and _VISIBLE.fullmatch(key)
-    if not is_key or not isinstance(url, str | None):
+    if not is_key or not isinstance(url, str | None) or not isinstance(ca_file, str | None):
         raise ClientError("bad_key_file", _("{path} holds no API key"), path=str(path))
-    return url, str(key)
+    return url, str(key), ca_file and str(path.parent / ca_file)

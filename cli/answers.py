@@ -25,6 +25,14 @@ class Organisation(Answer):
     name: str
 
 
+class Client(Answer):
+    """A training client, and whose it is."""
+
+    id: UUID
+    organisation_id: UUID
+    name: str
+
+
 class Invitation(Answer):
     """The token with which one client may enrol."""
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.access import client_session
+from cli.enrol import FolderOption, enrol
 from cli.evaluate import evaluate
 from cli.i18n import _
 from cli.invite import invite
-from cli.pairing import attach, card, folders_of, ledger_moved
+from cli.pairing import attach, card, ledger_moved
+from cli.pins import pins
 from cli.reporting import one_line_errors, quiet_libraries
 from cli.rotating import rotate_key
 
 if TYPE_CHECKING:
-    from client.policy import Policy
     from client.profile import Profile
 
 app = typer.Typer(
     name="client", help=_("Train on a private data set; only noised updates leave."), no_args_is_help=True
 )
 
-app.command(help=_("Invite one training client: an operator's command."))(invite)
+app.command(help=_("Invite training clients by a file each: an operator's command."))(invite)
+app.command(help=_("Become a client of a federation: by an invitation's file, or by the options."))(enrol)
+app.command(help=_("Show the pinned keys of a client's server, or put others in their place."))(pins)
 app.command(help=_("Write the card by which another machine can train for this client."))(card)
 app.command(help=_("Train here for a client that is enrolled on another machine, by its card."))(attach)
 app.command("rotate-key", help=_("Give this client a new key, vouched for by its present one."))(rotate_key)
@@ -36,155 +38,10 @@ app.command(help=_("Measure a `fedsa` release and this client's own model on hel
     evaluate
 )
 
-FolderOption = Annotated[
-    Path, typer.Option("--folder", "--profile", help=_("The client's own folder, made by `enrol`."))
-]
 RoundFolder = Annotated[
     Path | None,
     typer.Option("--round", help=_("Folder of the round; without it, one inside the client's own.")),
 ]
-
-
-ServerOption = Annotated[str, typer.Option(help=_("Address of the federation's server."))]
-NameOption = Annotated[str, typer.Option(help=_("What the client is called; the federation sees it."))]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(help=_("File of JSON lines to train on; left out where another machine has it and trains.")),
-]
-DatasetOption = Annotated[
-    str,
-    typer.Option(
-        help=_("Name of the data set: its privacy ledger is kept under it, and the federation sees it.")
-    ),
-]
-TokenOption = Annotated[
-    str,
-    typer.Option(envvar="DPFL_ENROLMENT_TOKEN", help=_("The enrolment token, or @FILE."), show_envvar=True),
-]
-EpsilonOption = Annotated[float, typer.Option(min=0, help=_("Ceiling of epsilon for all runs together."))]
-DeltaOption = Annotated[float, typer.Option(min=0, max=1, help=_("Ceiling of delta for all runs together."))]
-TrustOption = Annotated[list[str] | None, typer.Option(help=_("Trust that is allowed; `local` by default."))]
-UnitOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        help=_(
-            "Whose data a run must protect: example, person or client; all three by default. The ceiling "
-            "holds for the finest; a run for a coarser one has to have the relation replace_one."
-        )
-    ),
-]
-YearOption = Annotated[
-    float | None, typer.Option(min=0, help=_("Ceiling of epsilon for what is committed in 365 days."))
-]
-CohortOption = Annotated[int, typer.Option(min=1, help=_("Refuse rounds that may have fewer clients."))]
-BaseModelOption = Annotated[
-    list[str] | None, typer.Option(help=_("NAME=FOLDER of a base model that is in no package."))
-]
-LabelsOption = Annotated[str, typer.Option(help=_("Every label in the data, separated by commas."))]
-LabelFieldOption = Annotated[str, typer.Option(help=_("The field of a line that holds its label."))]
-TextFieldsOption = Annotated[
-    str, typer.Option(help=_("The fields that a run may read as text, separated by commas."))
-]
-PersonsOption = Annotated[
-    str | None,
-    typer.Option(
-        help=_("FIELD=NUMBER: what tells persons apart, most records of one; for runs that protect persons.")
-    ),
-]
-LedgersOption = Annotated[Path | None, typer.Option(help=_("Where the data sets' ledgers are kept."))]
-CertificatesOption = Annotated[
-    Path | None, typer.Option(help=_("Certificates to trust instead of the usual."))
-]
-ProxyOption = Annotated[str | None, typer.Option(help=_("Proxy; none is taken from the environment."))]
-MemoryOption = Annotated[
-    int | None, typer.Option(min=1, help=_("Memory that training may use; all of this machine's without it."))
-]
-UploadOption = Annotated[
-    float | None, typer.Option(help=_("How fast this machine sends; runs of mixed ranks go by it."))
-]
-HttpOption = Annotated[bool, typer.Option("--allow-http", help=_("Allow a server without TLS."))]
-
-
-@app.command(help=_("Become a client of a federation, under the terms given here."))
-def enrol(
-    *,
-    server: ServerOption,
-    name: NameOption,
-    dataset: DatasetOption,
-    folder: FolderOption,
-    token: TokenOption,
-    labels: LabelsOption,
-    text_fields: TextFieldsOption,
-    label_field: LabelFieldOption = "label",
-    persons: PersonsOption = None,
-    data: DataOption = None,
-    epsilon: EpsilonOption = 8.0,
-    delta: DeltaOption = 1e-5,
-    epsilon_per_year: YearOption = None,
-    trust: TrustOption = None,
-    unit: UnitOption = None,
-    smallest_cohort: CohortOption = 2,
-    base_model: BaseModelOption = None,
-    ledgers: LedgersOption = None,
-    ca_file: CertificatesOption = None,
-    proxy: ProxyOption = None,
-    allow_http: HttpOption = False,
-    memory_bytes: MemoryOption = None,
-    upload_bytes_per_s: UploadOption = None,
-) -> None:
-    """Become a client of a federation, under the terms given here."""
-    with one_line_errors():
-        from client.enrolment import Wish
-        from client.enrolment import enrol as enrol_client
-
-        terms: dict[str, object] = {"dataset": dataset, "epsilon": epsilon, "delta": delta, "trusts": trust}
-        terms |= {"epsilon_per_year": epsilon_per_year, "units": unit, "smallest_cohort": smallest_cohort}
-        terms |= _declared(labels, text_fields, label_field, persons)
-        policy, secret = _policy(terms, base_models=base_model or []), _secret(token)
-        who = Wish(folder=folder, server=server, token=secret, name=name, data=data, policy=policy)
-        who = replace(who, memory_bytes=memory_bytes, upload_bytes_per_s=upload_bytes_per_s)
-        wish = replace(who, home=ledgers, ca_file=ca_file, proxy=proxy, allow_http=allow_http)
-        _say_enrolled(enrol_client(wish), name=name)
-
-
-def _declared(labels: str, text_fields: str, label_field: str, persons: str | None) -> dict[str, object]:
-    """What the holder declares of the data; a run that asks for anything else is refused."""
-    from client.errors import ClientError
-
-    field, _equals, most = (persons or "").rpartition("=")
-    if persons is not None and not (field and most.isdecimal()):
-        raise ClientError("bad_option", _("--persons wants FIELD=NUMBER"))
-    return {
-        "labels": labels.split(","),
-        "text_fields": text_fields.split(","),
-        "label_field": label_field,
-        "person_field": field or None,
-        "person_records": int(most) if most else None,
-    }
-
-
-def _policy(terms: dict[str, object], *, base_models: list[str]) -> Policy:
-    """Make the policy; what is not given keeps the policy's own default."""
-    from client.policy import Policy
-
-    given = {name: value for name, value in terms.items() if value is not None}
-    return Policy.of(**given, base_model_folders=folders_of(base_models))
-
-
-def _say_enrolled(profile: Profile, *, name: str) -> None:
-    from client.profile import policy_path
-
-    policy, config = profile.policy, profile.config
-    print(_("client {client} ({name}) of {server}", client=config.client_id, name=name, server=config.server))
-    print(
-        _(
-            "data set {name}: epsilon at most {epsilon:g}, delta at most {delta:g}; terms in {terms}",
-            name=policy.dataset,
-            epsilon=policy.epsilon,
-            delta=policy.delta,
-            terms=policy_path(Path(config.home), policy.dataset),
-        )
-    )
 
 
 @app.command(help=_("Bring the open round here, if the policy allows its run. Needs a network, no data."))
@@ -337,10 +194,3 @@ def newest_round(profile: Profile) -> Path:
     if not found:
         raise ClientError("no_round", _("{path} holds no fetched round"), path=str(profile.folder))
     return found[-1].parent
-
-
-def _secret(text: str) -> str:
-    """Read a secret given as @FILE, so that it need not stand on a command line."""
-    from client.durable import read_text
-
-    return read_text(Path(text[1:])).strip() if text.startswith("@") else text

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from cli import audit, client, price, reconcile, release, run, verify
+from cli import audit, client, federation, price, reconcile, release, run, verify
 from cli.i18n import _
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for group in (client.app, run.app, release.app, audit.app):
+for group in (federation.app, client.app, run.app, release.app, audit.app):
     app.add_typer(group)
 app.command("price", help=_("Price a plan, without any server."))(price.price_plan)
 app.command("reconcile", help=_("Compare a client's ledger with the server's mirror of it."))(
@@ -100,9 +100,30 @@ def migrate() -> None:
         fail(_("the database could not be migrated: {reason}", reason=first_line))
 
 
-@app.command(help=_("Say what is right and what is wrong with this installation."))
-def doctor(data: DataOption = None) -> None:
-    """Say what is right and what is wrong with this installation."""
+@app.command(
+    help=_("Say what is right and what is wrong with this installation, or with a client's way out.")
+)
+def doctor(
+    data: DataOption = None,
+    client_of: Annotated[
+        Path | None,
+        typer.Option(
+            "--client",
+            help=_("A client's folder or an invitation's file: examine the way to its server instead."),
+        ),
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(help=_("For an invitation: through this proxy."))] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help=_("For an invitation: certificates to trust besides its own."))
+    ] = None,
+) -> None:
+    """Say what is right and what is wrong with this installation, or with a client's way out."""
+    if client_of is not None:
+        from cli.client_doctor import examine_client
+
+        if not examine_client(client_of, proxy=proxy, extra_ca_file=ca_file):
+            raise typer.Exit(1)
+        return
     from cli.doctor import examine
     from cli.embedded.folder import data_folder
 

@@ -302,14 +302,16 @@ def _priced(schedule: Any, *, silos: int, delta: float) -> float:
 
 def keys_at(where: str) -> dict[str, Any]:
     """Read a JSON web key set from a file or an address."""
+    import os
     from urllib.parse import urlsplit
 
     from client.session import Session, server_address
+    from client.trust import Trust
 
     parts = urlsplit(where)
     if parts.scheme in {"http", "https"}:
         address = server_address(f"{parts.scheme}://{parts.netloc}", allow_http=False)
-        with Session(address, patience_s=10.0) as session:
+        with Session(address, trust=Trust(os.environ.get("DPFL_CA_FILE")), patience_s=10.0) as session:
             found = session.public("GET", parts.path).json("key set")
     else:
         found = parsed(Path(where))

@@ -14,7 +14,7 @@ import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from client.dataset import check_data
-from client.durable import private_folder
+from client.durable import private_folder, write_whole
 from client.errors import ClientError
 from client.i18n import _
 from client.ledger import Ledger
@@ -30,6 +30,7 @@ from client.profile import (
     raw_public_key,
 )
 from client.session import Session, problem_of, server_address
+from client.trust import Trust
 from client.wire import Enrolled, parse
 
 PROOF_PREFIX = b"dpfl-enrol-v1\0"
@@ -50,6 +51,10 @@ class Wish:
     home: Path | None = None
     """Where the data sets' ledgers are; this account's own place without it."""
     ca_file: Path | None = None
+    """Certificates to trust instead of the usual; besides `ca_pem` where there is an invitation's."""
+    ca_pem: str | None = None
+    """The server's own authority, from an invitation."""
+    pins: tuple[str, ...] = ()
     proxy: str | None = None
     allow_http: bool = False
     memory_bytes: int | None = None
@@ -73,8 +78,8 @@ def enrol(wish: Wish) -> Profile:
         Ledger(home, dataset).enrol_data(data_sha256)
         keep_policy(home, wish.policy)
         key = make_key(wish.folder)
-        ca_file = str(wish.ca_file.resolve()) if wish.ca_file else None
-        with Session(server, ca_file=ca_file, proxy=wish.proxy, patience_s=30.0) as session:
+        trust = _trust(wish)
+        with Session(server, trust=trust, proxy=wish.proxy, patience_s=30.0) as session:
             enrolled = _ask(session, wish, key)
         config = Config(
             server=server,
@@ -85,11 +90,25 @@ def enrol(wish: Wish) -> Profile:
             data=data,
             data_sha256=data_sha256,
             home=str(home),
-            ca_file=ca_file,
+            ca_file=trust.ca_file,
+            extra_ca_file=trust.extra_ca_file,
+            pins=list(trust.pins),
             proxy=wish.proxy,
             allow_http=wish.allow_http,
         )
         return Profile.create(wish.folder, config)
+
+
+def _trust(wish: Wish) -> Trust:
+    """Whom to take for the server; an invitation's authority is kept in the client's folder."""
+    given = None if wish.ca_file is None else str(wish.ca_file.expanduser().resolve())
+    if wish.ca_pem is not None:
+        kept = wish.folder.resolve() / "server-ca.pem"
+        write_whole(kept, wish.ca_pem.encode())
+        return Trust(str(kept), given, wish.pins)
+    if wish.pins:  # an invitation to a server that a public authority certifies
+        return Trust(None, given, wish.pins)
+    return Trust(given)
 
 
 def _checked_data(wish: Wish) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """A client's own folder: who it is, its key, its rounds. What trains on a data set is a profile.
 
-config.json   server, client id, name, region, data set (0600)
+config.json   server and its pins, client id, name, region, data set (0600)
+server-ca.pem the server's own certificate authority, where its invitation brought one
 key.pem       Ed25519 private key, sealed with the local key (0600); it signs and never leaves
 rounds/       one folder a round
 lock          held while a process works with the profile
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from client.i18n import _
 from client.ledger import Ledger, folder_of
 from client.policy import Policy
 from client.sealing import seal_file, unseal_file
+from client.trust import Trust, require_pins
 
 _BLOCK_BYTES = 1 << 20
 
@@ -56,6 +58,15 @@ class Config:
     allow_http: bool = False
     hands_over: bool = False
     """True: trains for a client that is enrolled on another machine, and sends nothing itself."""
+    extra_ca_file: str | None = None
+    """Certificates to trust besides the usual ones or those of `ca_file`."""
+    pins: list[str] = field(default_factory=list)
+    """The server's public keys, the present and the next one; another server is refused."""
+
+    @property
+    def trust(self) -> Trust:
+        """What certificates and keys this client takes for its server's."""
+        return Trust(self.ca_file, self.extra_ca_file, require_pins(self.pins))
 
 
 class Profile:
@@ -84,6 +95,10 @@ class Profile:
         """Write a profile whose key is already there."""
         write_whole(folder / "config.json", json.dumps(asdict(config), indent=2).encode() + b"\n")
         return cls(folder, config)
+
+    def pin(self, pins: tuple[str, ...]) -> Profile:
+        """Take other keys for the server's from now on."""
+        return Profile.create(self.folder, replace(self.config, pins=list(require_pins(pins))))
 
     @property
     def name(self) -> str:

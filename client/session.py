@@ -9,7 +9,6 @@ from __future__ import annotations
 import email.utils
 import importlib.metadata
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +25,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from client.errors import ClientError, printable
 from client.i18n import _
 from client.possession import Holder, sign_update
+from client.proxies import unused_variable
+from client.trust import Seen, Trust, certificate_fault, issuer_of, pin_of
 from client.wire import Problem, TokenAnswer, parse, read_json
 
 ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
@@ -93,12 +94,13 @@ class Session:
         *,
         identity: Identity | None = None,
         bearer: str | None = None,
-        ca_file: str | None = None,
+        trust: Trust = Trust(),
         proxy: str | None = None,
         patience_s: float = 300.0,
         on_wait: Callable[[str], None] | None = None,
     ) -> None:
         self.server = server
+        self.trust = trust
         self._identity = identity
         self._bearer = bearer
         self._patience_s = patience_s
@@ -106,15 +108,29 @@ class Session:
         self._holder = Holder()
         self._lock = threading.Lock()
         self._token: tuple[str, float] | None = None
+        self._seen = Seen(trust.pins)
+        self._through_proxy = proxy is not None
+        # Pins are of the server; a proxy that speaks TLS itself is known by certificates alone.
+        by_tls = proxy is not None and proxy.startswith("https:")
         self._http = httpx2.Client(
             # No proxy, certificate or password from the environment: what is sent where is in the profile.
             trust_env=False,
-            verify=ssl.create_default_context(cafile=ca_file) if ca_file else True,
-            proxy=proxy,
+            verify=trust.context(self._seen),
+            proxy=httpx2.Proxy(proxy, ssl_context=trust.context() if by_tls else None) if proxy else None,
             timeout=_TIMEOUT,
             follow_redirects=False,
             headers={"User-Agent": f"dpfl-client/{_version()}", "Accept-Encoding": "identity"},
         )
+
+    @property
+    def server_key(self) -> tuple[str, str] | None:
+        """Pin and issuer of the certificate that the server showed last; None before, and without TLS."""
+        certificate = self._seen.certificate
+        return None if certificate is None else (pin_of(certificate), issuer_of(certificate))
+
+    def sign_in(self) -> None:
+        """Have a token, asked for now if there is none that holds."""
+        self._access()
 
     def close(self) -> None:
         """Drop the connections."""
@@ -162,9 +178,9 @@ class Session:
             try:
                 reply = attempt()
             except httpx2.TransportError as error:
-                refusal = _unreachable(self.server, error)
+                refusal = _unreachable(self.server, error, through_proxy=self._through_proxy)
                 asked_s = None
-                if isinstance(error, httpx2.UnsupportedProtocol):
+                if isinstance(error, httpx2.UnsupportedProtocol) or refusal.code == "certificate_refused":
                     raise refusal from error
             else:
                 if reply.status not in _RETRIED:
@@ -311,7 +327,30 @@ def _retry_after_s(reply: Reply) -> float | None:
     return min(max(0.1, seconds), _LONGEST_ASKED_PAUSE_S)  # in this order "nan" becomes the shortest pause
 
 
-def _unreachable(server: str, error: httpx2.TransportError) -> ClientError:
+def _unreachable(server: str, error: httpx2.TransportError, *, through_proxy: bool) -> ClientError:
+    fault = certificate_fault(error)
+    if fault is not None:
+        return ClientError(
+            "certificate_refused",
+            _(
+                "the certificate shown for {server} is refused: {reason}; "
+                "`dpfl doctor --client` names its issuer"
+            ),
+            server=server,
+            reason=fault.verify_message,
+        )
+    variable = None if through_proxy else unused_variable()
+    if variable is not None:
+        return ClientError(
+            "server_unreachable",
+            _(
+                "{server} does not answer ({reason}). {variable} is set, and nothing is taken from it by "
+                "itself: enrol with --use-environment-proxy or --proxy"
+            ),
+            server=server,
+            reason=type(error).__name__,
+            variable=variable,
+        )
     return ClientError(
         "server_unreachable",
         _("{server} does not answer ({reason})"),

@@ -8,7 +8,9 @@ import base64
 import hashlib
 import json
 import re
+import ssl
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -91,11 +93,12 @@ class PlayedRun:
 class RecordingServer:
     """Runs in a thread; `heard` holds all requests, `script` may change an answer."""
 
-    def __init__(self, run: PlayedRun) -> None:
+    def __init__(self, run: PlayedRun, *, tls: ssl.SSLContext | None = None) -> None:
         self.run = run
         self.heard: list[Heard] = []
         self.script: Script = lambda _heard: None
         self.client_id = str(uuid4())
+        self.clock_off_s = 0.0
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -133,12 +136,18 @@ class RecordingServer:
 
             do_GET = do_POST = do_PUT = _take  # noqa: N815  the library's names
 
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string(time.time() + server.clock_off_s)
+
             def log_message(self, *_: Any) -> None:
                 return
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+        if tls is not None:
+            self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)
+        scheme = "http" if tls is None else "https"
+        self.url = f"{scheme}://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> Self:
@@ -163,6 +172,7 @@ class RecordingServer:
         is_open = self.run.state == "running" and self.run.round_id not in self.run.received
         known = {
             "/v1/tokens": Answer(payload={"access_token": "t", "token_type": "DPoP", "expires_in": 600}),
+            "/healthz": Answer(payload={"status": "alive"}),
             "/v1/clients": Answer(201, {"client_id": self.client_id, "region": "eu-west-1"}),
             "/v1/assignments": Answer(payload={"items": [self.run.assignment()] if is_open else []}),
             f"/v1/runs/{self.run.run_id}": Answer(payload=self.run.shown()),

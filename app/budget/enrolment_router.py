@@ -15,14 +15,16 @@ from app.http.limits import limited
 from app.http.routes import ThreadedRoute
 from app.http.state import VaultDep
 from app.identity.capability import AssessedCapability
-from app.identity.enrolments import Application
+from app.identity.enrolments import Application, check_token
 from app.identity.models import Approval, ClientState
 from app.identity.roles import Principal
 from app.identity.schemas import (
     BudgetTerms,
     ClientIn,
+    EnrolmentCheck,
     EnrolmentIn,
     EnrolmentOnce,
+    EnrolmentTokenIn,
     EnrolmentView,
     decode,
 )
@@ -78,6 +80,15 @@ def create_enrolment(
         approval=Approval(body.approval),
     )
     return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
+
+
+@router.post(
+    "/enrolments/check",
+    dependencies=[public("its enrolment token is its credential"), limited("checks", per_minute=60)],
+)
+def check_enrolment(body: EnrolmentTokenIn, session: SessionDep, vault: VaultDep) -> EnrolmentCheck:
+    """Say whether an enrolment token would be taken now, without using it."""
+    return EnrolmentCheck.model_validate(check_token(session, vault, body.enrolment_token))
 
 
 @router.post(

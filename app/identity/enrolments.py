@@ -154,19 +154,38 @@ def redeem(session: Session, vault: Vault, application: Application) -> tuple[Cl
     the same token again finds the client that it made: an answer that was lost can be asked for again.
     """
     _check_proof(application)
-    if not is_enrolment_token(application.token):
-        raise EnrolmentUnknown(_("this is not an enrolment token: its form or its checksum is wrong"))
-    enrolment = session.scalar(
-        sa.select(Enrolment)
-        .where(Enrolment.token_hmac == vault.fingerprint(_PURPOSE, application.token))
-        .with_for_update()
-    )
-    if enrolment is None:
-        raise EnrolmentUnknown(_("there is no such enrolment token"))
-    if enrolment.used_at is not None:
-        former = None if enrolment.client_id is None else session.get(Client, enrolment.client_id)
+    enrolment = _issued(session, vault, application.token, lock=True)
+    if enrolment.used_at is not None and enrolment.client_id is not None:
+        former = session.get(Client, enrolment.client_id)
         if former is not None and former.public_key == application.public_key:
             return former, enrolment, False
+    _require_open(enrolment)
+    client = _add_client(session, enrolment, application)
+    enrolment.used_at, enrolment.client_id = clock.now(), client.id
+    session.flush()
+    _note_burst(session, client)
+    return client, enrolment, True
+
+
+def check_token(session: Session, vault: Vault, token: str) -> Enrolment:
+    """Find the invitation of a token that would enrol a client now; refuses it as `redeem` would."""
+    enrolment = _issued(session, vault, token, lock=False)
+    _require_open(enrolment)
+    return enrolment
+
+
+def _issued(session: Session, vault: Vault, token: str, *, lock: bool) -> Enrolment:
+    if not is_enrolment_token(token):
+        raise EnrolmentUnknown(_("this is not an enrolment token: its form or its checksum is wrong"))
+    sought = sa.select(Enrolment).where(Enrolment.token_hmac == vault.fingerprint(_PURPOSE, token))
+    enrolment = session.scalar(sought.with_for_update() if lock else sought)
+    if enrolment is None:
+        raise EnrolmentUnknown(_("there is no such enrolment token"))
+    return enrolment
+
+
+def _require_open(enrolment: Enrolment) -> None:
+    if enrolment.used_at is not None:
         raise EnrolmentUsed(_("this enrolment token was used"), used_at=enrolment.used_at.isoformat())
     if enrolment.expires_at <= clock.now():
         raise EnrolmentExpired(
@@ -174,11 +193,6 @@ def redeem(session: Session, vault: Vault, application: Application) -> tuple[Cl
             expired_at=enrolment.expires_at.isoformat(),
             server_time=clock.now().isoformat(),
         )
-    client = _add_client(session, enrolment, application)
-    enrolment.used_at, enrolment.client_id = clock.now(), client.id
-    session.flush()
-    _note_burst(session, client)
-    return client, enrolment, True
 
 
 def _note_burst(session: Session, client: Client) -> None:

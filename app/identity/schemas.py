@@ -199,6 +199,21 @@ class EnrolmentOnce(EnrolmentView):
     token: str
 
 
+class EnrolmentTokenIn(StrictModel):
+    """An enrolment token that is to be looked at, not used."""
+
+    model_config = example(enrolment_token=_TOKEN)
+
+    enrolment_token: EnrolmentToken
+
+
+class EnrolmentCheck(View):
+    """A token that would enrol a client now."""
+
+    region: str
+    expires_at: datetime
+
+
 class ClientIn(StrictModel):
     """What a machine sends to become a training client."""
 

@@ -28,6 +28,7 @@ ANSWERS: list[tuple[type[BaseModel], str, str, str]] = [
     (answers.Made, "/v1/runs", "post", "201"),
     (answers.Made, "/v1/organisations", "post", "201"),
     (answers.Organisation, "/v1/organisations", "get", "200"),
+    (answers.Client, "/v1/clients", "get", "200"),
     (answers.Invitation, "/v1/enrolments", "post", "201"),
     (answers.Explanation, "/v1/plans/{run_id}/explanation", "get", "200"),
     (reconciling.MirroredAccount, "/v1/budgets/{account_id}", "get", "200"),

@@ -17,6 +17,7 @@ from app.core.db import Database
 from app.core.errors import DomainError
 from app.identity import enrolments
 from app.identity.capability import Capability
+from app.identity.credentials import mint_enrolment_token
 from app.identity.enrolments import PROOF_PREFIX, Application
 from app.identity.models import Client, Enrolment, Organisation
 from app.identity.roles import Principal, Role
@@ -54,6 +55,24 @@ def test_an_enrolment_makes_one_client_with_its_account_and_assessment(
     }
     seen = api.get(f"/v1/clients/{body['client_id']}", headers=admin.headers).json()
     assert (seen["state"], seen["name"]) == ("active", "mailbox-1")
+
+
+def test_a_token_is_looked_at_without_being_used(api: TestClient, session: Session) -> None:
+    admin = add_caller(session)
+    token = invite(api, admin)
+
+    def look(enrolment_token: str) -> tuple[int, str | None]:
+        answer = api.post("/v1/enrolments/check", json={"enrolment_token": enrolment_token})
+        return answer.status_code, answer.json().get("code") or answer.json()["region"]
+
+    assert [look(token), look(token)] == [(200, "eu-west-1")] * 2
+    assert look(token[:-1] + ("a" if token[-1] != "a" else "b")) == (401, "enrolment_unknown")
+    assert look(mint_enrolment_token()) == (401, "enrolment_unknown")
+    assert api.post("/v1/clients", json=Applicant().body(token)).status_code == 201
+    assert look(token) == (409, "enrolment_used")
+    late = invite(api, admin)
+    session.execute(sa.update(Enrolment).values(expires_at=clock.now() - timedelta(seconds=1)))
+    assert look(late) == (409, "enrolment_expired")
 
 
 @pytest.mark.parametrize(
