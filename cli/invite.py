@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from client.session import Session
 
 
+UnitOption = Annotated[
+    str,
+    typer.Option(help=_("Whom that is for, at least: one example, all of one person, or one client.")),
+]
+ApprovalOption = Annotated[
+    str, typer.Option(help=_("`automatic`, or `manual`: it waits for somebody who approves it."))
+]
+
+
 def invite(
     *,
     organisation: Annotated[
@@ -24,14 +33,8 @@ def invite(
     region: Annotated[str, typer.Option(help=_("Where the data are."))] = "eu-west-1",
     epsilon: Annotated[float, typer.Option(help=_("What the data may spend in all runs together."))] = 8.0,
     delta: Annotated[float, typer.Option(help=_("Its delta."))] = 1e-5,
-    unit: Annotated[
-        str,
-        typer.Option(help=_("Whom that is for, at least: one example, all of one person, or one client.")),
-    ] = "example",
-    approval: Annotated[
-        str,
-        typer.Option(help=_("`automatic`, or `manual`: it waits for somebody who approves it.")),
-    ] = "automatic",
+    unit: UnitOption = "example",
+    approval: ApprovalOption = "automatic",
     server: ServerOption = None,
     key_file: KeyFileOption = None,
 ) -> None:
