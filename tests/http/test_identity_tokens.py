@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 from app.core import clock
 from app.core.db import Database
 from app.core.errors import Forbidden, Unauthorized
+from app.core.tokens import sign_token
 from app.identity.authentication import Authenticator
 from app.identity.bootstrap import bootstrap
 from app.identity.keys import KeyRing, rotate_signing_keys
@@ -169,6 +170,26 @@ def test_odd_claims_of_our_own_break_nothing_even_under_the_right_signature(
         return
     assert claim in {"epoch", "sid", "scope", "org"}
     assert found.role.value == "viewer"
+
+
+def test_after_an_ending_no_token_of_an_earlier_epoch_is_taken_whatever_it_says_of_its_session(
+    api: TestClient, session: Session
+) -> None:
+    """Not even one whose session nobody remembers: the epoch alone ends it."""
+    admin, person = add_caller(session), add_person(session)
+    app = api.app
+    assert isinstance(app, FastAPI)
+    kid, key = app.state.keys.current()
+    url = app.state.settings.public_url
+    claims: dict[str, str | int] = {"org": str(person.member.organisation_id), "role": "viewer", "epoch": 0}
+    token = sign_token(
+        key, kid=kid, issuer=url, audience=url, subject=str(person.member.id), lifetime_s=600, claims=claims
+    )
+    assert api.get("/v1/account", headers=bearer(token)).status_code == 200
+    path = f"/v1/members/{person.member.id}/sessions"
+    assert api.delete(path, headers=admin.headers).status_code == 204
+    app.state.authenticator.suspensions.announce()  # as the hub does
+    assert refusal(api.get("/v1/account", headers=bearer(token))) == (401, "unauthorized")
 
 
 def test_a_cookie_is_no_credential_and_none_is_ever_set(api: TestClient, session: Session) -> None:

@@ -159,6 +159,14 @@ def test_any_text_is_either_a_token_or_refused(text: str) -> None:
             read(text)
 
 
+@pytest.mark.parametrize("text", ["\ud800.a.b", "a.\udfff.b", "é.é.é", "\x00.\x00.\x00", "." * 4000])
+def test_text_at_which_the_library_raises_another_error_is_refused(text: str) -> None:
+    """A lone surrogate cannot be encoded: the library lets Python's own error through."""
+    for read in (read_header, read_unverified_subject, lambda token: verify_token(token, PUBLIC, EXPECTED)):
+        with pytest.raises(TokenRefused):
+            read(text)
+
+
 def test_the_json_web_key_is_the_public_half_only() -> None:
     jwk = public_jwk("k", raw_public(KEY))
     assert jwk.keys() == {"kty", "crv", "alg", "use", "kid", "x"}
