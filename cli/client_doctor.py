@@ -84,7 +84,8 @@ def _patient(path: Path, proxy: str | None, extra_ca_file: Path | None) -> Patie
     invitation = read_invitation(path)
     extra = str(extra_ca_file) if extra_ca_file else None
     trust = Trust(None, extra, tuple(invitation.pins), invitation.ca)
-    return Patient(server_address(invitation.server, allow_http=True), trust, proxy, invitation=invitation)
+    server = server_address(invitation.server, allow_http=False)  # the token is sent there
+    return Patient(server, trust, proxy, invitation=invitation)
 
 
 def _findings(patient: Patient) -> Iterator[Finding]:

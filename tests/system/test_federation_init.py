@@ -42,7 +42,7 @@ def begun(lines: list[str], word: str) -> int:
 def test_a_federation_is_made_from_one_file_and_repeating_it_makes_only_what_lacks(
     tmp_path: Path, database_url: str
 ) -> None:
-    processes = Processes(database_url, tmp_path)
+    processes = Processes(database_url, tmp_path, lease_s=120.0)
     federation = Federation(processes.url, api_key=processes.api_key)
     to, key_file, data = tmp_path / "federation", tmp_path / "admin.json", tmp_path / "mails.jsonl"
     data.write_text("".join(json.dumps(mail) + "\n" for mail in MAILS))

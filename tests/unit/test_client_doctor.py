@@ -197,6 +197,11 @@ def test_what_is_neither_folder_nor_invitation_is_told(tmp_path: Path) -> None:
     assert report(tmp_path / "nothing")[-1].startswith("!!  [cannot_read]")
 
 
+def test_a_token_is_sent_to_nobody_in_clear_text(tmp_path: Path) -> None:
+    path = invited(tmp_path / "invitation.json", "http://fed.example", pins=[], ca=None)
+    assert report(path)[-1].startswith("!!  [insecure_server]")
+
+
 def test_a_client_that_only_trains_has_no_way_to_examine(site: Path) -> None:
     edit(site, hands_over=True)
     assert report(site)[-1].startswith("!!  [trains_only]")

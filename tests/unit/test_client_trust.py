@@ -182,7 +182,11 @@ def test_what_is_no_proxy_is_refused(named: str) -> None:
     assert refused.value.code == "bad_proxy"
 
 
-@pytest.mark.parametrize("pin", ["", "sha256//", f"{SERVER.pin}x", SERVER.pin[8:], "sha1//" + "A" * 43 + "="])
+@pytest.mark.parametrize(
+    "pin",
+    ["", "sha256//", f"{SERVER.pin}x", SERVER.pin[8:], "sha1//" + "A" * 43 + "="],
+    ids=["nothing", "no digest", "too long", "no prefix", "another digest"],
+)
 def test_what_is_no_pin_is_refused(pin: str) -> None:
     with pytest.raises(ClientError) as refused:
         require_pins([pin])
