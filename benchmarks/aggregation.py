@@ -31,6 +31,7 @@ from benchmarks.aggregation_ways import (
     FLOOR,
     GATE,
     HAS,
+    OPENED,
     OURS,
     PEERS,
     TENSOR,
@@ -40,6 +41,7 @@ from benchmarks.aggregation_ways import (
     files,
     floor,
     raw_read_floor,
+    read_and_open_floor,
     seconds_of,
 )
 from benchmarks.report import goal, report
@@ -88,6 +90,7 @@ def cases(clients: int, dimension: int) -> Iterator[Case]:
     for rule in ALONE:
         yield Case(rule, OURS, clients, dimension)
     yield Case(FILES_MEAN, FLOOR, clients, dimension)
+    yield Case(FILES_MEAN, OPENED, clients, dimension)
     yield Case(FILES_MEAN, OURS, clients, dimension)
     for rule in IN_FILES:
         for count in (FEW, MANY):
@@ -100,8 +103,9 @@ def run_once(case: Case, folder: Path) -> None:
     kernels.COMPILED_AFTER = -1  # as in a worker that has seen some rounds
     if case.rule in IN_FILES:
         digests = _digests(folder, case)
-        if case.way == FLOOR:
-            _say(raw_read_floor(folder, digests), 0.0)
+        if case.way in (FLOOR, OPENED):
+            floor_of = raw_read_floor if case.way == FLOOR else read_and_open_floor
+            _say(floor_of(folder, digests), 0.0)
             return
         _measure(_on_files(case, folder, digests[: min(case.clients, FEW)]), _on_files(case, folder, digests))
         return
@@ -180,7 +184,7 @@ def child(case: Case, folder: Path) -> Figures | str:
     except subprocess.TimeoutExpired:
         return f"stopped after {PATIENCE_S:.0f} s"
     if answer.returncode:
-        if case.way in (OURS, FLOOR):
+        if case.way in (OURS, FLOOR, OPENED):
             raise SystemExit(answer.stderr)
         return answer.stderr.strip().splitlines()[-1][:200]
     figures: Figures = json.loads(answer.stdout.splitlines()[-1])
@@ -260,6 +264,7 @@ def goals(medians: dict[Case, Figures], clients: int, dimension: int) -> list[di
             at_most=64.0,
         ),
         goal("files_mean_over_raw_read", over(FILES_MEAN, OURS, FLOOR), at_most=2.0),
+        goal("files_mean_over_read_and_open", over(FILES_MEAN, OURS, OPENED), at_most=2.0),
         goal("memory_growth_8_to_512", grown(FILES_MEAN), at_most=1.1),
         goal("memory_growth_8_to_512_of_pairs", grown(FILES_DEFAULT), at_most=1.1),
     ]
@@ -275,7 +280,7 @@ if __name__ == "__main__":
     parser.add_argument("--d", type=int, default=200_000)
     parser.add_argument("--goal", action="store_true", help="the size that the goals are meant for")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--way", choices=(*WAYS, FLOOR), help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=(*WAYS, FLOOR, OPENED), help=argparse.SUPPRESS)
     parser.add_argument("--rule", choices=(*COMPARED, *ALONE, *IN_FILES), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from numpy.typing import NDArray
 
 from app.runs.sending import wire_tensors
@@ -27,6 +28,8 @@ from workers.sources import BlobUpdates
 
 PEERS = Path(__file__).resolve().parents[1] / ".venv-peers"
 OURS, FLOOR, BYZFL, FLOWER, NVFLARE = "ours", "floor", "byzfl", "flower", "nvflare"
+OPENED = "read and opened"
+"""A floor of sealed files: reading them, and as much AES-256-GCM."""
 GATE, DEFAULT = "gate", "gate, nearest neighbours, trimmed mean"
 FILES_MEAN, FILES_DEFAULT = "mean of files", f"{DEFAULT} of files"
 CHOSEN_BY_PAIRS = ("multi_krum", "geometric_median")
@@ -159,6 +162,21 @@ def files(rule: str, faulty: int, folder: Path, digests: Sequence[str], *, dimen
 
 def raw_read_floor(folder: Path, digests: Sequence[str]) -> float:
     """Seconds to read the same files, sealed as they are, once into one small buffer."""
+    return _pass_over(folder, digests, lambda _read: None)
+
+
+def read_and_open_floor(folder: Path, digests: Sequence[str]) -> float:
+    """The same, and one call of AES-256-GCM over each buffer, which costs what opening it costs."""
+    cipher, out = AESGCM(bytes(32)), bytearray(RAW_READ_BYTES + 16)
+    nonce = bytes(12)
+
+    def open_as_much(read: memoryview) -> None:
+        cipher.encrypt_into(nonce, read, None, memoryview(out)[: read.nbytes + 16])
+
+    return _pass_over(folder, digests, open_as_much)
+
+
+def _pass_over(folder: Path, digests: Sequence[str], act: Callable[[memoryview], None]) -> float:
     blobs, buffer = sealed_blobs(folder), bytearray(RAW_READ_BYTES)
     located = blobs.blobs.locate([blobs.ref(digest) for digest in digests])
     paths = [folder / one.place.object_id.hex[:2] / one.place.object_id.hex for one in located]
@@ -166,8 +184,8 @@ def raw_read_floor(folder: Path, digests: Sequence[str]) -> float:
     def read() -> None:
         for path in paths:
             with path.open("rb", buffering=0) as file:
-                while file.readinto(buffer):
-                    pass
+                while size := file.readinto(buffer):
+                    act(memoryview(buffer)[:size])
 
     return min(seconds_of(read) for _ in range(3))
 
