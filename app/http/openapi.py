@@ -37,6 +37,7 @@ TAGS = [
 _BINARY = {"type": "string", "format": "binary"}
 _OCTETS = "application/octet-stream"
 _UPDATE_PATH = "/updates/"
+_LOG_PATH = "/v1/audit/"
 _REASONS = {
     "400": "The request cannot be read.",
     "401": "No credentials, or credentials that do not hold.",
@@ -169,6 +170,8 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"409"}
     if not _is_secured(operation) and method == "post":
         found |= {"403", "429"}
+    if path.startswith(_LOG_PATH):  # the log may have no checkpoint yet, or fewer entries than were asked for
+        found |= {"404"} if _is_secured(operation) else {"404", "429"}
     if path == "/metrics":
         found |= {"401", "403"}
     return sorted(found)
