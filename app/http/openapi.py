@@ -40,6 +40,7 @@ TAGS = [
 _BINARY = {"type": "string", "format": "binary"}
 _OCTETS = "application/octet-stream"
 _UPDATE_PATH = "/updates/"
+_LOG_PATH = "/v1/audit/"
 _REASONS = {
     "400": "The request cannot be read.",
     "401": "No credentials, or credentials that do not hold.",
@@ -198,6 +199,8 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"403", "429"}
     if path.startswith("/v1/account/"):  # passwords and codes are asked for, and guessing is slowed down
         found |= {"429"}
+    if path.startswith(_LOG_PATH):  # the log may have no checkpoint yet, or fewer entries than were asked for
+        found |= {"404"} if _is_secured(operation) else {"404", "429"}
     if path == "/metrics":
         found |= {"401", "403"}
     return sorted(found)

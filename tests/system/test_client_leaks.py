@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,6 +181,7 @@ def test_no_run_of_eight_words_and_no_label_leaves_a_client_and_the_release_hold
             jwks = f"{stack.url}/.well-known/jwks.json"
             assert "holds" in outside.dpfl("verify-release", str(release), "--key", jwks)
             require_tampering_is_found(outside, release, jwks)
+            require_the_log_holds(outside, tmp_path, clients, admin)
     assert b"lora_B" in relay.sent  # updates went through the relay
     require_nothing_of(records, where="what it sent", text=relay.sent.decode("utf-8", "replace"))
     for where, text in outside.everything():
@@ -196,6 +197,22 @@ def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> No
     outside.dpfl("verify-release", str(release), "--key", jwks, code=1)
     assert "[member_changed]" in outside.printed
     certificate.write_text(signed)
+
+
+def require_the_log_holds(
+    outside: Outside, folder: Path, clients: Iterable[Path], admin: tuple[str, ...]
+) -> None:
+    """The audit log, taken home, goes on from what every client saw of it, and names what they sent."""
+    log, kept = folder / "log.jsonl", folder / "checkpoint"
+    outside.dpfl("audit", "export", str(log), *admin)
+    for client in clients:
+        kept.write_text(json.loads((client / "audit-log.json").read_text())["checkpoint"])
+        said = outside.dpfl("audit", "verify", "--offline", str(log), "--checkpoint", str(kept))
+        assert "goes on from the checkpoint that was kept" in said
+    acts = [json.loads(line)["entry"]["action"] for line in log.read_text().splitlines()[1:-2]]
+    assert acts.count("client.enrolled") == 2
+    assert acts.count("update.accepted") >= 2
+    assert "release.published" in acts
 
 
 def require_loads(release: Path, base: Path) -> None:
