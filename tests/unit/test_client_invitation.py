@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import random
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +26,7 @@ from client.policy import Policy
 from client.profile import Profile
 from tests.certificates import Authority
 from tests.client_folders import MAILS, TERMS, adapter, manifest
+from tests.contracts.sources import ROOT
 from tests.recording import Answer, Heard, PlayedRun, RecordingServer
 from tests.tls_servers import PROXY_VARIABLES, Ear, Proxy
 
@@ -285,6 +290,26 @@ def test_what_an_invitation_lacks_is_named(here: Path) -> None:
     assert "[bad_option] the invitation names the server" in both.stderr
     alone = dpfl("client", "enrol", "--folder", here / "x", *SITE, code=1)
     assert "[bad_option] name an invitation's file, or --server and --token" in alone.stderr
+
+
+def test_a_person_at_a_terminal_is_asked_for_what_is_left_out(here: Path) -> None:
+    ours, theirs = pty.openpty()
+    told = ("--folder", here / "site", "--ledgers", here / "ledgers")
+    enrolling = subprocess.Popen(
+        [sys.executable, "-m", "cli.main", "client", "enrol", *map(str, (here / "invitation.json", *told))],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    os.close(theirs)
+    with os.fdopen(ours, "wb") as terminal:
+        terminal.write(f"mailbox-3\nham,spam\nsubject,body\n{here / 'mails.jsonl'}\n".encode())
+        terminal.flush()
+        output, _nothing = enrolling.communicate(timeout=60)
+    assert enrolling.returncode == 0, output
+    config = Profile.open(here / "site").config
+    assert (config.dataset, config.data) == ("mailbox-3", str(here / "mails.jsonl"))
 
 
 def test_a_server_with_another_key_gets_no_token(here: Path) -> None:
