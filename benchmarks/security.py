@@ -29,6 +29,7 @@ from app.core.canonical import canonical_bytes
 from app.core.crypto import Vault
 from app.core.db import Database
 from app.core.ids import new_id
+from benchmarks import security_encryption, security_verification
 from benchmarks.report import goal, report
 from cli.embedded.postgres import Postgres
 from migrations.upgrade import upgrade
@@ -218,6 +219,8 @@ def main() -> None:
         sections = [
             audit_events(database, seconds=chosen.seconds, repeats=chosen.repeats),
             sequencing_and_checking(database),
+            security_encryption.rows_and_goals(),
+            security_verification.rows_and_goals(),
         ]
     report(
         "security",

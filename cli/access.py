@@ -122,4 +122,7 @@ def _read_key(path: Path) -> tuple[str | None, str, str | None]:
     is_key = isinstance(key, str) and _VISIBLE.fullmatch(key)
     if not is_key or not isinstance(url, str | None) or not isinstance(ca_file, str | None):
         raise ClientError("bad_key_file", _("{path} holds no API key"), path=str(path))
+    made = path.parent / "tls" / "ca.pem"  # by `dpfl up --public-url`, beside its admin.json
+    if ca_file is None and made.exists():
+        ca_file = str(made)
     return url, str(key), ca_file and str(path.parent / ca_file)
