@@ -163,6 +163,7 @@ def build_round(
     updates: int = 0,
     min_updates: int = 2,
     adapter_sha256: str = "0" * 64,
+    **values: object,
 ) -> Round:
     """A round in any state, its run's clients assigned, with `updates` received (without blobs)."""
     run = run or build_run(session)
@@ -175,6 +176,7 @@ def build_round(
         max_updates=max(len(client_ids), min_updates),
         deadline=clock.now() + timedelta(hours=1),
         adapter_sha256=adapter_sha256,
+        **values,
     )
     session.add(row)
     session.flush()

@@ -183,12 +183,24 @@ class Settings(BaseSettings):
                 raise ValueError(f"production crosses no network without TLS: {named}")
         return self
 
+    @field_validator("public_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        extra = parts.query or parts.fragment or parts.username
+        if parts.scheme not in {"http", "https"} or not parts.hostname or extra:
+            raise ValueError("DPFL_PUBLIC_URL must be http(s)://host[:port][/prefix], as clients call it")
+        return value
+
     @model_validator(mode="after")
     def _is_safe(self) -> Self:
         if not self.proof_of_possession and self.environment is Environment.PRODUCTION:
             raise ValueError("DPFL_PROOF_OF_POSSESSION is off only where DPFL_ENVIRONMENT is development")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("DPFL_TLS_CERT and DPFL_TLS_KEY go together")
+        demands = self.client_certificates == "required" and self.tls_certificate is not None
+        if self.tls_ca is None and (demands or self.tls_ca_key is not None):
+            raise ValueError("DPFL_TLS_CA is missing: the authority whose client certificates are taken")
         if self.trusted_proxies and (
             self.proxy_secret is None or len(self.proxy_secret.get_secret_value()) < 32
         ):

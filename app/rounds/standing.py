@@ -102,7 +102,7 @@ def step_after_round(
             subject=f"client:{client_id}",
             organisation_id=session.scalar(sa.select(Client.organisation_id).where(Client.id == client_id)),
             severity=Severity.WARNING,
-            evidence={"round_id": str(round_id), "odd": odd},
+            evidence={},
         )
 
 

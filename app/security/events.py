@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -42,22 +43,31 @@ def note(
 ) -> UUID:
     """Note an event, or count it where it was noted this hour; returns its id."""
     session.execute(sa.text(_LOCK))
+    event_id, times = _counted(
+        session,
+        kind=kind,
+        subject=subject[:120],
+        organisation_id=organisation_id,
+        severity=severity,
+        evidence={name: one[:_MOST_TEXT] if isinstance(one, str) else one for name, one in evidence.items()},
+    )
+    if times == 1:
+        record(
+            session,
+            action=Action.SECURITY_EVENT_NOTED,
+            actor="server",
+            organisation_id=organisation_id,
+            subject=f"security_event:{event_id}",
+            details={"kind": kind, "severity": severity.value},
+            committed={"subject": subject[:120]},
+        )
+    notify(session, CHANNEL, PAYLOAD)
+    return event_id
+
+
+def _counted(session: Session, **values: Any) -> tuple[UUID, int]:
+    """Write or count the event of this hour; returns its id and how often it was seen."""
     moment = clock.now()
-    values = {
-        "id": new_id(),
-        "version": VERSIONS.next_value(),
-        "kind": kind,
-        "subject": subject[:120],
-        "organisation_id": organisation_id,
-        "hour": _hour(moment),
-        "severity": severity,
-        "count": 1,
-        "evidence": {
-            name: one[:_MOST_TEXT] if isinstance(one, str) else one for name, one in evidence.items()
-        },
-        "first_at": moment,
-        "last_at": moment,
-    }
     counted = {
         "count": SecurityEvent.count + 1,
         "last_at": moment,
@@ -66,23 +76,19 @@ def note(
     }
     row = session.execute(
         insert(SecurityEvent)
-        .values(values)
+        .values(
+            id=new_id(),
+            version=VERSIONS.next_value(),
+            hour=_hour(moment),
+            count=1,
+            first_at=moment,
+            last_at=moment,
+            **values,
+        )
         .on_conflict_do_update(index_elements=["kind", "subject", "hour"], set_=counted)
         .returning(SecurityEvent.id, SecurityEvent.count.label("times"))
     ).one()
-    if row.times == 1:
-        record(
-            session,
-            action=Action.SECURITY_EVENT_NOTED,
-            actor="server",
-            organisation_id=organisation_id,
-            subject=f"security_event:{row.id}",
-            details={"kind": kind, "severity": severity.value},
-            committed={"subject": subject[:120]},
-        )
-    notify(session, CHANNEL, PAYLOAD)
-    event_id: UUID = row.id
-    return event_id
+    return row.id, row.times
 
 
 def resolve(session: Session, event_id: UUID, *, actor: str, reason: str) -> SecurityEvent:

@@ -45,7 +45,7 @@ class Update(Base):
     state: Mapped[UpdateState] = mapped_column(enum_type(UpdateState), default=UpdateState.RECEIVING)
     declared_sha256: Mapped[str] = mapped_column(sa.String(64))
     """The digest that the first PUT announced; only these bytes are ever taken."""
-    blob_sha256: Mapped[str | None] = mapped_column(sa.String(64))
+    blob_sha256: Mapped[str | None] = mapped_column(sa.String(64), index=True)
     size_bytes: Mapped[int | None]
     signature_input: Mapped[str | None] = mapped_column(sa.String(1000))
     """What the client's key signed of the request's head (RFC 9421); with `signature` and the digest it is

@@ -138,6 +138,7 @@ def _sent(request: Request, round_id: UUID, update_id: UUID) -> service.Sent:
             request.headers,
             target=presented(request).target,
             is_required=request.app.state.settings.proof_of_possession,
+            leeway_s=request.app.state.settings.clock_leeway_s,
         ),
     )
 

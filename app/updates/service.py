@@ -22,8 +22,9 @@ from app.core.clock import now
 from app.core.crypto import Vault
 from app.core.errors import Conflict, Invalid, NotFound, TooLarge
 from app.core.i18n import _
-from app.identity.clients import former_keys
-from app.identity.models import Client
+from app.identity.authentication import Suspended
+from app.identity.clients import former_keys, require_active
+from app.identity.models import Client, ClientState
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.rounds import lifecycle
@@ -222,6 +223,7 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     if row.state is not UpdateState.RECEIVING:
         return row
     lifecycle.hold_open(session, sent.round_id)
+    _require_standing(session, principal)
     if row.round_id != sent.round_id:
         raise UpdateConflict(_("the update was announced for another round meanwhile"))
     row.state = UpdateState.RECEIVED
@@ -229,7 +231,7 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     row.organisation_id = principal.organisation_id
     row.received_at = now()
     session.flush()
-    if not round_.cohort_secret:
+    if tells_nothing(round_):
         _note_copies(session, principal, row)
     _note_accepted(session, principal, round_, run, row)
     if not seals_at_deadline(run.manifest):
@@ -257,10 +259,35 @@ def _note_accepted(session: Session, principal: Principal, round_: Round, run: R
     )
 
 
+def _require_standing(session: Session, principal: Principal) -> None:
+    """Refuse the bytes of a client that was switched off while they were on their way."""
+    client = session.get_one(Client, principal.id, with_for_update={"read": True}, populate_existing=True)
+    require_active(client)
+    if client.state is ClientState.SUSPENDED:
+        raise Suspended(_("this training client is suspended"))
+
+
+def tells_nothing(round_: Round) -> bool:
+    """Whether a round's updates may be compared in the open: no secret cohort, no noise of the server."""
+    return not round_.cohort_secret and round_.clip_norm is None
+
+
 def _note_copies(session: Session, principal: Principal, update: Update) -> None:
-    """Note bytes that another update had: training with fresh noise never makes the same twice."""
-    same = sa.select(Update.id, Update.client_id).where(
-        Update.blob_sha256 == update.blob_sha256, Update.id != update.id
+    """Note bytes that another update of the organisation had: fresh noise never makes the same twice.
+
+    Looked at only where both are noised by their clients, or by nobody. That bytes which the server noises
+    were sent before would confirm a guess of who was drawn, to whoever can compute them.
+    """
+    same = (
+        sa.select(Update.id)
+        .join(Round, Round.id == Update.round_id)
+        .where(
+            Update.blob_sha256 == update.blob_sha256,
+            Update.id != update.id,
+            Update.organisation_id == update.organisation_id,
+            Round.cohort_secret.is_(False),
+            Round.clip_norm.is_(None),
+        )
     )
     found = session.execute(same.order_by(Update.id).limit(1)).one_or_none()
     if found is None:

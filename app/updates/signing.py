@@ -69,6 +69,8 @@ class Head:
 
     url: str
     headers: Mapping[str, str]
+    leeway_s: int = 5
+    """By how many seconds the two clocks may differ."""
     method: str = "PUT"
 
 
@@ -81,7 +83,7 @@ class Signature:
     nonce: str
 
 
-def head_of(headers: Mapping[str, str], *, target: str, is_required: bool) -> Head | None:
+def head_of(headers: Mapping[str, str], *, target: str, is_required: bool, leeway_s: int) -> Head | None:
     """Take what is signed from a request; raises SignatureMissing, or SignatureInvalid where it is too long.
 
     Returns: None where nothing is signed and need not be.
@@ -96,7 +98,7 @@ def head_of(headers: Mapping[str, str], *, target: str, is_required: bool) -> He
         )
     if any(len(value) > MOST_CHARACTERS for value in found.values()):
         raise SignatureInvalid(_("a signature's header has at most {most} characters"), most=MOST_CHARACTERS)
-    return Head(url=target, headers=found)
+    return Head(url=target, headers=found, leeway_s=leeway_s)
 
 
 def verified(head: Head, client_id: UUID, keys: Sequence[bytes]) -> Signature:
@@ -116,6 +118,7 @@ def _held(head: Head, client_id: UUID, keys: Sequence[bytes]) -> list[VerifyResu
     refused: HTTPMessageSignaturesException | None = None
     for key in keys:
         verifier = HTTPMessageVerifier(signature_algorithm=ED25519, key_resolver=_KeyOf(client_id, key))
+        verifier.max_clock_skew = timedelta(seconds=head.leeway_s)
         try:
             return verifier.verify(head, max_age=MAX_AGE, expect_tag=TAG, require_components=COVERED)
         except HTTPMessageSignaturesException as error:

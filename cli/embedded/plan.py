@@ -63,6 +63,7 @@ def process_environment(
         "DPFL_ENVIRONMENT": "development" if local else "production",
         "DPFL_ADMIN_FILE": str(admin_file),
         **inherited,
+        **({} if addresses.public_url is None else {"DPFL_PUBLIC_URL": addresses.public_url}),
         "DATABASE_URL": addresses.database_url,
         "REDIS_URL": addresses.redis_url,
         "DPFL_HOST": addresses.host,

@@ -65,10 +65,30 @@ def upgrade() -> None:
     op.execute(
         "UPDATE updates SET organisation_id = clients.organisation_id FROM clients WHERE clients.id = updates.client_id"
     )
+    # The earlier release, which may still serve, does not know the column.
+    op.execute(
+        """
+        CREATE FUNCTION updates_have_an_organisation() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NEW.organisation_id IS NULL THEN
+                SELECT organisation_id INTO NEW.organisation_id FROM clients WHERE id = NEW.client_id;
+            END IF;
+            RETURN NEW;
+        END $$
+        """
+    )
+    op.execute(
+        "CREATE TRIGGER have_an_organisation BEFORE INSERT ON updates "
+        "FOR EACH ROW EXECUTE FUNCTION updates_have_an_organisation()"
+    )
     op.alter_column("updates", "organisation_id", nullable=False)
 
 
 def downgrade() -> None:
+    if op.get_bind().scalar(sa.text("SELECT EXISTS (SELECT FROM blob_keys)")):
+        raise RuntimeError("sealed bytes would be lost with their keys: restore a backup of before instead")
+    op.execute("DROP TRIGGER have_an_organisation ON updates")
+    op.execute("DROP FUNCTION updates_have_an_organisation()")
     op.drop_column("updates", "organisation_id")
     for name in ("blob_keys", "tenant_keys", "region_keys"):
         op.drop_table(name)

@@ -47,9 +47,11 @@ def upgrade() -> None:
         sa.UniqueConstraint("kind", "subject", "hour", name=op.f("uq_security_events_kind_subject_hour")),
     )
     op.create_index(op.f("ix_security_events_organisation_id"), "security_events", ["organisation_id"])
+    op.create_index(op.f("ix_updates_blob_sha256"), "updates", ["blob_sha256"])
 
 
 def downgrade() -> None:
+    op.drop_index(op.f("ix_updates_blob_sha256"), "updates")
     op.drop_index(op.f("ix_security_events_organisation_id"), "security_events")
     op.drop_table("security_events")
     op.execute("DROP SEQUENCE security_event_versions")

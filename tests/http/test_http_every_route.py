@@ -37,7 +37,7 @@ OPEN = {
     "POST /v1/oidc/token",
     "GET /v1/audit/checkpoint",
     "GET /v1/audit/keys",
-    "GET /v1/audit/proofs/inclusion",
+    "POST /v1/enrolments/check",
     "GET /v1/audit/proofs/consistency",
     "GET /.well-known/jwks.json",
     "GET /healthz",

@@ -19,8 +19,8 @@ from app.rounds.standing import Stand
 from app.rounds.states import Step
 from app.security import events
 from app.security.models import SecurityEvent, Severity
-from tests.builders import build_round
-from tests.federation import Federation
+from tests.builders import build_round, build_update
+from tests.federation import Federation, sha256_of
 from tests.http.accounts import Applicant, add_caller, enrol, token_form
 from tests.http.test_updates import Seat
 
@@ -36,7 +36,27 @@ def note(session: Session, subject: str = "client:1", **changes: object) -> Secu
     return session.get_one(SecurityEvent, event_id, populate_existing=True)
 
 
-def test_a_replayed_assertion_is_an_event_although_it_is_refused(api: TestClient, session: Session) -> None:
+@pytest.fixture
+def in_the_open(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    """A gateway whose federation allows no secret cohorts."""
+    monkeypatch.setattr(api.app.state.metrics, "hidden", frozenset())  # type: ignore[attr-defined]
+    return api
+
+
+def test_where_cohorts_may_be_secret_no_call_of_a_client_in_its_round_is_an_event(
+    api: TestClient, session: Session
+) -> None:
+    applicant, client_id = enrol(api, add_caller(session))
+    form = token_form(applicant.assertion(client_id))
+    assert api.post("/v1/tokens", data=form).status_code == 200
+    assert api.post("/v1/tokens", data=form).json()["code"] == "assertion_replayed"
+    assert noted(session, "assertion_replayed") == []
+
+
+def test_a_replayed_assertion_is_an_event_although_it_is_refused(
+    in_the_open: TestClient, session: Session
+) -> None:
+    api = in_the_open
     applicant, client_id = enrol(api, add_caller(session))
     form = token_form(applicant.assertion(client_id))
     assert api.post("/v1/tokens", data=form).status_code == 200
@@ -77,6 +97,25 @@ def test_an_update_that_was_sent_before_is_an_event(
     (event,) = noted(session, "update_copied")
     assert event.subject == f"client:{seat.federation.clients[1].id}"
     assert event.evidence["earlier_update_id"] == str(first.id)
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [{"cohort_secret": True, "clip_norm": 1.0}, {"clip_norm": 1.0}],
+    ids=["a secret cohort", "noised by the server"],
+)
+def test_bytes_of_a_round_that_keeps_its_cohort_are_compared_with_none(
+    api: TestClient, session: Session, settings: Settings, hidden: dict[str, object]
+) -> None:
+    """Whoever can compute an update sends its bytes in a round in the open, and looks for the event."""
+    seat = Seat(api, Federation(session, settings))
+    earlier = build_round(session, **hidden)
+    build_update(
+        session, earlier, seat.federation.clients[1].id, blob_sha256=sha256_of(seat.body)
+    ).organisation_id = seat.federation.organisation.id
+    session.flush()
+    assert seat.put().status_code == 201
+    assert noted(session, "update_copied") == []
 
 
 def test_a_step_to_quarantine_is_an_event_and_one_to_discount_is_none(

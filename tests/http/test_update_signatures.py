@@ -18,7 +18,9 @@ from app.core.ids import new_id
 from app.core.settings import Settings
 from app.core.tokens import sign_token
 from app.identity.keys import ensure_signing_keys
+from app.identity.models import ClientState
 from app.main import install_state
+from app.updates import router
 from app.updates.models import Update, UpdateState
 from client.possession import sign_update
 from tests.builders import build_round, build_update
@@ -104,6 +106,30 @@ def test_a_signed_update_is_taken_and_its_signature_kept(desk: Desk) -> None:
     assert row is not None
     assert (row.state, row.signature_nonce) == (UpdateState.RECEIVED, "n" * 20)
     assert (row.signature_input, row.signature) == (headers["Signature-Input"], headers["Signature"])
+
+
+def test_a_clock_that_is_off_within_the_leeway_is_taken(desk: Desk, settings: Settings) -> None:
+    update_id = new_id()
+    ahead = desk.signed(update_id, age_s=-(settings.clock_leeway_s - 5))
+    assert desk.put(update_id, ahead).status_code == 201
+
+
+def test_a_client_that_was_suspended_within_its_upload_is_not_part_of_the_round(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update_id, client = new_id(), desk.federation.clients[0]
+    receive = router.receive
+
+    async def suspended_meanwhile(*given: Any, **named: Any) -> None:
+        await receive(*given, **named)
+        client.state = ClientState.REVOKED
+        desk.federation.session.flush()
+
+    monkeypatch.setattr(router, "receive", suspended_meanwhile)
+    assert refusal(desk.put(update_id, desk.signed(update_id))) == (403, "client_revoked")
+    row = desk.row(update_id)
+    assert row is not None
+    assert row.state is UpdateState.RECEIVING
 
 
 def test_what_the_client_signs_holds(desk: Desk) -> None:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from app.core.i18n import _
-from app.identity.models import UsedAssertion
+from app.identity.models import Attempts, UsedAssertion, UsedProof
 from app.jobs import leases
 from app.jobs.kinds import KINDS
 from app.jobs.leases import Claim
@@ -67,6 +67,8 @@ def _forget(session: Session) -> None:
     )
     session.execute(sa.delete(ANSWERS).where(ANSWERS.c.created_at < sa.func.now() - KEEP_ANSWERS))
     session.execute(sa.delete(UsedAssertion).where(UsedAssertion.expires_at < sa.func.now() - GRACE))
+    session.execute(sa.delete(UsedProof).where(UsedProof.ends_at < sa.func.now() - GRACE))
+    session.execute(sa.delete(Attempts).where(Attempts.last_at < sa.func.now() - KEEP_ANSWERS))
 
 
 def _dead(session: Session) -> list[tuple[str, dict[str, str]]]:
