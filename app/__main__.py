@@ -48,7 +48,7 @@ MAX_CONNECTIONS = 2000
 def serve() -> None:
     """Run the gateway until it is told to stop."""
     settings = Settings.load()
-    trusted_proxies = os.environ.get("FORWARDED_ALLOW_IPS")
+    trusted_proxies = os.environ.get("FORWARDED_ALLOW_IPS") or None
     host = os.environ.get("DPFL_HOST", "127.0.0.1")
     tls.require_private(settings, host=host)
     uvicorn.run(

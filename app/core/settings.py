@@ -63,6 +63,7 @@ class Settings(BaseSettings):
         populate_by_name=True,
         allow_inf_nan=False,
         hide_input_in_errors=True,  # a traceback would show passwords
+        env_ignore_empty=True,  # a compose file names what may be set, and passes the rest on as nothing
     )
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]

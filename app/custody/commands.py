@@ -41,11 +41,13 @@ def rewrap(settings: Settings, database: Database) -> str:
 
 def reroot(settings: Settings, database: Database) -> str:
     """Move the region's keys from a former root to the present one; all at once, or not at all."""
-    named = os.environ.get(FORMER_ROOT)
+    named = os.environ.get(FORMER_ROOT) or None
     try:
         former = derived_root(settings) if named is None else base64.b64decode(named, validate=True)
     except binascii.Error as error:
         raise ValueError(f"{FORMER_ROOT} must be base64") from error
+    if former == (settings.region_root_bytes or derived_root(settings)):
+        raise ValueError("the former root and the present one are the same: is the new one set here?")
     with database.run_tx("reroot") as session:
         count = rotation.rewrap_regions(session, Root(former, settings.region), root_of(settings))
         _note(session, Action.STORED_KEYS_REROOTED, f"region:{settings.region}", keys=count)

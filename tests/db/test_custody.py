@@ -252,6 +252,8 @@ def test_the_commands_rotate_and_move_to_a_root_of_the_regions_own(
     derived = settings_for(database_url, tmp_path / "blobs")
     digest = Blobs.of_process(derived, database).of(A).put(CONTENT)
     assert "1 objects" in commands.rewrap(derived, database)
+    with pytest.raises(ValueError, match="the same"):  # the new root's variable did not arrive
+        commands.reroot(derived, database)
     own = settings_for(database_url, tmp_path / "blobs", region_root_key=OWN_ROOT)
     with pytest.raises(BlobDamaged):
         Blobs.of_process(own, database).of(A).read(digest)

@@ -77,12 +77,12 @@ def test_a_service_cannot_write_its_image_nor_gain_a_privilege(name: str) -> Non
 
 def test_no_secret_has_a_default() -> None:
     text = (ROOT / "docker" / "compose.yaml").read_text()
-    assert re.findall(r"(?<!\$)\$\{(?![A-Z_]+:\?)[^}]*\}", text) == []
+    assert re.findall(r"(?<!\$)\$\{(?![A-Z_]+:(?:\?|-\}))[^}]*\}", text) == []
     example = (ROOT / "docker" / "secrets.env.example").read_text()
     assert [
         line for line in example.splitlines() if not line.startswith("#") and not line.endswith("=")
     ] == []
-    asked = set(re.findall(r"\$\{([A-Z_]+):\?", text))
+    asked = set(re.findall(r"\$\{([A-Z_]+):(?:\?|-\})", text))
     assert asked == set(re.findall(r"^([A-Z_]+)=$", example, re.MULTILINE))
 
 

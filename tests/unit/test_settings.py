@@ -1,15 +1,17 @@
 """What an operator sets: no number may be infinite, and in production no link goes unencrypted."""
 
+import base64
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.core.settings import Environment, Settings
-from tests.database import TEST_MASTER_KEY
+from tests.database import TEST_MASTER_KEY, settings_for
 
 FLOATS = [name for name, field in Settings.model_fields.items() if field.annotation is float]
 
@@ -123,3 +125,43 @@ def test_every_open_link_is_named_at_once_and_by_the_program() -> None:
         assert done.returncode == 1
         assert all(name in done.stderr for name in variables)
         assert "topsecret" not in done.stderr + done.stdout
+
+
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a compose file passes on what its operator left out."""
+    told = {
+        "DATABASE_URL": "postgresql+psycopg://here/x",
+        "BLOB_URL": f"file://{tmp_path}",
+        "DPFL_MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
+        "DPFL_ENVIRONMENT": "development",
+        "DPFL_REGION_ROOT_KEY": "",
+        "DPFL_TRUSTED_PROXIES": "",
+        "DPFL_OIDC": "",
+        "DPFL_TRUSTS": "",
+    }
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    found = Settings.load()
+    assert (found.region_root_key, found.trusted_proxies, found.oidc) == (None, (), ())
+    assert found.trusts == ("local",)
+    monkeypatch.setenv("DATABASE_URL", "")
+    with pytest.raises(ValidationError, match="DATABASE_URL"):
+        Settings.load()
+
+
+@pytest.mark.parametrize(
+    "value", ["", "lab.example", "ftp://lab.example", "https://", "https://lab.example/x?y=1", "https://a@b"]
+)
+def test_a_public_url_that_no_client_can_call_is_refused(value: str, tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="PUBLIC_URL"):
+        settings_for("postgresql+psycopg://here/x", tmp_path, public_url=value)
+
+
+def test_client_certificates_are_not_demanded_without_their_authority(tmp_path: Path) -> None:
+    pair = {"tls_certificate": tmp_path / "c", "tls_key": tmp_path / "k"}
+    for told in (
+        {"client_certificates": "required"} | pair,
+        {"tls_ca_key": tmp_path / "k"},
+    ):
+        with pytest.raises(ValidationError, match="DPFL_TLS_CA is missing"):
+            settings_for("postgresql+psycopg://here/x", tmp_path, **told)
