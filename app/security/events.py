@@ -8,7 +8,7 @@ attack fills no table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -111,6 +111,11 @@ def resolve(session: Session, event_id: UUID, *, actor: str, reason: str) -> Sec
     )
     notify(session, CHANNEL, PAYLOAD)
     return row
+
+
+def forget(session: Session, *, older_than: timedelta) -> None:
+    """Delete events of which nothing was seen for so long; the audit log keeps that there were some."""
+    session.execute(sa.delete(SecurityEvent).where(SecurityEvent.last_at < clock.now() - older_than))
 
 
 def events(organisation_id: UUID | None) -> sa.Select[SecurityEvent]:

@@ -85,6 +85,14 @@ def test_more_of_the_same_within_an_hour_is_counted_and_opens_it_again(
     assert note(session).id != first.id
 
 
+def test_an_event_is_forgotten_when_nothing_more_of_it_was_seen_for_long(session: Session) -> None:
+    old, recent = note(session), note(session, subject="client:2")
+    old.last_at = clock.now() - timedelta(days=31)
+    session.flush()
+    events.forget(session, older_than=timedelta(days=30))
+    assert [one.id for one in noted(session, "tried")] == [recent.id]
+
+
 def test_an_update_that_was_sent_before_is_an_event(
     api: TestClient, session: Session, settings: Settings
 ) -> None:

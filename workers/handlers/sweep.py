@@ -19,6 +19,7 @@ from app.rounds.queries import get_round, lock_round
 from app.rounds.states import RoundState
 from app.runs.queries import lock_run
 from app.runs.service import after_abort, refuse
+from app.security import events
 from workers.context import ACTOR, Context
 
 KEEP_PERIODIC = timedelta(hours=1)
@@ -47,7 +48,9 @@ def run(context: Context, claim: Claim) -> None:
     with context.database.run_tx("sweep jobs") as session:
         leases.fence(session, claim)
         _forget(session)
-        sealed_evidence.forget(session, older_than=timedelta(days=context.settings.evidence_days))
+        kept_for = timedelta(days=context.settings.evidence_days)
+        sealed_evidence.forget(session, older_than=kept_for)
+        events.forget(session, older_than=kept_for)
         dead = _dead(session)
     for kind, payload in dead:
         with context.database.run_tx("sweep dead") as session:
