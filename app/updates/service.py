@@ -231,7 +231,7 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     row.organisation_id = principal.organisation_id
     row.received_at = now()
     session.flush()
-    if tells_nothing(round_):
+    if _may_be_compared(round_):
         _note_copies(session, principal, row)
     _note_accepted(session, principal, round_, run, row)
     if not seals_at_deadline(run.manifest):
@@ -267,7 +267,7 @@ def _require_standing(session: Session, principal: Principal) -> None:
         raise Suspended(_("this training client is suspended"))
 
 
-def tells_nothing(round_: Round) -> bool:
+def _may_be_compared(round_: Round) -> bool:
     """Whether a round's updates may be compared in the open: no secret cohort, no noise of the server."""
     return not round_.cohort_secret and round_.clip_norm is None
 
