@@ -40,12 +40,13 @@ from modelling.spec import ModelSpec
 from modelling.trained import TrainedPart
 from workers.handlers.price import price_of
 from workers.layout import update_shapes
+from workers.means import Mean
 from workers.merging import Began, merged
 from workers.tensors import write_tensors
 
 EPSILON, SEED, CLIENTS, FAULTY = 8.0, 1, 8, 2
 SCALE = 10.0
-REPEATS, PROCESSES = 2, 2
+REPEATS, PROCESSES = 4, 2
 PAIRS = ((0, 1), (4, 5), (2, 3), (6, 7))
 """Which mailboxes are hostile in each repeat."""
 NOBODY = "none"
@@ -175,6 +176,7 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
     hostile = () if task.attack == NOBODY else PAIRS[task.repeat]
     target = boxes.wrong(hostile[0]) if task.attack == "model replacement" else {}
     blobs, adapter, odd = sealed_blobs(folder), dict(boxes.start), Counter[bool]()
+    means: dict[UUID, Mean] = {}
     for number in range(1, plan.rounds + 1):
         updates = []
         for box in range(CLIENTS):
@@ -187,13 +189,20 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
             blobs.blobs,
             plan,
             updates,
-            began=Began(number=number, adapter=blobs.ref(write_tensors(blobs, adapter)[0]), ranks={}),
+            began=Began(
+                round_id=UUID(int=number),
+                number=number,
+                adapter=blobs.ref(write_tensors(blobs, adapter)[0]),
+                ranks={},
+                means=means,
+            ),
             min_updates=CLIENTS,
             worth={},
             lot=lambda client_id: client_id.bytes,
         )
         if outcome.change is None:
             raise SystemExit(f"a round of {task} ended without a result: {outcome.refusal}")
+        means.update(outcome.means)
         adapter = added(adapter, _by_name(torch.from_numpy(outcome.change), plan))
         for one in outcome.judged:
             odd[one.client_id.int in hostile] += one.odd

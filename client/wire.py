@@ -120,6 +120,7 @@ class RuleSettings(Part):
     radius: Positive | None = None
     iterations: Count | None = None
     bucket_size: Count | None = None
+    memory: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class ServerOptimizer(Part):

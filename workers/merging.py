@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import numpy as np
@@ -30,7 +30,9 @@ from engines.aggregation.rules import Mixing, Setting, SettingMissing, TooFewCli
 from engines.aggregation.steps import buffered_mean
 from engines.lora.methods import PRODUCT_METHODS
 from engines.lora.spectrum import Projection
+from workers import means
 from workers.layout import read_state, update_file_of, update_shapes
+from workers.means import Mean, Sent
 from workers.products import Products, needs_products
 from workers.sources import BlobUpdates
 
@@ -92,12 +94,15 @@ class Merged:
     """What the next round starts from, where it is not the start plus the change."""
     missed: Projection | None = None
     """What of the clients' mean weight change it does not hold, where that is formed."""
+    means: Mapping[UUID, Mean] = field(default_factory=dict)
+    """What clients have sent so far, where the rule remembers it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Began:
     """What a round's clients started from."""
 
+    round_id: UUID
     number: int
     adapter: BlobRef
     """Of the state."""
@@ -105,6 +110,8 @@ class Began:
     """LoRA ranks of clients that do not train at the run's."""
     ages: Mapping[UUID, int] = field(default_factory=dict)
     """In a buffered run, how many releases each update's adapter is behind."""
+    means: Mapping[UUID, Mean] = field(default_factory=dict)
+    """What clients had sent before it, where the rule remembers it."""
 
 
 def merged(
@@ -140,13 +147,58 @@ def merged(
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
-        products = _compared(admission.rows, manifest, pairs)
-        lots = [*map(lot, kept)]
+        remembered = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
+        products = Grams(
+            now=_compared(admission.rows, manifest, pairs),
+            past=means.gram_of(blobs, remembered, dimension=source.dimension) if remembered else None,
+        )
         if manifest.buffered is None:
+            lots = [*map(lot, kept)]
             made = _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
         else:
             made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
-        return _told(admission, made, pairs, ids=ids, weights=weights, products=products)
+        told = _told(admission, made, pairs, ids=ids, weights=weights, products=products.now)
+        return replace(told, means=dict(zip(kept, remembered, strict=False)))
+
+
+@dataclass(frozen=True, slots=True)
+class Grams:
+    """Inner products of clients, each shape (n, n); None where they are not looked at."""
+
+    now: Weights | None
+    """Of the round's updates."""
+    past: Weights | None
+    """Of their means over the rounds so far, these updates included."""
+
+    def among(self, rows: Sequence[int]) -> Grams:
+        """Of some of the clients."""
+        both = (None if one is None else one[np.ix_(rows, rows)] for one in (self.now, self.past))
+        return Grams(*both)
+
+
+def _remembered(
+    blobs: Blobs,
+    source: BlobUpdates,
+    manifest: Manifest,
+    admission: Admission,
+    *,
+    began: Began,
+    updates: Sequence[tuple[UUID, BlobRef]],
+) -> list[Mean]:
+    """What those who were admitted have sent so far, where the rule remembers it; else nothing."""
+    memory = manifest.aggregation.settings.memory
+    if memory is None:
+        return []
+    sent = Sent(
+        source=source,
+        kept=admission.kept,
+        factors=admission.factors[list(admission.kept)],
+        client_ids=[updates[row][0] for row in admission.kept],
+        tenants=[updates[row][1].tenant for row in admission.kept],
+        round_id=began.round_id,
+        number=began.number,
+    )
+    return means.moved(blobs, sent, began.means, memory=memory)
 
 
 def _told(
@@ -230,24 +282,21 @@ class _Made:
     """What each of them counts in it, shape (n,); None of a rule by coordinate."""
 
 
-def _apply(
-    rows: Rows, manifest: Manifest, *, weights: Weights, products: Weights | None, lots: list[bytes]
-) -> _Made:
+def _apply(rows: Rows, manifest: Manifest, *, weights: Weights, products: Grams, lots: list[bytes]) -> _Made:
     """Run the rule over those that count; whoever only watches is left out altogether."""
     aggregation, clients = manifest.aggregation, rows.clients
     counted = np.flatnonzero(weights).tolist()
     if len(counted) < clients:
         rows, weights = Scaled(rows, counted, np.ones(len(counted))), weights[counted]
-        products = None if products is None else products[np.ix_(counted, counted)]
+        products = products.among(counted)
     order = np.array(sorted(range(len(counted)), key=lambda row: lots[counted[row]]), dtype=np.intp)
     given = {name: value for name, value in aggregation.settings.model_dump().items() if value is not None}
     setting = Setting(faulty=aggregation.faulty, order=order, **given)
-    if manifest.lora.method in PRODUCT_METHODS and products is not None and aggregation.rule != "mean":
-        rows = Mixed(rows, np.eye(rows.clients), base_gram=products)  # distances are those of products
+    if manifest.lora.method in PRODUCT_METHODS and products.now is not None and aggregation.rule != "mean":
+        rows = Mixed(rows, np.eye(rows.clients), base_gram=products.now)  # distances are those of products
+    rule, mixing = aggregation.rule, Mixing(aggregation.mixing)
     try:
-        outcome = merge(
-            rows, setting, rule=aggregation.rule, mixing=Mixing(aggregation.mixing), products=products
-        )
+        outcome = merge(rows, setting, rule=rule, mixing=mixing, products=products.now, past=products.past)
     except (TooFewClients, SettingMissing):
         return _Made(None, RULE_UNMET)
     except NotConverged:

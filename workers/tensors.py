@@ -94,10 +94,11 @@ def open_tensors(blobs: TenantBlobs, digest: str) -> Iterator[TensorFile]:
 class TensorWriter:
     """Writes float32 tensors into a blob in the order of their names; every value exactly once."""
 
-    def __init__(self, writer: BlobWriter, shapes: Shapes) -> None:
+    def __init__(self, writer: BlobWriter, shapes: Shapes, *, only_of: str | None = None) -> None:
+        """Begin with the header. `only_of` makes the bytes those of one owner, whatever the values are."""
         self._writer = writer
         self._left = 4 * sum(math.prod(shape) for shape in shapes.values())
-        writer.write(_header(shapes))
+        writer.write(_header(shapes, {} if only_of is None else {"of": only_of}))
 
     def append(self, values: Tensor) -> None:
         """Write the next values; the caller goes through the names in sorted order."""
@@ -121,10 +122,10 @@ def write_tensors(blobs: TenantBlobs, tensors: Mapping[str, Tensor]) -> tuple[st
         return file.commit(), writer.size_bytes
 
 
-def _header(shapes: Shapes) -> bytes:
+def _header(shapes: Shapes, notes: Mapping[str, str]) -> bytes:
     if sys.byteorder != "little":
         raise ValueError("safetensors are little-endian, and so must be this machine")
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **notes}}
     offset = 0
     for name in sorted(shapes):
         end = offset + 4 * math.prod(shapes[name])

@@ -152,6 +152,9 @@ class RuleSettings(Part):
     """Steps of centered clipping; 3 unless given."""
     bucket_size: Annotated[int, Field(ge=1, le=10_000, strict=True)] | None = None
     """Clients of a bucket; 2 unless given."""
+    memory: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    """Before nearest neighbours: they are chosen by clients' mean updates so far, in which a round counts
+    this times the next one. Null: by the round's updates alone."""
 
 
 class ServerOptimizer(Part):

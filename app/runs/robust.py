@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 from app.core.errors import Invalid
 from app.core.i18n import _
-from app.runs.manifest import Aggregation, Manifest, PoissonCohort
+from app.runs.manifest import Aggregation, Manifest, PoissonCohort, RuleSettings
 from app.runs.methods import METHODS
 
 NONE, NEAREST, BUCKETS = "none", "nearest_neighbours", "buckets"
 MOST_REMOVED_BY_MDA = 20
 _SHARE_OF_DEFAULT = 4
 """One in so many of the quorum's updates may be hostile under the default rule."""
+MEMORY = 0.9
+"""Of the default rule: a round's updates count half of the present one's after six to seven rounds."""
 
 
 class RuleRefused(Invalid):
@@ -74,6 +76,8 @@ class RuleTerms:
     is_run: bool = True
 
 
+OF_MIXING = {BUCKETS: frozenset({"bucket_size"}), NEAREST: frozenset({"memory"})}
+"""The settings that a mixing knows."""
 _ANY, _ALL = frozenset({NONE}), frozenset({NONE, NEAREST, BUCKETS})
 
 
@@ -120,6 +124,7 @@ def default_aggregation(
 ) -> Aggregation:
     """The aggregation of a new plan: nearest-neighbour mixing, then the trimmed mean, against one in four.
 
+    Neighbours are told by what clients have sent so far, where every round moves the same numbers.
     Where a rule has to look at products of factors, or ranks are mixed, the geometric median. Under `central`
     the plain sum: there the default's noise would be more than four times the sum's. A quorum of fewer than
     four has no client to spare.
@@ -138,6 +143,7 @@ def default_aggregation(
         clip_norm=None,
         faulty=faulty,
         mixing="nearest_neighbours" if faulty else "none",
+        settings=RuleSettings(memory=MEMORY if faulty and METHODS[method].fixed_coordinates else None),
     )
 
 
@@ -161,6 +167,7 @@ def check_rule(manifest: Manifest, *, clients: int) -> None:
             trust=trust,
         )  # fmt: skip
     _check_settings(aggregation, terms)
+    _check_memory(manifest)
     updates = manifest.quorum.min_updates
     if trust == "central":
         _check_noised(manifest)
@@ -193,7 +200,7 @@ def _check_noised(manifest: Manifest) -> None:
 
 def _check_settings(aggregation: Aggregation, terms: RuleTerms) -> None:
     given = {name for name, value in aggregation.settings.model_dump().items() if value is not None}
-    known = terms.takes | ({"bucket_size"} if aggregation.mixing == BUCKETS else set())
+    known = terms.takes | OF_MIXING.get(aggregation.mixing, frozenset())
     for name in sorted(given - known):
         raise RuleSettingRefused(
             _("`{setting}` has no effect on rule `{rule}`"), setting=name, rule=aggregation.rule
@@ -203,6 +210,16 @@ def _check_settings(aggregation: Aggregation, terms: RuleTerms) -> None:
             _("rule `{rule}` needs `{setting}`"), rule=aggregation.rule, setting=terms.needs
         )
     _check_sizes(aggregation)
+
+
+def _check_memory(manifest: Manifest) -> None:
+    if manifest.aggregation.settings.memory is None or METHODS[manifest.lora.method].fixed_coordinates:
+        return
+    raise RuleSettingRefused(
+        _("`memory` needs updates of the same numbers in every round: set it to null, or use LoRA method "
+          "{methods}"),
+        methods=", ".join(f"`{name}`" for name, terms in METHODS.items() if terms.fixed_coordinates),
+    )  # fmt: skip
 
 
 def _check_sizes(aggregation: Aggregation) -> None:

@@ -55,3 +55,22 @@ class Update(Base):
     reject_code: Mapped[str | None] = mapped_column(sa.String(64))
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
     received_at: Mapped[datetime | None]
+
+
+class UpdateMean(Base):
+    """A client's mean update after a round of a run whose rule remembers; its bytes are in a blob.
+
+    Written by the aggregate job. The sweep deletes it with its bytes once a later round has another, or the
+    run is over: app/updates/means.py.
+    """
+
+    __tablename__ = "update_means"
+    __table_args__ = (sa.CheckConstraint("weight >= 1", name="weight"),)
+
+    round_id: Mapped[UUID] = mapped_column(sa.ForeignKey("rounds.id"), primary_key=True)
+    client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
+    organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"))
+    """Under whose key the bytes lie: the client's organisation when it sent the round's update."""
+    blob_sha256: Mapped[str] = mapped_column(sa.String(64))
+    weight: Mapped[float]
+    """Of all rounds in it together, where the last one counts 1."""

@@ -6,7 +6,11 @@ Both are matrices of weights over the clients; `engines.aggregation.rows.Mixed` 
 import numpy as np
 from numpy.typing import NDArray
 
+from engines.aggregation.gram import squared_distances
 from engines.aggregation.rows import Weights
+
+FAR = 4.0
+"""Squared: an update that is twice the usual distance away is judged by that, whatever came before."""
 
 
 def nearest_neighbours(distances: Weights, *, faulty: int) -> Weights:
@@ -28,6 +32,38 @@ def nearest_neighbours(distances: Weights, *, faulty: int) -> Weights:
     weights = np.zeros((count, count))
     np.put_along_axis(weights, nearest, 1.0 / (count - faulty), axis=1)
     return weights
+
+
+def remembered(now: Weights, past: Weights) -> Weights:
+    """Return squared distances between clients by what they have sent so far, and by what they send now.
+
+    Noise hides in one round what many show: a client's mean update tells more than its present one. A client
+    that was near for long and then sends something far is far all the same. Each kind of distance is measured
+    by its own median over all pairs, so neither scale counts, and the larger one holds, where that between
+    present updates comes in from `FAR` times the median on. In a first round both say the same.
+
+    Args:
+        now: Gram matrix of the present updates, shape (n, n).
+        past: that of each client's mean update so far, the present one included; shape (n, n).
+    Returns:
+        Shape (n, n), symmetric, never negative, 0 on the diagonal.
+    Source: Karimireddy et al. 2021, arXiv:2012.10333 (memory is needed against what no single round shows);
+        what is proved of it: docs/adr/0024-a-client-is-known-by-what-it-has-sent.md.
+    """
+    distances = _by_median(squared_distances(now))
+    distances /= FAR
+    return np.maximum(distances, _by_median(squared_distances(past)), out=distances)
+
+
+def _by_median(distances: Weights) -> Weights:
+    """Divide by the median of all pairs, in place; where that is zero, most are copies, and nothing is."""
+    count = len(distances)
+    if count > 1:
+        pairs = distances.reshape(-1)[:-1].reshape(count - 1, count + 1)[:, 1:]  # without the diagonal
+        typical = float(np.median(pairs))
+        if typical > 0.0:
+            distances /= typical
+    return distances
 
 
 def buckets(order: NDArray[np.intp], *, size: int, sums: bool = False) -> Weights:

@@ -18,7 +18,7 @@ from engines.aggregation.gate import Admission, admit
 from engines.aggregation.gram import gram, squared_distances
 from engines.aggregation.kernels import Numbers
 from engines.aggregation.linear import weighted_mean, weighted_sum
-from engines.aggregation.mixing import buckets, nearest_neighbours
+from engines.aggregation.mixing import buckets, nearest_neighbours, remembered
 from engines.aggregation.rows import Anchored, Mixed, Rows, Scaled, Weights
 
 
@@ -61,6 +61,9 @@ class Setting:
     bucket_size: int = 2
     order: NDArray[np.intp] | None = None
     """Permutation of the admitted clients that fills the buckets, drawn by the caller."""
+    memory: float | None = None
+    """Nearest neighbours are chosen by clients' mean updates so far, in which a round counts this times the
+    next one; None chooses by the present updates alone."""
 
     def __post_init__(self) -> None:
         whole = (self.faulty, self.trimmed, self.chosen, self.removed, self.iterations, self.bucket_size)
@@ -70,6 +73,8 @@ class Setting:
             raise SettingMissing("a rule's counts are whole numbers")
         if self.radius is not None and not 0.0 < self.radius < math.inf:  # also false for NaN
             raise SettingMissing("a radius is finite and positive")
+        if self.memory is not None and not 0.0 < self.memory <= 1.0:
+            raise SettingMissing("a memory is over 0 and at most 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +264,13 @@ def aggregate(
 
 
 def merge(
-    rows: Rows, setting: Setting, *, rule: str, mixing: Mixing, products: Weights | None = None
+    rows: Rows,
+    setting: Setting,
+    *,
+    rule: str,
+    mixing: Mixing,
+    products: Weights | None = None,
+    past: Weights | None = None,
 ) -> Outcome:
     """Mix and aggregate updates that were admitted already.
 
@@ -269,30 +280,40 @@ def merge(
         rule: a name in `RULES`.
         mixing: what is done before it.
         products: the centred Gram matrix of `rows`, shape (n, n), if it is known.
+        past: that of the clients' mean updates so far, these ones included: needed with `memory`.
     Returns:
         The aggregate, and its weights over `rows`.
     Raises:
         TooFewClients, SettingMissing, NotConverged: as `aggregate`.
     """
     require_clients(rule, clients=rows.clients, setting=setting, mixing=mixing)
-    mixed = _mix(rows, setting, mixing, products)
+    mixed = _mix(rows, setting, mixing, products, past)
     outcome = RULES[rule].apply(mixed, setting)
     if isinstance(mixed, Mixed) and outcome.weights is not None:
         outcome = dataclasses.replace(outcome, weights=outcome.weights @ mixed.weights)
     return outcome
 
 
-def _mix(rows: Rows, setting: Setting, mixing: Mixing, products: Weights | None) -> Rows:
+def _mix(
+    rows: Rows, setting: Setting, mixing: Mixing, products: Weights | None, past: Weights | None
+) -> Rows:
     if mixing is Mixing.NEAREST:
         products = gram(rows) if products is None else products
-        return Mixed(
-            rows, nearest_neighbours(squared_distances(products), faulty=setting.faulty), base_gram=products
-        )
+        weights = nearest_neighbours(_distances(products, past, setting), faulty=setting.faulty)
+        return Mixed(rows, weights, base_gram=products)
     if mixing is Mixing.BUCKETS:
         if setting.order is None or len(setting.order) != rows.clients:
             raise SettingMissing("buckets need an order of the admitted clients")
         return Mixed(rows, buckets(setting.order, size=setting.bucket_size))
     return rows
+
+
+def _distances(products: Weights, past: Weights | None, setting: Setting) -> Weights:
+    if setting.memory is None:
+        return squared_distances(products)
+    if past is None or past.shape != products.shape:
+        raise SettingMissing("a memory needs what every one of these clients has sent so far")
+    return remembered(products, past)
 
 
 def _mean_of(rows: Rows, chosen: list[int]) -> Outcome:

@@ -44,9 +44,8 @@ def test_the_gateway_refuses_what_the_engines_do_not_allow_and_nothing_else() ->
 def test_every_setting_of_a_plan_is_one_of_the_engines() -> None:
     engines = {field.name for field in dataclasses.fields(Setting)}
     assert set(RuleSettings.model_fields) <= engines
-    assert {name for terms in robust.RULES.values() for name in terms.takes} | {"bucket_size"} == set(
-        RuleSettings.model_fields
-    )
+    of_rules = {name for terms in robust.RULES.values() for name in terms.takes}
+    assert of_rules.union(*robust.OF_MIXING.values()) == set(RuleSettings.model_fields)
     assert robust.MOST_REMOVED_BY_MDA == selection.MOST_REMOVED_BY_MDA
 
 

@@ -227,7 +227,7 @@ def noised_again(context: Context, round_id: UUID, **changes: Any) -> Step:
         manifest,
         dataclasses.replace(noised, **changes),
         (),
-        began=Began(number=1, adapter=BlobRef(HOME, "0" * 64), ranks={}),
+        began=Began(round_id=new_id(), number=1, adapter=BlobRef(HOME, "0" * 64), ranks={}),
     )
 
 

@@ -105,7 +105,7 @@ def expected_digest(context: Context, round_id: UUID) -> str:
             secret=noise_secrets.unseal(session, context.vault, round_id),
         )
         manifest = aggregate.Manifest.model_validate(run.manifest)
-        began = Began(number=row.number, adapter=BlobRef(HOME, row.adapter_sha256), ranks={})
+        began = Began(round_id=row.id, number=row.number, adapter=BlobRef(HOME, row.adapter_sha256), ranks={})
         sealed = tuple((client_id, BlobRef(HOME, str(digest))) for client_id, digest in updates)
     step = noised_step(context.blobs, manifest, noised, sealed, began=began).update
     start = load(context.blobs.of(HOME).read(row.adapter_sha256))

@@ -12,6 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from app.core.db import Database
+from app.core.ids import new_id
 from app.custody.keys import BlobRef
 from app.runs.manifest import Manifest
 from app.runs.methods import sent_shapes
@@ -114,7 +115,7 @@ def noiseless(
         (UUID(int=at), BlobRef(HOME, context.blobs.of(HOME).put(file)))
         for at, file in enumerate(files, start=1)
     )
-    began = Began(number=number, adapter=BlobRef(HOME, "0" * 64), ranks=ranks)
+    began = Began(round_id=new_id(), number=number, adapter=BlobRef(HOME, "0" * 64), ranks=ranks)
     step = noised_step(context.blobs, manifest, noised, sent, began=began)
     return {name: one * manifest.privacy.divisor for name, one in step.update.items()}, clip_norm
 

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from app.core.db import Database
+from app.core.ids import new_id
 from app.custody.keys import BlobRef
 from app.rounds.models import Evidence, Round
 from app.rounds.states import RoundState
@@ -132,7 +133,7 @@ def released(context: Context, files: list[bytes], *, wire_dtype: str, noise: fl
         (UUID(int=number), BlobRef(HOME, context.blobs.of(HOME).put(file)))
         for number, file in enumerate(files, start=1)
     )
-    began = Began(number=1, adapter=BlobRef(HOME, "0" * 64), ranks={})
+    began = Began(round_id=new_id(), number=1, adapter=BlobRef(HOME, "0" * 64), ranks={})
     step = noised_step(context.blobs, manifest, noised, sent, began=began).update
     return (
         torch.cat([part.reshape(-1) for part in step.values()]).to(torch.float64) * manifest.privacy.divisor

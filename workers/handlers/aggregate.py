@@ -40,8 +40,9 @@ from app.runs.queries import client_ids_of, lock_run
 from app.runs.reserving import spend_for_all
 from app.runs.rounds import optimizer_state
 from app.runs.service import after_abort
+from app.updates import means as update_means
 from app.updates.buffered import ages_of
-from app.updates.models import Update, UpdateState
+from app.updates.models import Update, UpdateMean, UpdateState
 from engines.aggregation.device import chosen
 from engines.aggregation.kernels import Numbers
 from engines.lora.methods import TWO_TURNS
@@ -52,6 +53,7 @@ from workers.central import NoisedRound, Step, noised_step
 from workers.checkpoints import reach
 from workers.context import ACTOR, Context
 from workers.layout import read_state, update_shapes
+from workers.means import Mean
 from workers.merging import QUORUM_LOST, Began, Judged, Refusal, merged
 from workers.optimizing import optimized, stepped
 from workers.sketches import next_state
@@ -86,6 +88,8 @@ class Sealed:
     """Of the whole run."""
     ranks: Mapping[UUID, int]
     """LoRA ranks of clients that do not train at the run's."""
+    means: Mapping[UUID, Mean]
+    """What clients had sent before, where the rule remembers it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class Outcome:
     optimizer_sha256: str | None = None
     missed: Projection | None = None
     """What of the clients' mean weight change the adapter does not hold, where that is formed."""
+    means: Mapping[UUID, Mean] = field(default_factory=dict)
+    """What clients have sent so far."""
     noised: Step | None = field(default=None, repr=False)
     """Under `central`: what was seen, for its seal alone, and how canaries score."""
 
@@ -147,6 +153,7 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             noised=_spend(context, session, run, row),
             clients=len(client_ids_of(session, run.id)),
             ranks=ranks_in(session, round_id),
+            means=_means(session, manifest, row, [client_id for client_id, _ref in updates]),
         )
 
 
@@ -157,6 +164,15 @@ def _received(session: Session, round_id: UUID) -> tuple[tuple[UUID, BlobRef], .
         .order_by(Update.client_id)
     )
     return tuple((client_id, BlobRef(tenant, str(digest))) for client_id, tenant, digest in rows)
+
+
+def _means(session: Session, manifest: Manifest, row: Round, client_ids: list[UUID]) -> Mapping[UUID, Mean]:
+    if manifest.aggregation.settings.memory is None:
+        return {}
+    return {
+        client_id: Mean(BlobRef(mean.organisation_id, mean.blob_sha256), mean.weight, number)
+        for client_id, (mean, number) in update_means.latest(session, row.run_id, client_ids).items()
+    }
 
 
 def _worths(session: Session, manifest: Manifest, client_ids: list[UUID]) -> Mapping[UUID, float]:
@@ -194,7 +210,14 @@ def _noise(context: Context, sealed: Sealed, noised: NoisedRound) -> Outcome:
 
 def _began(sealed: Sealed) -> Began:
     adapter = BlobRef(sealed.organisation_id, sealed.adapter_sha256)
-    return Began(number=sealed.number, adapter=adapter, ranks=sealed.ranks, ages=sealed.ages)
+    return Began(
+        round_id=sealed.round_id,
+        number=sealed.number,
+        adapter=adapter,
+        ranks=sealed.ranks,
+        ages=sealed.ages,
+        means=sealed.means,
+    )
 
 
 def _own(context: Context, sealed: Sealed) -> TenantBlobs:
@@ -215,7 +238,7 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
         lot=lambda client_id: context.vault.fingerprint("bucket", f"{sealed.round_id}/{client_id}"),
     )
     if found.change is None:
-        return Outcome(None, found.refusal, found.judged)
+        return Outcome(None, found.refusal, found.judged, means=found.means)
     reach("aggregate.after_compute")
     optimizer_sha256, missed = None, found.missed
     if found.state is not None:
@@ -230,7 +253,9 @@ def _compute(context: Context, sealed: Sealed) -> Outcome:
         counted = sum(one.finite for one in found.judged)
         digest = _store(context, sealed, _by_name(torch.from_numpy(change), shapes), counted=counted)
     reach("aggregate.after_blob")
-    return Outcome(digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=missed)
+    return Outcome(
+        digest, None, found.judged, optimizer_sha256=optimizer_sha256, missed=missed, means=found.means
+    )
 
 
 def _sketched(context: Context, sealed: Sealed, change: Numbers) -> tuple[str, Projection | None]:
@@ -262,6 +287,7 @@ def _by_name(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
 
 
 def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) -> None:
+    update_means.keep(session, sealed.round_id, [_mean_row(sealed, *one) for one in outcome.means.items()])
     if get_round(session, sealed.round_id).state is not RoundState.AGGREGATING:
         return  # aborted by hand meanwhile
     if rejected := [one.client_id for one in outcome.judged if not one.finite]:
@@ -298,6 +324,16 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
         optimizer_sha256=outcome.optimizer_sha256,
         target_norm=None if outcome.missed is None else outcome.missed.whole_norm,
         missed_norm=None if outcome.missed is None else outcome.missed.error_norm,
+    )
+
+
+def _mean_row(sealed: Sealed, client_id: UUID, mean: Mean) -> UpdateMean:
+    return UpdateMean(
+        round_id=sealed.round_id,
+        client_id=client_id,
+        organisation_id=mean.ref.tenant,
+        blob_sha256=mean.ref.sha256,
+        weight=mean.weight,
     )
 
 

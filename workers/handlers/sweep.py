@@ -20,6 +20,7 @@ from app.rounds.states import RoundState
 from app.runs.queries import lock_run
 from app.runs.service import after_abort, refuse
 from app.security import events
+from app.updates import means as update_means
 from workers.context import ACTOR, Context
 
 KEEP_PERIODIC = timedelta(hours=1)
@@ -37,6 +38,7 @@ WAITS_FOR: dict[str, frozenset[RoundState]] = {
 }
 """The jobs without which a round in one of these states would stay there for ever."""
 
+MEANS_AT_ONCE = 1000
 JOB_FAILED = (
     "job_failed",
     _("A background job failed as often as it may be tried. The operator sees why in the list of jobs."),
@@ -55,6 +57,7 @@ def run(context: Context, claim: Claim) -> None:
     for kind, payload in dead:
         with context.database.run_tx("sweep dead") as session:
             _end(session, kind, payload)
+    _forget_means(context)
     context.blobs.tidy()
 
 
@@ -72,6 +75,16 @@ def _forget(session: Session) -> None:
     session.execute(sa.delete(UsedAssertion).where(UsedAssertion.expires_at < sa.func.now() - GRACE))
     session.execute(sa.delete(UsedProof).where(UsedProof.ends_at < sa.func.now() - GRACE))
     session.execute(sa.delete(Attempts).where(Attempts.last_at < sa.func.now() - KEEP_ANSWERS))
+
+
+def _forget_means(context: Context) -> None:
+    """Delete what clients had sent up to rounds that nobody goes on from: the bytes, then the row."""
+    with context.database.run_tx("sweep means") as session:
+        stale = update_means.stale(session, at_most=MEANS_AT_ONCE)
+    for _round_id, _client_id, ref in stale:
+        context.blobs.delete_old(ref, min_age_s=0.0)
+    with context.database.run_tx("sweep means end") as session:
+        update_means.forget(session, [(round_id, client_id) for round_id, client_id, _ref in stale])
 
 
 def _dead(session: Session) -> list[tuple[str, dict[str, str]]]:
