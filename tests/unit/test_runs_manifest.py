@@ -159,6 +159,7 @@ def test_tensors_are_named_once_in_order_with_positive_shapes(listed: list[dict[
         ("aggregation.rule", "centered_clipping", "rule_setting_refused"),
         ("aggregation.settings", {"trimmed": 1}, "rule_setting_refused"),
         ("aggregation.settings", {"bucket_size": 2}, "rule_setting_refused"),
+        ("aggregation.settings", {"memory": 0.9}, "rule_setting_refused"),
         ("aggregation.weights", "sizes", "weights_refused"),
         ("quorum.max_updates", 9, "quorum_impossible"),
         ("quorum.min_updates", 0, "quorum_impossible"),
@@ -502,6 +503,14 @@ def test_the_default_rule_of_a_new_plan_passes_under_every_trust_and_count() -> 
         document = tiny_manifest(quorum={"min_updates": updates, "max_updates": updates})
         manifest = Manifest.model_validate(document).model_copy(update={"aggregation": rule})
         robust.check_rule(manifest, clients=updates)
+
+
+def test_a_memory_is_refused_where_rounds_move_different_numbers() -> None:
+    document = lora_plan("rolora")
+    document["quorum"] |= {"min_updates": 8}
+    rule = robust.default_aggregation(trust="local", min_updates=8).model_dump()
+    assert rule["settings"]["memory"] == robust.MEMORY
+    assert refusal(document | {"aggregation": rule}, clients=8) == "rule_setting_refused"
 
 
 @pytest.mark.parametrize("method", sorted(set(methods.METHODS) - {"fedsb"}))

@@ -25,7 +25,7 @@ def plan() -> dict[str, Any]:
     counts = {"trimmed": 1, "chosen": 3, "removed": 1, "iterations": 3, "bucket_size": 2}
     document["aggregation"] |= {
         "clip_norm": 1.0,
-        "settings": {"radius": 1.0} | counts,
+        "settings": {"radius": 1.0, "memory": 0.9} | counts,
         "server_optimizer": optimizer,
     }
     module = "bert.encoder.layer.5.attention.self.value"
