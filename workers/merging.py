@@ -148,17 +148,15 @@ def merged(
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
         remembered = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
-        products = Grams(
-            now=_compared(admission.rows, manifest, pairs),
-            past=means.gram_of(blobs, remembered, dimension=source.dimension) if remembered else None,
-        )
+        past = means.gram_of(blobs, remembered, dimension=source.dimension)
+        products = Grams(_compared(admission.rows, manifest, pairs), past)
         if manifest.buffered is None:
             lots = [*map(lot, kept)]
             made = _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
         else:
             made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
         told = _told(admission, made, pairs, ids=ids, weights=weights, products=products.now)
-        return replace(told, means=dict(zip(kept, remembered, strict=False)))
+    return replace(told, means=dict(zip(kept, remembered, strict=False)))
 
 
 @dataclass(frozen=True, slots=True)

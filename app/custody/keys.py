@@ -142,6 +142,16 @@ def young(session: Session, root: Root, refs: Iterable[BlobRef], *, within_s: fl
     return {BlobRef(tenant, sha256) for tenant, sha256 in rows}
 
 
+def readable(session: Session, refs: Iterable[BlobRef]) -> set[BlobRef]:
+    """Those that have a key somewhere; the others were erased."""
+    rows = session.execute(
+        sa.select(BlobKey.tenant_id, BlobKey.sha256).where(
+            sa.tuple_(BlobKey.tenant_id, BlobKey.sha256).in_({(ref.tenant, ref.sha256) for ref in refs})
+        )
+    )
+    return {BlobRef(tenant, sha256) for tenant, sha256 in rows}
+
+
 def known(session: Session, object_ids: Iterable[UUID]) -> set[UUID]:
     """Those objects that have a key."""
     return set(session.scalars(sa.select(BlobKey.object_id).where(BlobKey.object_id.in_(set(object_ids)))))

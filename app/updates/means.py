@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session, aliased
 
+from app.custody import keys
 from app.custody.keys import BlobRef
-from app.custody.models import BlobKey
 from app.rounds.models import Round
 from app.rounds.states import FINAL
 from app.runs.models import Run
@@ -30,17 +30,19 @@ def latest(
 
     So are those whose organisation had its keys erased meanwhile: they begin anew.
     """
-    key = sa.exists().where(
-        BlobKey.tenant_id == UpdateMean.organisation_id, BlobKey.sha256 == UpdateMean.blob_sha256
-    )
     rows = session.execute(
         sa.select(UpdateMean, Round.number)
         .join(Round, Round.id == UpdateMean.round_id)
-        .where(Round.run_id == run_id, UpdateMean.client_id.in_(client_ids), key)
+        .where(Round.run_id == run_id, UpdateMean.client_id.in_(client_ids))
         .ext(distinct_on(UpdateMean.client_id))
         .order_by(UpdateMean.client_id, Round.number.desc())
-    )
-    return {mean.client_id: (mean, number) for mean, number in rows}
+    ).all()
+    kept = keys.readable(session, [_ref(mean) for mean, _number in rows])
+    return {mean.client_id: (mean, number) for mean, number in rows if _ref(mean) in kept}
+
+
+def _ref(mean: UpdateMean) -> BlobRef:
+    return BlobRef(mean.organisation_id, mean.blob_sha256)
 
 
 def keep(session: Session, round_id: UUID, rows: Iterable[UpdateMean]) -> None:
@@ -71,7 +73,7 @@ def stale(session: Session, *, at_most: int) -> list[tuple[UUID, UUID, BlobRef]]
         .order_by(UpdateMean.round_id, UpdateMean.client_id)
         .limit(at_most)
     )
-    return [(row.round_id, row.client_id, BlobRef(row.organisation_id, row.blob_sha256)) for row in rows]
+    return [(row.round_id, row.client_id, _ref(row)) for row in rows]
 
 
 def forget(session: Session, places: Collection[tuple[UUID, UUID]]) -> None:
