@@ -143,18 +143,18 @@ def merged(
             admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
         except NoneFinite:
             return Merged(None, QUORUM_LOST, tuple(map(_turned_away, ids)))
-        kept, counting = [ids[row] for row in admission.kept], weights[list(admission.kept)]
+        rows, kept = admission.rows, [ids[row] for row in admission.kept]
+        counting = weights[list(admission.kept)]
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
         remembered = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
         past = means.gram_of(blobs, remembered, dimension=source.dimension)
-        products = Grams(_compared(admission.rows, manifest, pairs), past)
+        products = Grams(_compared(rows, manifest, pairs), past)
         if manifest.buffered is None:
-            lots = [*map(lot, kept)]
-            made = _apply(admission.rows, manifest, weights=counting, products=products, lots=lots)
+            made = _apply(rows, manifest, weights=counting, products=products, lots=[*map(lot, kept)])
         else:
-            made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
+            made = _buffered(rows, manifest, counting, [began.ages[one] for one in kept])
         told = _told(admission, made, pairs, ids=ids, weights=weights, products=products.now)
     return replace(told, means=dict(zip(kept, remembered, strict=False)))
 
