@@ -111,10 +111,8 @@ def _moved_one(blobs: Blobs, sent: Sent, place: int, before: Former | None) -> M
         return Mean(BlobRef(tenant, file.commit()), weight, sent.number)
 
 
-def gram_of(blobs: Blobs, means: Sequence[Mean], *, dimension: int) -> Weights | None:
-    """The centred Gram matrix of clients' means, shape (n, n), None of none; raises as `moved`."""
-    if not means:
-        return None
+def gram_of(blobs: Blobs, means: Sequence[Mean], *, dimension: int) -> Weights:
+    """The centred Gram matrix of clients' means, shape (n, n); raises as `moved`."""
     refs = [one.ref for one in means]
     with BlobUpdates(blobs, refs, _expected(dimension)) as source:
         return gram(Streamed(source))

@@ -143,20 +143,18 @@ def merged(
             admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
         except NoneFinite:
             return Merged(None, QUORUM_LOST, tuple(map(_turned_away, ids)))
-        rows, kept = admission.rows, [ids[row] for row in admission.kept]
-        counting = weights[list(admission.kept)]
+        kept, counting = [ids[row] for row in admission.kept], weights[list(admission.kept)]
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
-        remembered = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
-        past = means.gram_of(blobs, remembered, dimension=source.dimension)
-        products = Grams(_compared(rows, manifest, pairs), past)
+        sent_so_far = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
+        grams = _grams(blobs, manifest, admission.rows, pairs, [*sent_so_far.values()])
         if manifest.buffered is None:
-            made = _apply(rows, manifest, weights=counting, products=products, lots=[*map(lot, kept)])
+            made = _apply(admission.rows, manifest, weights=counting, grams=grams, lots=[*map(lot, kept)])
         else:
-            made = _buffered(rows, manifest, counting, [began.ages[one] for one in kept])
-        told = _told(admission, made, pairs, ids=ids, weights=weights, products=products.now)
-    return replace(told, means=dict(zip(kept, remembered, strict=False)))
+            made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
+        told = _told(admission, made, pairs, ids=ids, weights=weights, products=grams.now)
+    return replace(told, means=sent_so_far)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +180,11 @@ def _remembered(
     *,
     began: Began,
     updates: Sequence[tuple[UUID, BlobRef]],
-) -> list[Mean]:
+) -> dict[UUID, Mean]:
     """What those who were admitted have sent so far, where the rule remembers it; else nothing."""
     memory = manifest.aggregation.settings.memory
     if memory is None:
-        return []
+        return {}
     sent = Sent(
         source=source,
         kept=admission.kept,
@@ -196,7 +194,14 @@ def _remembered(
         round_id=began.round_id,
         number=began.number,
     )
-    return means.moved(blobs, sent, began.means, memory=memory)
+    return dict(zip(sent.client_ids, means.moved(blobs, sent, began.means, memory=memory), strict=True))
+
+
+def _grams(
+    blobs: Blobs, manifest: Manifest, rows: Rows, pairs: Products | None, sent_so_far: Sequence[Mean]
+) -> Grams:
+    past = means.gram_of(blobs, sent_so_far, dimension=rows.dimension) if sent_so_far else None
+    return Grams(_compared(rows, manifest, pairs), past)
 
 
 def _told(
@@ -280,21 +285,21 @@ class _Made:
     """What each of them counts in it, shape (n,); None of a rule by coordinate."""
 
 
-def _apply(rows: Rows, manifest: Manifest, *, weights: Weights, products: Grams, lots: list[bytes]) -> _Made:
+def _apply(rows: Rows, manifest: Manifest, *, weights: Weights, grams: Grams, lots: list[bytes]) -> _Made:
     """Run the rule over those that count; whoever only watches is left out altogether."""
     aggregation, clients = manifest.aggregation, rows.clients
     counted = np.flatnonzero(weights).tolist()
     if len(counted) < clients:
         rows, weights = Scaled(rows, counted, np.ones(len(counted))), weights[counted]
-        products = products.among(counted)
+        grams = grams.among(counted)
     order = np.array(sorted(range(len(counted)), key=lambda row: lots[counted[row]]), dtype=np.intp)
     given = {name: value for name, value in aggregation.settings.model_dump().items() if value is not None}
     setting = Setting(faulty=aggregation.faulty, order=order, **given)
-    if manifest.lora.method in PRODUCT_METHODS and products.now is not None and aggregation.rule != "mean":
-        rows = Mixed(rows, np.eye(rows.clients), base_gram=products.now)  # distances are those of products
+    if manifest.lora.method in PRODUCT_METHODS and grams.now is not None and aggregation.rule != "mean":
+        rows = Mixed(rows, np.eye(rows.clients), base_gram=grams.now)  # distances are those of products
     rule, mixing = aggregation.rule, Mixing(aggregation.mixing)
     try:
-        outcome = merge(rows, setting, rule=rule, mixing=mixing, products=products.now, past=products.past)
+        outcome = merge(rows, setting, rule=rule, mixing=mixing, products=grams.now, past=grams.past)
     except (TooFewClients, SettingMissing):
         return _Made(None, RULE_UNMET)
     except NotConverged:
