@@ -139,9 +139,8 @@ def merged(
     """
     ids, weights = _weighed(updates, worth)
     with opened(blobs, manifest, updates, began=began) as source:
-        try:
-            admission = admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
-        except NoneFinite:
+        admission = _admitted(source, manifest)
+        if admission is None:
             return Merged(None, QUORUM_LOST, tuple(map(_turned_away, ids)))
         kept, counting = [ids[row] for row in admission.kept], weights[list(admission.kept)]
         if np.count_nonzero(counting) < min_updates:
@@ -154,7 +153,15 @@ def merged(
         else:
             made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
         told = _told(admission, made, pairs, ids=ids, weights=weights, products=grams.now)
-    return replace(told, means=sent_so_far)
+        return replace(told, means=sent_so_far)
+
+
+def _admitted(source: BlobUpdates, manifest: Manifest) -> Admission | None:
+    """Who is fit, clipped; None where nobody is."""
+    try:
+        return admit(Streamed(source), clip_norm=manifest.aggregation.clip_norm)
+    except NoneFinite:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
