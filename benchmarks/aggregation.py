@@ -57,7 +57,7 @@ COMPARED = ("mean", *TIMES_FASTER)
 ALONE = (GATE, DEFAULT)
 """Ours without a peer's counterpart."""
 IN_FILES = (FILES_MEAN, FILES_DEFAULT)
-FEW, MANY, GROWING_DIMENSION = 8, 512, 500_000
+FEW, MANY, GROWING_DIMENSION = 8, 512, 600_000
 """How memory grows: the same files over and over, so that 512 of them need no more disk than 8."""
 FLEXLORA = "flexlora"
 WARM_COLUMNS = 100_000

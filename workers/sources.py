@@ -88,6 +88,7 @@ class BlobUpdates:
         most_open = may_open(self.clients)
         known: dict[Layout, Layout] = {}
         self._layouts: list[Layout] = []
+        self._chunk_bytes = 1
         self._scales: list[Numbers | None] = []
         try:
             for number, located in enumerate(self._located):
@@ -121,6 +122,18 @@ class BlobUpdates:
         with self._blobs.open(self._located[client]) as file:
             self._read(file, client, start, stop, out)
 
+    def cut(self, stop: int) -> int:
+        """Where a sealed chunk of the first file ends: each is opened whole, whatever part of it is read.
+
+        Other files have the same layout, or have some chunks opened twice.
+        """
+        span = next((one for one in self._layouts[0] if one.start < stop <= one.stop), None)
+        if span is None or span.sent is not None:
+            return stop
+        size_bytes = VALUE_BYTES[span.dtype]
+        over_bytes = (span.offset + size_bytes * (stop - span.start)) % self._chunk_bytes
+        return stop - over_bytes // size_bytes
+
     def _read(self, file: OpenBlob, client: int, start: int, stop: int, out: Numbers) -> None:
         scales = self._scales[client]
         for number, span in enumerate(self._layouts[client]):
@@ -140,6 +153,7 @@ class BlobUpdates:
     ) -> tuple[Layout, Numbers | None]:
         """Where a file's trained tensors lie, and their scales where it has some."""
         blob = self._blobs.open(located, whole=stays_open)
+        self._chunk_bytes = blob.chunk_bytes
         try:
             found = self._header(blob, sent)
         except BaseException:

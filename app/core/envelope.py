@@ -142,11 +142,11 @@ class Opener:
         if (magic, version) != (MAGIC, VERSION) or not _LEAST_LOG2 <= chunk_log2 <= _MOST_LOG2:
             raise EnvelopeBroken("no header of this form")
         self._aad = bytes(header) + place.as_bytes()
-        self._chunk = 1 << chunk_log2
+        self.chunk_bytes = 1 << chunk_log2
         sealed = source.size_bytes - HEADER_BYTES
-        self._chunks = max(1, -(-sealed // (self._chunk + TAG_BYTES)))
+        self._chunks = max(1, -(-sealed // (self.chunk_bytes + TAG_BYTES)))
         self.size_bytes = sealed - self._chunks * TAG_BYTES
-        least = 0 if self._chunks == 1 else (self._chunks - 1) * self._chunk + 1
+        least = 0 if self._chunks == 1 else (self._chunks - 1) * self.chunk_bytes + 1
         if self.size_bytes < least or self._chunks > _MOST_CHUNKS:
             raise EnvelopeBroken("no length that a sealed stream has")
         self._read_chunks(self._chunks - 1, self._chunks, 0, memoryview(bytearray()))
@@ -161,17 +161,17 @@ class Opener:
         view = buffer.cast("B")
         if offset < 0 or offset + view.nbytes > self.size_bytes:
             raise ValueError("the range is not within the stream")
-        at_once = _at_once(self._chunk)
+        at_once = _at_once(self.chunk_bytes)
         while view.nbytes:
-            first, skip = divmod(offset, self._chunk)
-            after = min(-(-(offset + view.nbytes) // self._chunk), first + at_once)
-            count = min(after * self._chunk, offset + view.nbytes) - offset
+            first, skip = divmod(offset, self.chunk_bytes)
+            after = min(-(-(offset + view.nbytes) // self.chunk_bytes), first + at_once)
+            count = min(after * self.chunk_bytes, offset + view.nbytes) - offset
             self._read_chunks(first, after, skip, view[:count])
             view, offset = view[count:], offset + count
 
     def _read_chunks(self, first: int, after: int, skip: int, out: memoryview) -> None:
         """Open the chunks from `first` up to `after`; `out` gets what follows their first `skip` bytes."""
-        full = self._chunk + TAG_BYTES
+        full = self.chunk_bytes + TAG_BYTES
         start = HEADER_BYTES + first * full
         sealed = _scratch("sealed", min(after * full, self._source.size_bytes - HEADER_BYTES) - first * full)
         if self._source.read_at(start, sealed) != sealed.nbytes:

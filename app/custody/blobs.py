@@ -51,6 +51,7 @@ class OpenBlob(io.RawIOBase):
             self.close()
             raise
         self.size_bytes = located.size_bytes
+        self.chunk_bytes: int = self._opener.chunk_bytes
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a buffer from an offset; raises BlobDamaged, ValueError for a range that is not there."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engines.aggregation.kernels import Numbers, mix
 
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 16 << 20
 """Read ahead of a source in all: one buffer, however many clients share it."""
 _FEWEST_COLUMNS = 64
 _DTYPES = ("float32", "float64", "int64")
@@ -31,6 +31,9 @@ class Source(Protocol):
 
     def read(self, client: int, start: int, stop: int, out: Numbers) -> None:
         """Write values `start` to `stop` - 1 of row `client` to `out`, shape (stop - start,)."""
+
+    def cut(self, stop: int) -> int:
+        """Where a piece that may end at `stop` ends best: there, or where nothing is read twice."""
 
 
 class Rows(Protocol):
@@ -85,12 +88,16 @@ class Streamed:
         """Read long pieces of every client, and cut them into tiles."""
         columns = max(SLAB_BYTES // (self.clients * self.dtype.itemsize), _FEWEST_COLUMNS)
         slab = np.empty((self.clients, min(columns, self.dimension)), dtype=self.dtype)
-        for start in range(0, self.dimension, slab.shape[1]):
+        start = 0
+        while start < self.dimension:
             stop = min(start + slab.shape[1], self.dimension)
+            if stop < self.dimension and (end := self._source.cut(stop)) > start:
+                stop = end
             for client in range(self.clients):
                 self._source.read(client, start, stop, slab[client, : stop - start])
             for at in range(0, stop - start, width):
                 yield start + at, slab[:, at : min(at + width, stop - start)]
+            start = stop
 
 
 class Vectors:
@@ -115,6 +122,10 @@ class Vectors:
     def read(self, client: int, start: int, stop: int, out: Numbers) -> None:
         """Copy a piece, as float32."""
         torch.from_numpy(out).copy_(self._vectors[client].detach()[start:stop])
+
+    def cut(self, stop: int) -> int:
+        """There: memory has no pieces."""
+        return stop
 
 
 class Scaled:

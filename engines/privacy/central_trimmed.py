@@ -55,6 +55,10 @@ class Gridded:
         block = self._block(client, start, stop)
         out[:] = truncate_to_grid(block.mul_(scale), self._grid).numpy()
 
+    def cut(self, stop: int) -> int:
+        """As the updates'."""
+        return self._updates.cut(stop)
+
     def _block(self, client: int, start: int, stop: int) -> torch.Tensor:
         values = np.empty(stop - start, dtype=np.float32)
         self._updates.read(client, start, stop, values)

@@ -50,6 +50,9 @@ class Counted:
         self.reads, self.largest = self.reads + 1, max(self.largest, stop - start)
         out[:] = self.matrix[client, start:stop]
 
+    def cut(self, stop: int) -> int:
+        return stop
+
 
 @pytest.fixture(params=["compiled", "numpy"])
 def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
