@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class BlobUpdates:
     """Updates in blobs as `engines.aggregation.rows.Source`; a context manager."""
 
     dtype: np.dtype[Any] = np.dtype(np.float32)
+    open_in_all: ClassVar[int] = 0
+    """Files that the sources of this process keep open."""
 
     def __init__(
         self, blobs: Blobs, refs: Sequence[BlobRef], expected: Expected, *, sent: Sequence[Expected] = ()
@@ -85,7 +87,7 @@ class BlobUpdates:
         self.dimension = sum(math.prod(expected[name].shape) for name in self._trained)
         self._blobs, self._located = blobs, blobs.locate(refs)
         self._open: list[OpenBlob] = []
-        most_open = may_open(self.clients)
+        most_open = may_open(self.clients, besides=BlobUpdates.open_in_all)
         known: dict[Layout, Layout] = {}
         self._layouts: list[Layout] = []
         self._chunk_bytes = 1
@@ -112,6 +114,7 @@ class BlobUpdates:
     def close(self) -> None:
         """Close every file; nothing can be read after that."""
         while self._open:
+            BlobUpdates.open_in_all -= 1
             self._open.pop().close()
 
     def read(self, client: int, start: int, stop: int, out: Numbers) -> None:
@@ -161,6 +164,7 @@ class BlobUpdates:
             raise
         if stays_open:
             self._open.append(blob)
+            BlobUpdates.open_in_all += 1
         else:
             blob.close()
         return found
@@ -191,17 +195,20 @@ class BlobUpdates:
         return tuple(spans), np.array(scales, dtype=np.float32) if scales else None
 
 
-def may_open(files: int) -> int:
-    """How many of so many files this process may keep open, its soft limit raised for it where it can be."""
+def may_open(files: int, *, besides: int = 0) -> int:
+    """How many of so many files this process may keep open `besides` others of the kind.
+
+    Its soft limit is raised for it where it can be.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = min(files, MOST_OPEN) + _OTHER_FILES
+    wanted = min(files, MOST_OPEN) + besides + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
         raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         with suppress(OSError, ValueError):  # a kernel may allow less than the hard limit says
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised
     free = wanted if soft == resource.RLIM_INFINITY else soft
-    return min(files, MOST_OPEN, free - min(_OTHER_FILES, free // 2))
+    return max(0, min(files, MOST_OPEN, free - besides - min(_OTHER_FILES, free // 2)))
 
 
 def _is_scale(name: str, expected: Expected) -> bool:

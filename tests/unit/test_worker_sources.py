@@ -121,10 +121,20 @@ answers = []
 for soft, hard in ((300, 2000), (300, 300), (200, 200)):
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     answers += [may_open(10), may_open(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0]]
+    answers += [may_open(1000, besides=200)]
 print(answers)
 """
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str([10, 1000, 1256, 10, 150, 300, 10, 100, 200])
+    assert done.stdout.strip() == str([10, 1000, 1256, 1000, 10, 150, 300, 0, 10, 100, 200, 0])
+
+
+def test_a_source_counts_what_others_keep_open(blobs: TenantBlobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "may_open", lambda files, besides: max(0, 5 - besides))
+    digests = [put(blobs, sample(seed)) for seed in range(3)]
+    with opened(blobs, digests, FLOAT32), opened(blobs, digests, FLOAT32) as second:
+        assert (BlobUpdates.open_in_all, len(second._open)) == (5, 2)
+        assert np.array_equal(weighted_mean(Streamed(second)), weighted_mean(Streamed(second)))
+    assert BlobUpdates.open_in_all == 0
 
 
 def test_a_file_that_is_not_what_was_accepted_is_refused(blobs: TenantBlobs) -> None:
