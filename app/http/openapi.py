@@ -32,6 +32,10 @@ TAGS = [
     {"name": "clients", "description": "Enrolment, training clients and their tokens."},
     {"name": "audit", "description": "The tamper-evident log: entries, receipts, proofs, export."},
     {"name": "organisations", "description": "Organisations, members, API keys and signing keys."},
+    {
+        "name": "data rules",
+        "description": "What an organisation's data may be used for, set by its data steward.",
+    },
     {"name": "sessions", "description": "Signing in, one's own account, signing out."},
     {"name": "security", "description": "What looked like an attack, and what was made of it."},
     {"name": "operation", "description": "Health, readiness and metrics."},
