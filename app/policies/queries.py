@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
 from app.core.errors import NotFound
@@ -55,7 +56,7 @@ def in_force(session: Session, organisation_ids: Iterable[UUID]) -> list[DataRul
     statement = (
         sa.select(DataRules)
         .where(DataRules.organisation_id.in_(list(organisation_ids)))
-        .distinct(DataRules.organisation_id)
+        .ext(postgresql.distinct_on(DataRules.organisation_id))
         .order_by(DataRules.organisation_id, DataRules.version.desc())
     )
     return list(session.scalars(statement))
