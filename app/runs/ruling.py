@@ -31,7 +31,7 @@ from app.policies.models import DataRules
 from app.policies.queries import in_force, may_read, require_organisation
 from app.policies.rules import Asked, Denial, Rules, denials
 from app.rounds.queries import rounds_of
-from app.runs.charges import PriceMissing, is_charged, reservation, run_ref
+from app.runs.charges import PriceMissing, reservation, run_ref
 from app.runs.models import Run, RunClient
 
 DENIED = (
@@ -176,11 +176,11 @@ def _judged(
 def _epsilon(session: Session, run: Run, clients: Sequence[Client], *, days: int) -> Decimal | None:
     """The most that any of these clients' accounts would have paid within the period, with this run's price.
 
-    An account stands for one population, so accounts are compared and never added. None where the run claims
-    nothing or has no price for one of them.
+    An account stands for one population, so accounts are compared and never added. None where the run has no
+    price for one of them, as one with trust `none` has for nobody.
     """
     accounts = accounts_of_clients(session, [client.id for client in clients])
-    if not is_charged(run.manifest) or len(accounts) != len(clients):
+    if len(accounts) != len(clients):
         return None
     ids = [account.id for account in accounts.values()]
     since = now() - timedelta(days=days)

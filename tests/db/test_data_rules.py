@@ -1,5 +1,6 @@
-"""Data rules where a worker opens the next round: it is the worker's region that they are held against."""
+"""Data rules where a worker opens the next round, whose region they are held against, and set all at once."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from app.rounds.queries import rounds_of
 from app.runs.models import Run
 from app.runs.states import RunState
 from tests.audit_log import entries
+from tests.builders import build_organisation
 from tests.db.test_jobs_audit_privacy import started, validated
 from tests.worker_bench import context_for, work
 from workers.handlers import publish
@@ -37,3 +39,16 @@ def test_after_a_release_the_worker_opens_the_next_round_only_as_data_rules_allo
         decided = [one for one in entries(session, owner) if one["action"] == "data_rules.decided"]
         assert [one["details"]["decision"] for one in decided] == [expected[2]]
         assert (session.get_one(Run, run_id).state, len(rounds_of(session, run_id))) == expected[:2]
+
+
+def test_of_stewards_who_set_rules_at_once_each_makes_a_version(database: Database) -> None:
+    with database.run_tx("test") as session:
+        owner = build_organisation(session).id
+    steward = Principal(id=new_id(), organisation_id=owner, role=Role.DATA_STEWARD)
+
+    def set_once(cohort: int) -> int:
+        with database.run_tx("test") as session:
+            return set_rules(session, steward, owner, rules=Rules(smallest_cohort=cohort)).version
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(set_once, [1, 2, 3, 4])) == [1, 2, 3, 4]

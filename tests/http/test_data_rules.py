@@ -222,7 +222,8 @@ def test_stricter_rules_stop_a_running_run_before_its_next_round_until_they_allo
     assert (answer.status_code, answer.json()["denials"][0]["rule"]) == (403, "smallest_cohort")
     assert lock_run(session, run.id).state is RunState.PAUSED
     assert len(rounds_of(session, run.id)) == 1
-    house.set(smallest_cohort=2)
+    price = PRICE["epsilon"]  # what the run has reserved itself is not added to its price
+    house.set(smallest_cohort=2, epsilon_per_period={"epsilon": price, "days": 30})
     assert house.do("resume", run).json()["state"] == "running"
     assert len(rounds_of(session, run.id)) == 2
     told = [(one["details"]["decision"], one["details"]["version"]) for one in house.decisions()]
