@@ -123,7 +123,7 @@ class Invited:
     ) -> Invited:
         """Find an organisation by name or id; make it where none has the name."""
         identifier, name = organisation_of(session, organisation, region)
-        terms = {
+        terms: dict[str, object] = {
             "organisation_id": identifier,
             "region": region,
             "jurisdiction": jurisdiction,

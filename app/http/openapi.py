@@ -48,7 +48,7 @@ _LOG_PATH = "/v1/audit/"
 _REASONS = {
     "400": "The request cannot be read.",
     "401": "No credentials, or credentials that do not hold.",
-    "403": "The role does not hold the permission, or the caller is suspended.",
+    "403": "The role does not hold the permission, the caller is suspended, or a data rule denies it.",
     "404": "There is no such object, or it is not yours to see.",
     "405": "The path does not answer this method.",
     "409": "The present state forbids it.",

@@ -133,7 +133,10 @@ def try_out(
 
 
 def refusal(session: Session, principal: Principal, run: Run, *, region: str) -> DataRuleDenied:
-    """Why a run was denied, as far as the caller may see: by rules that it may read."""
+    """Why a run was denied, as far as the caller may see: by rules that it may read.
+
+    Judged again, which notes nothing.
+    """
     seen = [
         {"organisation_id": str(ruling.organisation_id), "version": ruling.version} | _shown(denial)
         for ruling in rulings(session, run, region=region)
