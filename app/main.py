@@ -39,10 +39,11 @@ from app.identity.authentication import Authenticator
 from app.identity.keys import CHANNEL, KeyRing
 from app.identity.oidc import providers_of
 from app.identity.passwords import hashing_threads
+from app.policies import router as policies_router
 from app.releases import router as releases_router
 from app.rounds import evidence_router
 from app.rounds import router as rounds_router
-from app.runs import assignments_router, moving_router, plans_router, projection_router
+from app.runs import assignments_router, moving_router, plans_router, projection_router, ruling_router
 from app.runs import router as runs_router
 from app.updates import router as updates_router
 from app.updates.stream import Uploads
@@ -50,6 +51,8 @@ from app.updates.stream import Uploads
 ROUTERS: tuple[APIRouter, ...] = (
     identity_router.router,
     members_router.router,
+    policies_router.router,
+    ruling_router.router,
     sessions_router.router,
     oidc_router.router,
     account_router.router,

@@ -7,6 +7,7 @@ from app.custody import models as custody
 from app.http import models as http
 from app.identity import models as identity
 from app.jobs import models as jobs
+from app.policies import models as policies
 from app.releases import models as releases
 from app.rounds import models as rounds
 from app.runs import models as runs
@@ -23,6 +24,7 @@ __all__ = [
     "identity",
     "jobs",
     "metadata",
+    "policies",
     "releases",
     "rounds",
     "runs",

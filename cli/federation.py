@@ -140,6 +140,7 @@ class Initialisation:
         terms: dict[str, object] = {
             "organisation_id": owner,
             "region": federation.region_of(silo),
+            "jurisdiction": federation.jurisdiction_of(silo),
             "budget": {"kind": "basic", **federation.budget.model_dump()},
             "expires_in_s": federation.expires_hours * _HOUR_S,
         }
@@ -242,4 +243,5 @@ def _manifest(plan: Plan, federation: Federation) -> dict[str, Any]:
     made["training"]["local_steps"], made["rounds"] = plan.local_steps, plan.rounds
     made["privacy"] |= {"epsilon": plan.epsilon, "delta": plan.delta, "divisor": plan.divisor}
     made["privacy"]["examples"] = {"kind": "poisson", "rate": plan.rate}
+    made["use"] = None if plan.use is None else plan.use.model_dump()
     return made

@@ -32,6 +32,9 @@ ToOption = Annotated[
     Path | None, typer.Option("--to", help=_("File for the token alone; only you may read it."))
 ]
 RegionOption = Annotated[str, typer.Option(help=_("Where the data are."))]
+JurisdictionOption = Annotated[
+    str | None, typer.Option(help=_("Whose law they are under, by ISO 3166: DE, or US-CA."))
+]
 EpsilonOption = Annotated[float, typer.Option(help=_("What the data may spend in all runs together."))]
 DeltaOption = Annotated[float, typer.Option(help=_("Its delta."))]
 UnitOption = Annotated[
@@ -55,6 +58,7 @@ def invite(
     out: OutOption = None,
     to: ToOption = None,
     region: RegionOption = "eu-west-1",
+    jurisdiction: JurisdictionOption = None,
     epsilon: EpsilonOption = 8.0,
     delta: DeltaOption = 1e-5,
     unit: UnitOption = "example",
@@ -81,6 +85,7 @@ def invite(
                 expires_s=expires * _HOUR_S,
                 budget=budget,
                 approval=approval,
+                jurisdiction=jurisdiction,
             )
             for path in numbered(out or to or Path(), count):
                 if out is None:
@@ -114,12 +119,14 @@ class Invited:
         expires_s: int,
         budget: dict[str, object],
         approval: str = "automatic",
+        jurisdiction: str | None = None,
     ) -> Invited:
         """Find an organisation by name or id; make it where none has the name."""
         identifier, name = organisation_of(session, organisation, region)
-        terms = {
+        terms: dict[str, object] = {
             "organisation_id": identifier,
             "region": region,
+            "jurisdiction": jurisdiction,
             "budget": budget,
             "expires_in_s": expires_s,
             "approval": approval,

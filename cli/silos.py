@@ -18,6 +18,7 @@ MOST_SILOS = 1000
 _MOST_DEPTH = 8
 Words = Annotated[str, Field(min_length=1, max_length=100)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\W_][\w .-]*$")]
+Jurisdiction = Annotated[str, Field(pattern=r"^[A-Z]{2}(-[A-Z0-9]{1,3})?$")]
 Amount = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=100_000)]
@@ -46,10 +47,18 @@ class Terms(_Part):
     smallest_cohort: Count = 2
 
 
+class Use(_Part):
+    """What the data are used for; the silos' data rules may ask for it."""
+
+    purpose: Words
+    data_categories: Annotated[list[Words], Field(min_length=1, max_length=20)]
+
+
 class Plan(_Part):
     """The first run: a manifest is made of it, and priced."""
 
     name: Name
+    use: Use | None = None
     base_model: Annotated[str, Field(min_length=1, max_length=500)]
     layers: Annotated[list[Annotated[int, Field(ge=0, le=1000)]], Field(min_length=1, max_length=100)]
     rank: Annotated[int, Field(ge=1, le=256)] = 8
@@ -70,6 +79,7 @@ class Silo(_Part):
     dataset: Words | None = None
     """Name of its data set; the organisation's own name without it."""
     region: Words | None = None
+    jurisdiction: Jurisdiction | None = None
 
     @property
     def folder(self) -> str:
@@ -87,6 +97,8 @@ class Federation(_Part):
 
     version: Literal[1]
     region: Words
+    jurisdiction: Jurisdiction | None = None
+    """Whose law the data are under; data rules may ask for it."""
     expires_hours: Annotated[int, Field(ge=1, le=720)] = 72
     budget: Budget = Budget()
     policy: Terms
@@ -111,6 +123,10 @@ class Federation(_Part):
     def region_of(self, silo: Silo) -> str:
         """Where a silo's data are."""
         return silo.region or self.region
+
+    def jurisdiction_of(self, silo: Silo) -> str | None:
+        """Whose law a silo's data are under, where it was said."""
+        return silo.jurisdiction or self.jurisdiction
 
     def policy_of(self, silo: Silo) -> Policy:
         """The terms that are proposed to a silo."""

@@ -166,6 +166,13 @@ class Buffered(Part):
     """The most releases that an update's adapter may be behind."""
 
 
+class Use(Part):
+    """What the plan says that data are used for; the server holds it against each organisation's rules."""
+
+    purpose: str
+    data_categories: tuple[str, ...]
+
+
 class Manifest(Part):
     """All that a run is, fixed when it started."""
 
@@ -181,6 +188,7 @@ class Manifest(Part):
     quorum: Quorum
     round_deadline_s: Positive
     buffered: Buffered | None = None
+    use: Use | None = None
 
     @model_validator(mode="after")
     def _tensors_are_distinct(self) -> Manifest:

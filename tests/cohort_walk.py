@@ -24,6 +24,8 @@ from app.identity.models import Organisation
 from app.identity.permissions import PERMISSIONS
 from app.identity.roles import Principal, Role
 from app.main import api_routes, declared
+from app.policies.rules import PeriodCeiling, Rules
+from app.policies.service import set_rules
 from app.releases.models import Release
 from app.rounds.models import Round
 from app.rounds.queries import rounds_of
@@ -104,6 +106,7 @@ class Walk:
         account = accounts_of_clients(self.session, [client_id])[client_id]
         ids: dict[str, Any] = {"run_id": self.run.id, "client_id": client_id, "account_id": account.id}
         ids["member_id"] = next(iter(self.staff.values())).principal.id
+        ids |= {"organisation_id": self.run.organisation_id, "version": 1}
         return [path.format_map(ids | several) for several in self._several(path)]
 
     def _several(self, path: str) -> list[dict[str, UUID]]:
@@ -151,9 +154,15 @@ def readable(api: TestClient) -> list[tuple[str, str]]:
 def walking(
     api: TestClient, session: Session, settings: Settings, *, seal: str | None, **privacy: Any
 ) -> Walk:
-    """A run whose rounds close as `seal` says; keywords change its privacy section."""
+    """A run whose rounds close as `seal` says; keywords change its privacy section.
+
+    Its organisation has data rules, so that each round's opening leaves a decision.
+    """
     ensure_signing_keys(session, VAULT)
     organisation: Organisation = build_organisation(session)
+    steward = add_caller(session, Role.DATA_STEWARD, organisation.id)
+    rules = Rules(epsilon_per_period=PeriodCeiling(epsilon=8.0, days=30), smallest_cohort=3)
+    set_rules(session, steward.principal, organisation.id, rules=rules)
     start, _size = write_tensors(api.app.state.blobs.of(organisation.id), trained(0.25))
     run = start_central_run(
         session, settings, organisation=organisation, start_adapter_sha256=start, seal=seal, **privacy

@@ -43,6 +43,8 @@ class Action(StrEnum):
     STORED_KEYS_SHREDDED = "stored_keys.shredded"  # an organisation's bytes can never be read again
     SECURITY_EVENT_NOTED = "security_event.noted"
     SECURITY_EVENT_RESOLVED = "security_event.resolved"
+    DATA_RULES_SET = "data_rules.set"  # another version is in force
+    DATA_RULES_DECIDED = "data_rules.decided"  # on a run, at its start or before its next round
     RUN_CREATED = "run.created"
     RUN_CHANGED = "run.changed"  # the manifest of a draft was replaced
     RUN_PRICE_ASKED = "run.price_asked"

@@ -41,6 +41,7 @@ def invite(
     default: tuple[float, float],
     expires_in_s: int,
     approval: Approval = Approval.AUTOMATIC,
+    jurisdiction: str | None = None,
 ) -> NewEnrolment:
     """Invite one training client under terms with which its account can be opened, and hold a run."""
     made = enrolments.create_enrolment(
@@ -53,6 +54,7 @@ def invite(
         default=default,
         expires_in_s=expires_in_s,
         approval=approval,
+        jurisdiction=jurisdiction,
     )
     _require_usable(budget)
     ledger.require_within_organisation(session, organisation_id, epsilon=budget["epsilon"])

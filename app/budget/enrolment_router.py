@@ -78,6 +78,7 @@ def create_enrolment(
         default=default,
         expires_in_s=body.expires_in_s,
         approval=Approval(body.approval),
+        jurisdiction=body.jurisdiction,
     )
     return EnrolmentOnce(**EnrolmentView.model_validate(made.row).model_dump(), token=made.token)
 

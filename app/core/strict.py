@@ -41,6 +41,14 @@ Region = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=64, pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
 ]
 """A region's name, for example `eu-west-1`."""
+Jurisdiction = Annotated[
+    str, StringConstraints(strict=True, max_length=6, pattern=r"^[A-Z]{2}(-[A-Z0-9]{1,3})?$")
+]
+"""A country by ISO 3166-1 (`DE`), or a part of one by ISO 3166-2 (`US-CA`)."""
+Term = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=64, pattern=r"^[a-z0-9]+([._-][a-z0-9]+)*$")
+]
+"""A word that two parties have agreed on, for example `fraud-detection`."""
 Hex64 = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
 """A SHA-256 in hex."""
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1000)]

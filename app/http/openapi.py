@@ -32,6 +32,10 @@ TAGS = [
     {"name": "clients", "description": "Enrolment, training clients and their tokens."},
     {"name": "audit", "description": "The tamper-evident log: entries, receipts, proofs, export."},
     {"name": "organisations", "description": "Organisations, members, API keys and signing keys."},
+    {
+        "name": "data rules",
+        "description": "What an organisation's data may be used for, set by its data steward.",
+    },
     {"name": "sessions", "description": "Signing in, one's own account, signing out."},
     {"name": "security", "description": "What looked like an attack, and what was made of it."},
     {"name": "operation", "description": "Health, readiness and metrics."},
@@ -44,7 +48,7 @@ _LOG_PATH = "/v1/audit/"
 _REASONS = {
     "400": "The request cannot be read.",
     "401": "No credentials, or credentials that do not hold.",
-    "403": "The role does not hold the permission, or the caller is suspended.",
+    "403": "The role does not hold the permission, the caller is suspended, or a data rule denies it.",
     "404": "There is no such object, or it is not yours to see.",
     "405": "The path does not answer this method.",
     "409": "The present state forbids it.",

@@ -21,7 +21,7 @@ _NEW_PASSWORD = "nine quiet lighthouses"  # noqa: S105  an example  # nosec B105
 _PASSWORD_TOKEN = "dpfl_password_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw"  # noqa: S105  # nosec B105
 _REFRESH_TOKEN = "dpfl_refresh_0f5Zq0m3nY8wHs2kQ7xLr4vT9bUeA1cD6gJiKpMaBCDxY3Z1aw"  # noqa: S105  # nosec B105
 
-MemberRole = Literal["admin", "coordinator", "privacy_officer", "auditor", "viewer"]
+MemberRole = Literal["admin", "coordinator", "privacy_officer", "auditor", "data_steward", "viewer"]
 Email = Annotated[
     str,
     StringConstraints(

@@ -107,6 +107,7 @@ def create_enrolment(
     default: tuple[float, float],
     expires_in_s: int,
     approval: Approval = Approval.AUTOMATIC,
+    jurisdiction: str | None = None,
 ) -> NewEnrolment:
     """Invite one training client into an organisation and a region, under stated budget terms.
 
@@ -123,6 +124,7 @@ def create_enrolment(
     row = Enrolment(
         organisation_id=organisation_id,
         region=region,
+        jurisdiction=jurisdiction,
         token_hmac=vault.fingerprint(_PURPOSE, token),
         budget=budget,
         approval=approval,
@@ -142,7 +144,8 @@ def _note(session: Session, row: Enrolment) -> None:
         actor=row.created_by,
         organisation_id=row.organisation_id,
         subject=f"enrolment:{row.id}",
-        details={"region": row.region, "expires_at": row.expires_at.isoformat()}
+        details={"region": row.region, "jurisdiction": row.jurisdiction}
+        | {"expires_at": row.expires_at.isoformat()}
         | {name: str(value) for name, value in row.budget.items()},
     )
 
@@ -224,6 +227,7 @@ def _add_client(session: Session, enrolment: Enrolment, application: Application
             id=new_id(),
             organisation_id=enrolment.organisation_id,
             region=enrolment.region,
+            jurisdiction=enrolment.jurisdiction,
             name=application.name,
             public_key=application.public_key,
             state=ClientState.ACTIVE if is_let_in else ClientState.PENDING,

@@ -142,6 +142,8 @@ class Enrolment(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
     region: Mapped[str] = mapped_column(sa.String(64))
+    jurisdiction: Mapped[str | None] = mapped_column(sa.String(6))
+    """Whose law the data are under, as whoever invites declares it (ISO 3166)."""
     token_hmac: Mapped[bytes] = mapped_column(unique=True)
     budget: Mapped[dict[str, Any]]
     """{"kind": "basic", "epsilon": 8.0, "delta": 1e-5} or {"kind": "renyi", ..., "order": 8.0}."""
@@ -162,6 +164,8 @@ class Client(Base):
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     organisation_id: Mapped[UUID] = mapped_column(sa.ForeignKey("organisations.id"), index=True)
     region: Mapped[str] = mapped_column(sa.String(64))
+    jurisdiction: Mapped[str | None] = mapped_column(sa.String(6))
+    """That of its invitation; None: undeclared."""
     name: Mapped[str] = mapped_column(sa.String(200))
     public_key: Mapped[bytes] = mapped_column(unique=True)
     """Raw Ed25519 key, 32 bytes; the former one of a rotation is in former_client_keys."""

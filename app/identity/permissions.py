@@ -20,7 +20,9 @@ class Scope(StrEnum):
 
 
 _FEDERATION, _ORGANISATION, _OWN = Scope.FEDERATION, Scope.ORGANISATION, Scope.OWN
-_STAFF = (Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, Role.VIEWER)
+_STAFF = (Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, Role.DATA_STEWARD, Role.VIEWER)
+
+_BUDGET_READERS = (Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, Role.DATA_STEWARD)
 
 
 def _row(*in_organisation: Role, own: tuple[Role, ...] = ()) -> Mapping[Role, Scope]:
@@ -38,6 +40,9 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "organisations:create": _row(),
         "organisations:read": _row(*_STAFF),
         "organisations:limit": _row(Role.PRIVACY_OFFICER),
+        "data_rules:read": _row(*_STAFF),
+        "data_rules:set": _row(Role.DATA_STEWARD),
+        "data_rules:try": _row(Role.PRIVACY_OFFICER, Role.DATA_STEWARD),
         "members:create": _row(),
         "members:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
         "members:update": _row(),
@@ -77,11 +82,11 @@ PERMISSIONS: Mapping[str, Mapping[Role, Scope]] = MappingProxyType(
         "updates:create": _CLIENT_ONLY,
         "updates:read": _row(Role.COORDINATOR, Role.AUDITOR, own=(Role.CLIENT,)),
         "releases:read": _row(*_STAFF, own=(Role.CLIENT,)),
-        "budgets:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
+        "budgets:read": _row(*_BUDGET_READERS, own=(Role.CLIENT,)),
         "budgets:grant": _row(Role.PRIVACY_OFFICER),
         "budgets:recheck": _row(),
         "violations:read": _row(Role.COORDINATOR, Role.PRIVACY_OFFICER, Role.AUDITOR),
-        "audit:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR, own=(Role.CLIENT,)),
+        "audit:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR, Role.DATA_STEWARD, own=(Role.CLIENT,)),
         "audit:export": _row(Role.AUDITOR),
         "security_events:read": _row(Role.PRIVACY_OFFICER, Role.AUDITOR),
         "security_events:resolve": _row(),

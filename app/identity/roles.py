@@ -14,6 +14,7 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"  # plans and runs federated fine-tuning
     PRIVACY_OFFICER = "privacy_officer"  # sees budgets and certificates, grants budget
     AUDITOR = "auditor"  # reads everything that is recorded, changes nothing
+    DATA_STEWARD = "data_steward"  # sets what the organisation's data may be used for
     VIEWER = "viewer"  # reads runs, rounds and releases of the organisation
     CLIENT = "client"  # a training client: its own assignments, updates and budget
 

@@ -19,7 +19,7 @@ from pydantic import (
 )
 
 from app.core.networks import read_network
-from app.core.strict import Delta, Epsilon, Name, Region, RenyiOrder, StrictModel
+from app.core.strict import Delta, Epsilon, Jurisdiction, Name, Region, RenyiOrder, StrictModel
 from app.identity.capability import AssessedCapability, Capability
 from app.identity.models import Approval, ClientState
 
@@ -165,12 +165,15 @@ class EnrolmentIn(StrictModel):
     model_config = example(
         organisation_id=_ID,
         region="eu-west-1",
+        jurisdiction="IE",
         budget={"kind": "basic", "epsilon": 8.0, "delta": 1e-5},
         expires_in_s=_DAY_S,
     )
 
     organisation_id: UUID
     region: Region
+    jurisdiction: Jurisdiction | None = None
+    """Whose law the client's data are under, by ISO 3166, as you declare it; data rules may ask for it."""
     budget: BudgetTerms | None = None
     """The server's default where it is left out."""
     expires_in_s: Annotated[int, Field(strict=True, ge=1, le=30 * _DAY_S)] = _DAY_S
@@ -184,6 +187,7 @@ class EnrolmentView(View):
     id: UUID
     organisation_id: UUID
     region: str
+    jurisdiction: str | None
     budget: BudgetTerms
     approval: Approval
     expires_at: datetime
@@ -279,6 +283,8 @@ class ClientView(View):
     id: UUID
     organisation_id: UUID
     region: str
+    jurisdiction: str | None
+    """As its invitation declared it."""
     name: str
     state: ClientState
     capability: AssessedCapability

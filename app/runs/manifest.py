@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from app.core.strict import Hex64
+from app.core.strict import Hex64, Term
 from app.runs.sending import TWO_TURNS, WireDtype, WireTensor, sketched_shapes, wire_tensors
 from app.runs.training import BaseModelRef, Lora, Part, Task, TensorShape, Training, Word
 
@@ -218,6 +218,14 @@ class Buffered(Part):
     """The most releases that may lie between an update's adapter and the buffer that takes it."""
 
 
+class Use(Part):
+    """What the data are used for, as whoever plans the run declares it. Data rules may ask for it."""
+
+    purpose: Term
+    data_categories: Annotated[tuple[Term, ...], Field(min_length=1, max_length=20)]
+    """Every kind of data that clients are asked to train on."""
+
+
 class Manifest(Part):
     """All that a run is. Its canonical form is hashed when the run starts and never changes after."""
 
@@ -235,6 +243,8 @@ class Manifest(Part):
     round_deadline_s: Annotated[float, Field(ge=1, le=30 * 86_400, allow_inf_nan=False, strict=True)]
     buffered: Buffered | None = None
     """Null: every round waits for its cohort, and takes updates of its own adapter alone."""
+    use: Use | None = None
+    """Null: nothing is declared, and a data rule that asks for it denies the run."""
 
     @field_validator("tensors")
     @classmethod
@@ -361,5 +371,6 @@ EXAMPLE: dict[str, Any] = {
     "quorum": {"min_updates": 2, "max_updates": 8, "seal": None},
     "round_deadline_s": 600.0,
     "buffered": None,
+    "use": {"purpose": "spam-filtering", "data_categories": ["email"]},
 }
 """A manifest that can be started as it stands; documentation and tests start from it."""

@@ -21,7 +21,7 @@ from app.identity.roles import Principal, Role
 from app.rounds import queries as rounds
 from app.rounds.models import Round
 from app.rounds.schemas import RoundOut
-from app.runs import projecting, queries, service
+from app.runs import projecting, queries, ruling, service
 from app.runs.models import Run
 from app.runs.schemas import ManifestIn, RunHistory, RunIn, RunOut, RunStep, StopIn
 from app.runs.states import RunState
@@ -155,14 +155,17 @@ def price_run(run_id: UUID, session: SessionDep, principal: CanPriceRuns) -> Run
 
 @router.post("/{run_id}/start", status_code=202, response_model=RunOut)
 def start_run(
-    run_id: UUID, request: Request, session: SessionDep, principal: CanStartRuns
+    run_id: UUID, request: Request, session: SessionDep, settings: SettingsDep, principal: CanStartRuns
 ) -> RunOut | Response:
     """Fix the manifest, reserve the whole schedule on every client's account, and open the first round.
 
     When an account does not cover it, nothing is reserved, the run becomes `refused`, and the answer is 409
-    `budget_exceeded`: with what was asked, what is left and the ceiling, where you may see that account.
+    `budget_exceeded`: with what was asked, what is left and the ceiling, where you may see that account. When
+    a data rule denies it, the run becomes `refused` as well, and the answer is 403 `data_rule_denied`.
     """
-    run = service.start(session, principal, run_id)
+    run = service.start(session, principal, run_id, region=settings.region)
+    if run.reason_code == ruling.DENIED[0]:
+        return problem(request, ruling.refusal(session, principal, run, region=settings.region))
     if run.state is RunState.REFUSED:  # returned and not raised: the run's new state is to be committed
         return problem(request, projecting.refusal(session, principal, run))
     return _shown(session, principal, run)
@@ -174,10 +177,18 @@ def pause_run(run_id: UUID, session: SessionDep, principal: CanControlRuns) -> R
     return _shown(session, principal, service.pause(session, principal, run_id))
 
 
-@router.post("/{run_id}/resume", status_code=202)
-def resume_run(run_id: UUID, session: SessionDep, principal: CanControlRuns) -> RunOut:
-    """Go on with the next round. A round that was aborted is not repeated: it has used its number."""
-    return _shown(session, principal, service.resume(session, principal, run_id))
+@router.post("/{run_id}/resume", status_code=202, response_model=RunOut)
+def resume_run(
+    run_id: UUID, request: Request, session: SessionDep, settings: SettingsDep, principal: CanControlRuns
+) -> RunOut | Response:
+    """Go on with the next round. A round that was aborted is not repeated: it has used its number.
+
+    When a data rule denies the round, the run stays paused, and the answer is 403 `data_rule_denied`.
+    """
+    run = service.resume(session, principal, run_id, region=settings.region)
+    if run.reason_code == ruling.DENIED[0]:  # returned and not raised: the decision is to be committed
+        return problem(request, ruling.refusal(session, principal, run, region=settings.region))
+    return _shown(session, principal, run)
 
 
 @router.post("/{run_id}/stop", status_code=202)

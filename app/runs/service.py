@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.audit.record import Action
 from app.budget.arithmetic import AmountInvalid
+from app.budget.periods import hold_accounts
 from app.budget.queries import accounts_of_clients
 from app.core.canonical import canonical_sha256
 from app.core.db import act_as, notify
@@ -23,7 +24,7 @@ from app.identity.models import Client, ClientState
 from app.identity.roles import Principal
 from app.jobs.queue import enqueue
 from app.releases.queries import release_for
-from app.runs import queries, rounds
+from app.runs import queries, rounds, ruling
 from app.runs.charges import is_charged, require_covered, reservation
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
@@ -245,10 +246,11 @@ def refuse(session: Session, run_id: UUID, *, version: int, code: str, reason: s
     return True
 
 
-def start(session: Session, principal: Principal, run_id: UUID) -> Run:
+def start(session: Session, principal: Principal, run_id: UUID, *, region: str | None = None) -> Run:
     """Freeze and hash the manifest, reserve the whole schedule for every client, open the first round.
 
-    When an account no longer covers it, nothing is reserved and the run becomes `refused`.
+    When a data rule denies it, or an account no longer covers it, nothing is reserved and the run becomes
+    `refused`. `region` is that of this process, which data rules may ask for.
     """
     queries.run_for(session, principal, run_id, "runs:start")
     run = queries.lock_run(session, run_id)
@@ -260,9 +262,15 @@ def start(session: Session, principal: Principal, run_id: UUID) -> Run:
     run.manifest = manifest
     run.manifest_sha256 = canonical_sha256(manifest)
     session.flush()
-    if is_charged(manifest) and not reserve_for_all(session, run, actor=principal.actor):
-        code, reason = OVER_BUDGET
+    hold_accounts(session, queries.client_ids_of(session, run_id))
+    refused = None
+    if ruling.decide(session, run, region=region, actor=principal.actor):
+        refused = ruling.DENIED
+    elif is_charged(manifest) and not reserve_for_all(session, run, actor=principal.actor):
         note_ceiling_hit(session, run)
+        refused = OVER_BUDGET
+    if refused is not None:
+        code, reason = refused
         advance(session, run_id, RunState.REFUSED, actor=principal.actor, reason_code=code, reason=reason)
     else:
         advance(session, run_id, RunState.RUNNING, actor=principal.actor, started_at=sa.func.now())
@@ -293,8 +301,10 @@ def pause(session: Session, principal: Principal, run_id: UUID, *, reason: str |
     return queries.lock_run(session, run_id)
 
 
-def resume(session: Session, principal: Principal, run_id: UUID) -> Run:
+def resume(session: Session, principal: Principal, run_id: UUID, *, region: str | None = None) -> Run:
     """Go on: open the next round unless one is under way; a run without further rounds is finished.
+
+    Paused again, with the reason, where a data rule denies the next round.
 
     A round that was aborted has used its number, and stays charged to those who sent for it. Raises
     ClaimRefuted for a run of which nothing can be released any more.
@@ -302,7 +312,7 @@ def resume(session: Session, principal: Principal, run_id: UUID) -> Run:
     queries.run_for(session, principal, run_id, "runs:control")
     advance(session, run_id, RunState.RUNNING, actor=principal.actor, reason_code=None, reason=None)
     rounds.require_not_refuted(session, queries.lock_run(session, run_id))
-    _go_on(session, run_id, actor=principal.actor)
+    _go_on(session, run_id, actor=principal.actor, region=region)
     return queries.lock_run(session, run_id)
 
 
@@ -327,11 +337,14 @@ def stop(session: Session, principal: Principal, run_id: UUID, *, reason: str) -
     return run
 
 
-def after_publish(session: Session, run_id: UUID, *, actor: str) -> None:
-    """Called by the publish job in its transaction: open the next round, or finish the run."""
+def after_publish(session: Session, run_id: UUID, *, actor: str, region: str | None = None) -> None:
+    """Called by the publish job in its transaction: open the next round, or finish the run.
+
+    Or pause it, where a data rule denies the next round.
+    """
     run = queries.lock_run(session, run_id)
     if run.state is RunState.RUNNING:
-        _go_on(session, run_id, actor=actor)
+        _go_on(session, run_id, actor=actor, region=region)
     elif run.state is RunState.PAUSED and not rounds.has_further(session, run):
         _finish(session, run_id, actor=actor)
     else:
@@ -348,16 +361,19 @@ def after_abort(session: Session, run_id: UUID, *, code: str, reason: str, actor
         rounds.audit_when_over(session, run)
 
 
-def _go_on(session: Session, run_id: UUID, *, actor: str) -> None:
+def _go_on(session: Session, run_id: UUID, *, actor: str, region: str | None) -> None:
     run = queries.lock_run(session, run_id)
     if rounds.is_under_way(session, run_id):
         return
     rounds.pass_over(session, run, actor=actor)
-    if rounds.has_further(session, run):
+    if not rounds.has_further(session, run):
+        _finish(session, run_id, actor=actor)
+    elif ruling.decide(session, run, region=region, actor=actor):
+        code, reason = ruling.DENIED
+        advance(session, run_id, RunState.PAUSED, actor=actor, reason_code=code, reason=reason)
+    else:
         rounds.open_next(session, run, actor=actor)
         notify(session, CHANNEL, str(run_id))
-    else:
-        _finish(session, run_id, actor=actor)
 
 
 def _finish(session: Session, run_id: UUID, *, actor: str) -> None:

@@ -12,8 +12,10 @@ from app.core.db import Database
 from app.core.errors import IllegalTransition
 from app.core.ids import new_id
 from app.core.settings import Settings
-from app.identity.roles import Principal
+from app.identity.roles import Principal, Role
 from app.jobs.models import Job
+from app.policies.rules import PeriodCeiling, Rules
+from app.policies.service import set_rules
 from app.rounds import lifecycle
 from app.rounds.models import Round
 from app.rounds.states import RoundState
@@ -73,6 +75,34 @@ def test_of_two_runs_that_do_not_fit_together_one_starts_and_the_other_is_refuse
             account = account_of_client(session, client_id)
             assert account.reserved == 3_900_000_000
             assert verify_chain(session, account.id).holds
+
+
+def test_of_two_runs_of_which_a_data_rule_allows_one_in_a_period_one_starts(
+    database: Database, database_url: str, tmp_path: Path
+) -> None:
+    """Both fit the accounts; whoever is judged second finds what the first has reserved."""
+    with database.run_tx("set up") as session:
+        federation = Federation(session, settings_of(database_url, tmp_path), delta=2e-5)
+        runs = [federation.priced().id, federation.priced().id]
+        owner, coordinator = federation.organisation.id, federation.coordinator
+        steward = Principal(id=new_id(), organisation_id=owner, role=Role.DATA_STEWARD)
+        rules = Rules(epsilon_per_period=PeriodCeiling(epsilon=5.0, days=30))
+        set_rules(session, steward, owner, rules=rules)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.run_tx("start") as session:
+            assert service.start(session, coordinator, runs[0]).state is RunState.RUNNING
+            other = pool.submit(_state_after_start, database, coordinator, runs[1])
+            _until_somebody_waits(database)
+        assert other.result(timeout=30) == (RunState.REFUSED, "data_rule_denied")
+
+
+def _state_after_start(
+    database: Database, coordinator: Principal, run_id: UUID
+) -> tuple[RunState, str | None]:
+    with database.run_tx("start") as session:
+        run = service.start(session, coordinator, run_id)
+        return run.state, run.reason_code
 
 
 def test_a_round_that_is_sealed_while_its_run_is_stopped_is_finished(

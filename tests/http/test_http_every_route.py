@@ -17,8 +17,10 @@ from app.core.ids import new_id
 from app.http.deps import Requires
 from app.identity.models import ApiKey, Client, MemberSession
 from app.identity.permissions import PERMISSIONS
-from app.identity.roles import Role
+from app.identity.roles import Principal, Role
 from app.main import api_routes, declared
+from app.policies.rules import Rules
+from app.policies.service import set_rules
 from app.releases.models import Release
 from app.rounds.states import RoundState
 from tests.builders import build_account, build_organisation, build_round, build_run, clients_of, principal_of
@@ -85,8 +87,8 @@ def example(document: dict[str, Any], method: str, path: str) -> dict[str, Any]:
 
 
 def filled(path: str, ids: dict[str, Any]) -> str:
-    """The path with these ids, and with ids of nothing for the rest."""
-    return path.format_map(defaultdict(uuid4, ids))
+    """The path with these ids, with ids of nothing for the rest, and with the first version of anything."""
+    return path.format_map(defaultdict(uuid4, {"version": 1} | ids))
 
 
 @pytest.fixture
@@ -116,6 +118,7 @@ def strangers(session: Session) -> dict[str, Any]:
     )
     session.add(signed_in)
     session.flush()
+    set_rules_elsewhere(session, run.organisation_id)
     key = session.scalars(sa.select(ApiKey.id).where(ApiKey.member_id == owner.principal.id)).one()
     return {
         "run_id": run.id,
@@ -129,6 +132,12 @@ def strangers(session: Session) -> dict[str, Any]:
         "member_id": owner.principal.id,
         "session_id": signed_in.id,
     }
+
+
+def set_rules_elsewhere(session: Session, organisation_id: UUID) -> None:
+    """The first version of the organisation's data rules."""
+    steward = Principal(id=new_id(), organisation_id=organisation_id, role=Role.DATA_STEWARD)
+    set_rules(session, steward, organisation_id, rules=Rules(smallest_cohort=3))
 
 
 def note_elsewhere(session: Session, organisation_id: UUID) -> UUID:

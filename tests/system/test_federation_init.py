@@ -79,6 +79,9 @@ def test_a_federation_is_made_from_one_file_and_repeating_it_makes_only_what_lac
         assert "made: run first run" in done
         runs = federation.ask("GET", "/runs")["items"]
         assert [run["name"] for run in runs] == ["first run"]
+        assert runs[0]["manifest"]["use"]["purpose"] == "letter-triage"
+        clients = federation.ask("GET", "/clients")["items"]
+        assert sorted(client["jurisdiction"] for client in clients) == ["DE", "DE", "PT"]
 
         def state() -> str:
             return str(federation.ask("GET", f"/runs/{runs[0]['id']}")["state"])

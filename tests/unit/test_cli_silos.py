@@ -25,6 +25,7 @@ def refusal(path: Path, text: str) -> str:
 def test_the_example_is_a_federation() -> None:
     found = read_federation(EXAMPLE)
     assert [found.region_of(one) for one in found.silos] == ["eu-central-1", "eu-central-1", "eu-west-1"]
+    assert [found.jurisdiction_of(one) for one in found.silos] == ["DE", "DE", "PT"]
     assert [one.folder for one in found.silos] == ["klinik-aachen", "klinik-bonn", "hospital-lisboa"]
     proposed = found.policy_of(found.silos[0])
     assert isinstance(proposed, Policy)
@@ -36,6 +37,7 @@ def test_the_example_is_a_federation() -> None:
     [
         ("version: 1", "version: 2", "version"),
         ("region: eu-central-1\n", "", "region"),
+        ("jurisdiction: PT", "jurisdiction: Portugal", "silos.2.jurisdiction"),
         ("  unit: example", "  unit: example\n  unlimited: true", "budget.unlimited"),
         ("epsilon: 8.0", "epsilon: .inf", "budget.epsilon"),
         ("delta: 1.0e-5", "delta: 1e-5", "budget.delta"),

@@ -9,7 +9,14 @@ from app.core.errors import Forbidden
 from app.identity.permissions import PERMISSIONS, Scope, held_by, require_grantable, scope_of
 from app.identity.roles import Principal, Role
 
-READS_IN_ORGANISATION = {"organisations:read", "clients:read", "runs:read", "rounds:read", "releases:read"}
+READS_IN_ORGANISATION = {
+    "organisations:read",
+    "clients:read",
+    "runs:read",
+    "rounds:read",
+    "releases:read",
+    "data_rules:read",
+}
 OWN_ACCOUNT = {
     "api_keys:create",
     "api_keys:read",
@@ -49,11 +56,14 @@ IN_ORGANISATION = {
         "organisations:limit",
         "audit:read",
         "security_events:read",
+        "data_rules:try",
     },
     Role.AUDITOR: READS_IN_ORGANISATION
     | {"members:read", "enrolments:read", "updates:read", "budgets:read", "violations:read"}
     | {"evidence:read", "standings:read", "certificates:read"}
     | {"audit:read", "audit:export", "security_events:read"},
+    Role.DATA_STEWARD: READS_IN_ORGANISATION
+    | {"data_rules:set", "data_rules:try", "budgets:read", "audit:read"},
     Role.VIEWER: READS_IN_ORGANISATION,
 }
 
