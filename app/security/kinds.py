@@ -44,6 +44,7 @@ KINDS: Mapping[str, Kind] = {
     "update_copied": Kind(0.8, Advice.HOLD_CLIENTS),
     "update_norm_odd": Kind(0.4, Advice.REVIEW_EVIDENCE),
     "update_too_soon": Kind(0.7, Advice.ASK_OWNER),
+    "update_untrained": Kind(0.8, Advice.ASK_OWNER),
 }
 
 

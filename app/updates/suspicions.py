@@ -13,50 +13,58 @@ from sqlalchemy.orm import Session
 
 from app.identity.roles import Principal
 from app.rounds.models import Round
+from app.rounds.queries import adapter_at
 from app.runs.models import Run
 from app.runs.sending import TWO_TURNS
 from app.security import events
 from app.security.models import Severity
 from app.updates.models import Update
 
-STEP_S = 0.001
-"""No local step is faster, on whatever machine. It is a forward and a backward pass through the base model
-and a clip of every example's gradient: hundreds of operations, each of which waits for the one before.
-Starting one of them takes a GPU some microseconds, however small the model."""
+STEP_S = 1e-4
+"""No local step is faster, on whatever machine. A step without a single example, which is all that a client
+without data does, still draws noise for each tensor and moves it: dozens of operations in a row, each of
+which costs microseconds to begin. The bundled client takes a millisecond for it, for the smallest of models.
+"""
 
 
 def note_haste(
     session: Session, principal: Principal, update: Update, *, trained_from: Round, run: Run
 ) -> None:
-    """Note an update that was announced sooner after its adapter could be had than it can be trained.
+    """Note an update whose client never asked for the adapter, or sooner after it than it can be trained.
 
-    By the database's clock alone, which every gateway shares; the time that downloads take is given away.
+    By the database's clock alone, which every gateway shares; the time that the download takes is given away.
     """
-    least_s = STEP_S * run.manifest["training"]["local_steps"]
-    reads_no_data = run.manifest["lora"]["method"] in TWO_TURNS and trained_from.number % 2 == 0
-    if trained_from.cohort_secret or trained_from.opened_at is None or reads_no_data:
+    if trained_from.cohort_secret or _needs_no_training(run, trained_from):
         return
+    steps: int = run.manifest["training"]["local_steps"]
     moment: datetime = session.scalars(sa.select(sa.func.clock_timestamp())).one()
-    taken_s = (moment - trained_from.opened_at).total_seconds()
-    if taken_s >= least_s:
+    asked_at = adapter_at(session, trained_from.id, principal.id)
+    least_s = STEP_S * steps
+    taken_s = None if asked_at is None else max(0.0, (moment - asked_at).total_seconds())
+    if taken_s is not None and taken_s >= least_s:
         return
     events.note(
         session,
-        kind="update_too_soon",
+        kind="update_untrained" if taken_s is None else "update_too_soon",
         subject=f"client:{principal.id}",
         organisation_id=principal.organisation_id,
         severity=Severity.WARNING,
-        score=1.0 - max(0.0, taken_s) / least_s,
+        score=None if taken_s is None else 1.0 - taken_s / least_s,
         evidence={
             "update_id": str(update.id),
             "round_id": str(trained_from.id),
-            "opened_at": trained_from.opened_at.isoformat(),
+            "adapter_asked_at": None if asked_at is None else asked_at.isoformat(),
             "announced_at": moment.isoformat(),
-            "taken_s": round(taken_s, 3),
+            "taken_s": None if taken_s is None else round(taken_s, 4),
             "least_s": least_s,
-            "local_steps": run.manifest["training"]["local_steps"],
+            "local_steps": steps,
         },
     )
+
+
+def _needs_no_training(run: Run, round_: Round) -> bool:
+    """The second message about one training says what the first left out, and reads no data."""
+    return run.manifest["lora"]["method"] in TWO_TURNS and round_.number % 2 == 0
 
 
 def note_copies(session: Session, principal: Principal, update: Update, *, round_: Round) -> None:
