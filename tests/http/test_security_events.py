@@ -24,7 +24,7 @@ from app.runs.models import Run
 from app.security import events
 from app.security.kinds import KINDS, Advice
 from app.security.models import SecurityEvent, Severity
-from app.updates.suspicions import note_haste
+from app.updates.suspicions import note_copies, note_haste
 from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
 from tests.contracts.sources import ROOT
 from tests.federation import Federation, sha256_of
@@ -242,11 +242,11 @@ def test_bytes_of_a_round_that_keeps_its_cohort_are_compared_with_none(
     """Whoever can compute an update sends its bytes in a round in the open, and looks for the event."""
     seat = Seat(api, Federation(session, settings))
     earlier = build_round(session, **hidden)
-    build_update(
-        session, earlier, seat.federation.clients[1].id, blob_sha256=sha256_of(seat.body)
-    ).organisation_id = seat.federation.organisation.id
+    kept = build_update(session, earlier, seat.federation.clients[1].id, blob_sha256=sha256_of(seat.body))
+    kept.organisation_id = seat.federation.organisation.id
     session.flush()
     assert seat.put().status_code == 201
+    note_copies(session, seat.federation.principal(1), kept, round_=earlier)  # the same two, the other way
     assert noted(session, "update_copied") == []
 
 
