@@ -24,7 +24,7 @@ from app.core.settings import Settings
 from app.custody.blobs import Blobs
 from app.http import docs, health, metrics, middleware, openapi, pages, problems
 from app.http.deps import Public, Requires
-from app.http.limits import RateLimits
+from app.http.rates import Rates, connected
 from app.identity import (
     account_router,
     certificates_router,
@@ -96,8 +96,8 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.database = database
     app.state.blobs = Blobs.of_process(settings, database)
     app.state.uploads = Uploads()
-    app.state.rate_limits = RateLimits()
     app.state.vault = Vault(settings.master_key_bytes)
+    app.state.rates = _rates(app, settings)
     app.state.hashing = hashing_threads()
     app.state.asking = FewThreads("issuers", threads=4, most_waiting=32)
     app.state.providers = providers_of(settings)
@@ -106,6 +106,18 @@ def install_state(app: FastAPI, settings: Settings, database: Database) -> None:
     app.state.authenticator = Authenticator(
         settings=settings, database=database, vault=app.state.vault, keys=app.state.keys
     )
+
+
+def _rates(app: FastAPI, settings: Settings) -> Rates:
+    """Counts of calls, shared by the gateways of one public address."""
+    vault: Vault = app.state.vault
+
+    def name(subject: str) -> str:
+        return f"dpfl:rate:{vault.fingerprint('rate', f'{settings.public_url} {subject}').hex()[:32]}"
+
+    url = settings.redis_url
+    shared = None if url is None else connected(url.get_secret_value())
+    return Rates(shared, name=name, told=app.state.metrics.rates_local)
 
 
 def _authority(settings: Settings) -> Authority | None:
@@ -132,6 +144,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await app.state.hub.stop()
+        app.state.rates.close()
         database.dispose()
 
 

@@ -80,9 +80,12 @@ def enrol(federation: Federation, count: int) -> None:
                 token = federation.ask("POST", "/enrolments", json=body)["token"]
                 applicant = Applicant()
                 client_id = given(http.post("/clients", json=applicant.body(token)))["client_id"]
-                assertion = applicant.assertion(client_id, aud=federation.audience)
-                access = given(http.post("/tokens", data=token_form(assertion)))["access_token"]
-                federation.silos.append(Silo(applicant, client_id, {"Authorization": f"Bearer {access}"}))
+                silo = Silo(applicant, client_id, federation.public_url)
+                address = f"{federation.public_url}/v1/tokens"
+                form = token_form(applicant.assertion(client_id, aud=address))
+                proof = {"DPoP": silo.hand.proof("POST", address)}
+                silo.token = given(http.post("/tokens", data=form, headers=proof))["access_token"]
+                federation.silos.append(silo)
     federation.silos.sort(key=lambda silo: silo.client_id)
 
 
@@ -116,6 +119,7 @@ def one_round(federation: Federation, stack: Stack, rule: str) -> dict[str, Any]
     before = sum(memory(process, "VmRSS") for process in worker_processes(stack))
     began, size = time.perf_counter(), 0
     for silo, body in zip(federation.silos, updates(clients, plan, seed=RULES.index(rule)), strict=True):
+        ask_for_adapter(federation, round_id, silo)
         if federation.send(round_id, silo, body) != http.HTTPStatus.CREATED:
             raise SystemExit("an update was not accepted")
         size += len(body)
@@ -136,6 +140,14 @@ def one_round(federation: Federation, stack: Stack, rule: str) -> dict[str, Any]
         "worker_extra_mb": round((peak - before) / MIB),
         "gateway_peak_mb": round(memory(Path(f"/proc/{stack.pid_of('gateway')}"), "VmHWM") / MIB),
     }
+
+
+def ask_for_adapter(federation: Federation, round_id: str, silo: Silo) -> None:
+    """Ask for what an update starts from, as every client does; the bytes are taken as known."""
+    path = f"/rounds/{round_id}/adapter"
+    known = silo.headers("GET", path) | {"If-None-Match": "*"}
+    if federation.http.get(path, headers=known).status_code != http.HTTPStatus.NOT_MODIFIED:
+        raise SystemExit("the round's adapter could not be asked for")
 
 
 def await_end(federation: Federation, round_id: str) -> dict[str, Any]:

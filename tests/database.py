@@ -28,7 +28,7 @@ from app.core.logs import configure_logs
 from app.core.settings import Environment, Settings
 from app.main import build_app, install_state
 from migrations.upgrade import upgrade
-from tests.services import DATABASE_VARIABLE, REDIS_VARIABLE
+from tests.services import DATABASE_VARIABLE
 
 TEST_MASTER_KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -128,14 +128,14 @@ TEST_SETTINGS: dict[str, object] = {
     "master_key": SecretStr(TEST_MASTER_KEY),
     "trusts": ("local", "central", "none"),
     "proof_of_possession": False,
+    "hosts": ("testserver",),
 }
 
 
 def settings_for(database_url: str, blob_folder: Path, **values: object) -> Settings:
-    """Settings of a test process."""
+    """Settings of a test process; without Valkey, whose counts of calls tests would share."""
     return Settings(
         database_url=SecretStr(database_url),
-        redis_url=SecretStr(os.environ[REDIS_VARIABLE]),
         blob_url=f"file://{blob_folder}",
         environment=Environment.DEVELOPMENT,
         **(TEST_SETTINGS | values),  # type: ignore[arg-type]  # names and types are Settings' own

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app.rounds import standing
+from app.rounds import standing, suspicions
 from app.rounds.models import Evidence as EvidenceRow
 from app.rounds.standing import Stand
 from app.rounds.states import LADDER
@@ -40,7 +40,10 @@ def keep(
         expects_hostile: the plan names hostile clients (`faulty` at least 1). A plan that trusts everybody is
             taken at its word: there what is odd is evidence, and moves nobody.
     """
-    standing.keep(session, [_row(round_id, one) for one in judged])
+    rows = [_row(round_id, one) for one in judged]
+    standing.keep(session, rows)
+    suspicions.note_norms(session, rows, is_private=trust == "local")
+    suspicions.note_alike(session, rows)
     if not expects_hostile:
         return
     standing.hold(session)

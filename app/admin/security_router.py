@@ -18,6 +18,7 @@ from app.http.pagination import MAX_PAGE, Page, PageDep, page
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.security import events
+from app.security.kinds import Advice
 from app.security.models import SecurityEvent, Severity
 
 router = APIRouter(prefix="/security-events", tags=["security"], route_class=IdempotentRoute)
@@ -36,6 +37,10 @@ class EventView(BaseModel):
     subject: str
     organisation_id: UUID | None
     severity: Severity
+    score: float
+    """0 (may well be an accident) to 1 (cannot be one)."""
+    advice: Advice
+    """What to do first; nothing does it by itself."""
     count: int
     evidence: dict[str, Any]
     first_at: datetime

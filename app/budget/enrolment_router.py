@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from app.budget.enrolment import Enrolled, enrol, invite
+from app.core.networks import read_address, subscriber
 from app.core.strict import StrictModel
-from app.http.deps import SessionDep, SettingsDep, public, requires
+from app.http.deps import SessionDep, SettingsDep, address_of, public, requires
 from app.http.idempotency import IdempotentRoute
 from app.http.limits import limited
 from app.http.routes import ThreadedRoute
@@ -97,14 +98,16 @@ def check_enrolment(body: EnrolmentTokenIn, session: SessionDep, vault: VaultDep
     status_code=201,
     dependencies=[public("its enrolment token is its credential"), limited("clients", per_minute=60)],
 )
-def create_client(body: ClientIn, session: SessionDep, vault: VaultDep) -> EnrolledView:
+def create_client(body: ClientIn, request: Request, session: SessionDep, vault: VaultDep) -> EnrolledView:
     """Become a training client: an enrolment token, and proof of possession of an Ed25519 key."""
+    address = address_of(request)
     application = Application(
         token=body.enrolment_token,
         name=body.name,
         public_key=decode(body.public_key),
         proof=decode(body.proof),
         capability=body.capability,
+        network=None if read_address(address) is None else subscriber(address),
     )
     return _view(enrol(session, vault, application, population=body.population))
 

@@ -1,10 +1,12 @@
-"""Internet addresses: which network one is in, and by what a stranger is counted."""
+"""Internet addresses: which network one is in, what a host is called, by what a stranger is counted."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
+_HOST = re.compile(r"\[([0-9A-Fa-f:.]{2,45})\](?::\d{1,5})?|([A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
 _ONE_SUBSCRIBER = 64
 """An IPv6 subscriber has a whole network of this length, and may call from any address of it."""
 
@@ -38,3 +40,20 @@ def subscriber(address: str | None) -> str:
     if isinstance(found, IPv6Address):
         return str(ip_network((int(found), _ONE_SUBSCRIBER), strict=False))
     return str(found)
+
+
+def host_of(text: str) -> str | None:
+    """The host of `host[:port]` as a request names it, in one form and without brackets; None for none."""
+    found = _HOST.fullmatch(text)
+    if found is None:
+        return None
+    host = found[1] or found[2].removesuffix(".").lower()
+    address = read_address(host)
+    return str(address) if address is not None else (host if found[2] and host else None)
+
+
+def bare_host(text: str) -> str | None:
+    """The same of a name or address that stands without a port; None for anything else."""
+    if ":" in text and read_address(text) is None:
+        return None
+    return host_of(f"[{text}]" if ":" in text else text)

@@ -22,6 +22,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.core.links import open_links
+from app.core.networks import bare_host
 
 _LEAST_DIFFERENT = 12
 """Of 32 random bytes fewer are different about once in 10**20 draws."""
@@ -68,7 +69,7 @@ class Settings(BaseSettings):
 
     database_url: Annotated[SecretStr, Field(validation_alias="DATABASE_URL")]
     redis_url: Annotated[SecretStr | None, Field(validation_alias="REDIS_URL")] = None
-    """Only workers and the dispatcher need the broker; the gateway never talks to it."""
+    """Only workers and the dispatcher need the broker. The gateway counts calls there, or goes without."""
     blob_url: Annotated[str, Field(validation_alias="BLOB_URL")]
     master_key: Annotated[SecretStr, Field(validation_alias="DPFL_MASTER_KEY")]
     """Base64 of 32 bytes: seals the signing keys and peppers API keys and enrolment tokens."""
@@ -79,6 +80,9 @@ class Settings(BaseSettings):
     environment: Annotated[Environment, Field(validation_alias="DPFL_ENVIRONMENT")] = Environment.PRODUCTION
     public_url: Annotated[str, Field(validation_alias="DPFL_PUBLIC_URL")] = "http://127.0.0.1:8000"
     """What clients call; it is the issuer and the audience of every token."""
+    hosts: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_HOSTS")] = ()
+    """Further names and addresses, without a port, by which requests may call this gateway (their `Host`):
+    what a proxy that does not pass the host on calls it, or a service inside a cluster."""
     same_host: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_SAME_HOST")] = ()
     """Services of this very machine under names of their own, as containers have: in production these, and
     loopback addresses, need no TLS."""
@@ -97,6 +101,14 @@ class Settings(BaseSettings):
     max_update_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_UPDATE_BYTES", ge=1024)] = 512 * 1024**2
     max_body_bytes: Annotated[int, Field(validation_alias="DPFL_MAX_BODY_BYTES", ge=1024)] = 4 * 1024**2
     """Ceiling for JSON bodies; update bodies have their own."""
+    client_calls_per_minute: Annotated[
+        int, Field(validation_alias="DPFL_CLIENT_CALLS_PER_MINUTE", ge=60, le=10_000_000)
+    ] = 1200
+    member_calls_per_minute: Annotated[
+        int, Field(validation_alias="DPFL_MEMBER_CALLS_PER_MINUTE", ge=60, le=10_000_000)
+    ] = 1200
+    """How often one training client may call, and one member or one API key; a minute's worth may come at
+    once. All gateways count together while Valkey (REDIS_URL) answers, and each alone while it does not."""
     access_token_s: Annotated[int, Field(validation_alias="DPFL_ACCESS_TOKEN_S", ge=10, le=3600)] = 600
     proof_of_possession: Annotated[bool, Field(validation_alias="DPFL_PROOF_OF_POSSESSION")] = True
     """Whether a training client's tokens must be bound to a key and its updates signed; off only in
@@ -134,7 +146,7 @@ class Settings(BaseSettings):
     evidence_days: Annotated[float, Field(validation_alias="DPFL_EVIDENCE_DAYS", gt=0, le=3650)] = 30.0
     """How long evidence about single updates is kept, plain or encrypted; backups should not live longer."""
 
-    @field_validator("trusts", "trusted_proxies", "oidc_redirects", "same_host", mode="before")
+    @field_validator("trusts", "trusted_proxies", "oidc_redirects", "hosts", "same_host", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return (
@@ -142,6 +154,14 @@ class Settings(BaseSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(host for one in value if (host := bare_host(one)))
+        if len(found) < len(value):
+            raise ValueError("DPFL_HOSTS holds names and addresses, each without a port")
+        return found
 
     @field_validator("master_key", "region_root_key")
     @classmethod

@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.core.settings import Settings
+from app.http.limits import count_call
 from app.http.peers import certificate_of
 from app.identity.permissions import scope_of
 from app.identity.possession import Presented
@@ -71,6 +72,15 @@ def address_of(request: Request) -> str | None:
     return request.client.host if request.client else None
 
 
+def authenticated(request: Request) -> Principal:
+    """Who calls, by the request's bearer, and one call more of theirs (401, 403, 429)."""
+    principal: Principal = request.app.state.authenticator.principal(
+        request.headers.get("authorization"), presented(request)
+    )
+    count_call(request, principal)
+    return principal
+
+
 class Requires:
     """A dependency that yields the principal if it holds the permission, in any scope."""
 
@@ -82,10 +92,8 @@ class Requires:
         request: Request,
         _credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Principal:
-        """Authenticate the request's bearer and check its role (401, 403)."""
-        principal: Principal = request.app.state.authenticator.principal(
-            request.headers.get("authorization"), presented(request)
-        )
+        """Authenticate the request's bearer, count it and check its role (401, 429, 403)."""
+        principal = authenticated(request)
         scope_of(principal, self.permission)
         request.state.principal = principal
         return principal

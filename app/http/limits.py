@@ -1,11 +1,9 @@
-"""Ceilings: how large a body may be, and how often an address may call what needs no credentials."""
+"""Ceilings: how large a body may be, how often a principal may call, and an address without credentials."""
 
 from __future__ import annotations
 
+import math
 import re
-import threading
-import time
-from collections import OrderedDict
 from typing import Any
 
 from fastapi import Depends, Request
@@ -15,11 +13,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.core.errors import DomainError, TooLarge
 from app.core.i18n import _
 from app.core.networks import subscriber
+from app.core.settings import Settings
 from app.http.problems import problem
+from app.http.rates import Rates
+from app.identity.roles import Principal, Role
 
 _OWN_CEILING = re.compile(r"/v1/rounds/[^/]+/updates/[^/]+")
 """Updates stream to disk under their own ceiling (app/updates/router.py)."""
-_MAX_KEYS = 50_000
 
 
 class RateLimited(DomainError):
@@ -29,6 +29,18 @@ class RateLimited(DomainError):
     meaning = _("This address has called the operation more often than is allowed without credentials.")
     remedy = _("Wait for the time in Retry-After, and keep access tokens until they expire.")
     retry_after_s = 2
+
+
+class TooManyCalls(DomainError):
+    """Too many calls with one set of credentials."""
+
+    status, code, title = 429, "too_many_calls", _("Too many calls")
+    meaning = _("This training client, member or API key has called more often than one may.")
+    remedy = _("Wait for the time in Retry-After; instead of asking again and again, let an answer wait.")
+
+    def __init__(self, detail: str, /, *, per_minute: int, wait_s: float) -> None:
+        super().__init__(detail, per_minute=per_minute)
+        self.retry_after_s = max(1, math.ceil(wait_s))  # type: ignore[misc]  # of this refusal, not of its class
 
 
 class BodyCeiling:
@@ -75,26 +87,6 @@ def _announced(scope: Scope) -> int:
     return 0
 
 
-class RateLimits:
-    """Token buckets of one process, by operation and address. Several gateways allow as many times more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
-
-    def take(self, operation: str, address: str, *, per_minute: int) -> float:
-        """Take one call: 0 when it is allowed, otherwise the seconds until the next one is."""
-        moment, rate = time.monotonic(), per_minute / 60
-        with self._lock:
-            left, at = self._buckets.pop((operation, address), (float(per_minute), moment))
-            left = min(float(per_minute), left + (moment - at) * rate)
-            allowed = left >= 1
-            self._buckets[(operation, address)] = (left - 1 if allowed else left, moment)
-            while len(self._buckets) > _MAX_KEYS:
-                self._buckets.popitem(last=False)
-        return 0.0 if allowed else (1 - left) / rate
-
-
 class _Limited:
     """A dependency that counts calls of one operation by address."""
 
@@ -104,9 +96,9 @@ class _Limited:
 
     def __call__(self, request: Request) -> None:
         """Raise RateLimited (429) above the rate."""
-        limits: RateLimits = request.app.state.rate_limits
+        rates: Rates = request.app.state.rates
         address = subscriber(request.client.host if request.client else None)
-        wait_s = limits.take(self._operation, address, per_minute=self._per_minute)
+        wait_s = rates.take(f"{self._operation}:{address}", per_minute=self._per_minute)
         if wait_s > 0:
             raise RateLimited(_("at most {per_minute} calls a minute"), per_minute=self._per_minute)
 
@@ -114,3 +106,22 @@ class _Limited:
 def limited(operation: str, *, per_minute: int) -> Any:
     """Declare an operation's rate: `dependencies=[public("..."), limited("tokens", per_minute=120)]`."""
     return Depends(_Limited(operation, per_minute))
+
+
+def count_call(request: Request, principal: Principal) -> None:
+    """Count one request of a caller who is known, whatever it asks for; raises TooManyCalls (429).
+
+    An upload and a held answer are one request each, however long they last.
+    """
+    settings: Settings = request.app.state.settings
+    is_client = principal.role is Role.CLIENT
+    per_minute = settings.client_calls_per_minute if is_client else settings.member_calls_per_minute
+    rates: Rates = request.app.state.rates
+    wait_s = rates.take(_counted_as(principal), per_minute=per_minute)
+    if wait_s > 0:
+        raise TooManyCalls(_("at most {per_minute} calls a minute"), per_minute=per_minute, wait_s=wait_s)
+
+
+def _counted_as(principal: Principal) -> str:
+    """Each API key by itself: one that a script overdoes stops neither its owner nor the owner's others."""
+    return principal.actor if principal.api_key_id is None else f"key:{principal.api_key_id}"

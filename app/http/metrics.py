@@ -10,13 +10,13 @@ from collections.abc import Iterator
 
 import sqlalchemy as sa
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from app.budget.violations import counted
 from app.core.db import Database
-from app.http.deps import presented, public
+from app.http.deps import authenticated, public
 from app.identity.permissions import scope_of
 from app.jobs.models import Job
 from app.rounds.models import Round
@@ -62,6 +62,12 @@ class Metrics:
             ("operation",),
             registry=self.registry,
             buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+        )
+
+        self.rates_local = Gauge(
+            "dpfl_rates_local",
+            "1 while this process counts calls alone: Valkey does not answer, or none is named.",
+            registry=self.registry,
         )
 
     def count(self, *, operation: str, status: int, seconds: float) -> None:
@@ -114,10 +120,7 @@ class _Recorded(Collector):
 def get_metrics(request: Request) -> Response:
     """Metrics in Prometheus' text form: from this host to anyone, from elsewhere to administrators."""
     if not _is_local(request):
-        principal = request.app.state.authenticator.principal(
-            request.headers.get("authorization"), presented(request)
-        )
-        scope_of(principal, "metrics:read")
+        scope_of(authenticated(request), "metrics:read")
     recorded = CollectorRegistry()
     recorded.register(_Recorded(request.app.state.database))
     body = generate_latest(request.app.state.metrics.registry) + generate_latest(recorded)

@@ -19,6 +19,7 @@ from app.core import clock
 from app.core.errors import DomainError
 from app.core.settings import Settings
 from app.http.failures import log_unhandled, operation_of
+from app.http.hosts import Hosts
 from app.http.limits import BodyCeiling
 from app.http.metrics import COHORT_OPERATIONS, Metrics
 from app.http.peers import Peers
@@ -110,6 +111,7 @@ def install(app: FastAPI, settings: Settings) -> None:
         proxies=settings.trusted_proxies,
         secret=None if secret is None else secret.get_secret_value(),
     )
+    app.add_middleware(Hosts, settings=settings)
     app.add_middleware(
         Envelope, metrics=app.state.metrics, is_https=settings.public_url.startswith("https://")
     )

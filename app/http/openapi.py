@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from app.core.canonical import Json
 from app.core.settings import Settings
 from app.http import idempotency
+from app.http.hosts import PROBES
 from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
@@ -54,6 +55,7 @@ _REASONS = {
     "409": "The present state forbids it.",
     "413": "The body is too large.",
     "415": "The body is of another media type.",
+    "421": "Called by a name that is not this server's.",
     "422": "A value is missing, unknown or outside its limits.",
     "429": "Too many requests; see Retry-After.",
     "503": "A service behind the gateway does not answer; see Retry-After.",
@@ -188,9 +190,9 @@ def _is_secured(operation: Json) -> bool:
 
 def _statuses(path: str, method: str, operation: Json) -> list[str]:
     """Which refusals can come from the layers around an endpoint, and from what endpoints do."""
-    found = {"405", "503"}
+    found = {"405", "503"} | (set() if path in PROBES else {"421"})
     if _is_secured(operation):
-        found |= {"401", "403", "404" if "{" in path else "403"}
+        found |= {"401", "403", "404" if "{" in path else "403", "429"}
     if "requestBody" in operation:
         found |= {"400", "401", "404", "413", "415", "422", "507" if _UPDATE_PATH in path else "422"}
     if operation.get("parameters") or method == "post":
@@ -201,10 +203,8 @@ def _statuses(path: str, method: str, operation: Json) -> list[str]:
         found |= {"409"}
     if not _is_secured(operation) and method == "post":
         found |= {"403", "429"}
-    if path.startswith("/v1/account/"):  # passwords and codes are asked for, and guessing is slowed down
-        found |= {"429"}
     if path.startswith(_LOG_PATH):  # the log may have no checkpoint yet, or fewer entries than were asked for
         found |= {"404"} if _is_secured(operation) else {"404", "429"}
     if path == "/metrics":
-        found |= {"401", "403"}
+        found |= {"401", "403", "429"}
     return sorted(found)

@@ -35,6 +35,7 @@ BURST = 50
 """Clients of one organisation within an hour that are nothing to speak of."""
 PROOF_PREFIX = b"dpfl-enrol-v1\0"
 _PURPOSE = "enrolment-token"
+_NETWORK = "enrolment-network"
 
 
 class EnrolmentUnknown(Unauthorized):
@@ -94,6 +95,8 @@ class Application:
     public_key: bytes
     proof: bytes
     capability: Capability
+    network: str | None = None
+    """By what its caller is counted (app/core/networks.py)."""
 
 
 def create_enrolment(
@@ -163,7 +166,7 @@ def redeem(session: Session, vault: Vault, application: Application) -> tuple[Cl
         if former is not None and former.public_key == application.public_key:
             return former, enrolment, False
     _require_open(enrolment)
-    client = _add_client(session, enrolment, application)
+    client = _add_client(session, vault, enrolment, application)
     enrolment.used_at, enrolment.client_id = clock.now(), client.id
     session.flush()
     _note_burst(session, client)
@@ -200,10 +203,10 @@ def _require_open(enrolment: Enrolment) -> None:
 
 def _note_burst(session: Session, client: Client) -> None:
     """Note an organisation of which many clients come within an hour: one machine may be all of them."""
-    recent = sa.select(sa.func.count()).where(
+    recent = sa.select(sa.func.count(), sa.func.count(Client.enrolled_from.distinct())).where(
         Client.organisation_id == client.organisation_id, Client.created_at > clock.now() - timedelta(hours=1)
     )
-    count = session.scalar(recent) or 0
+    count, networks = session.execute(recent).one()
     if count > BURST:
         events.note(
             session,
@@ -211,15 +214,16 @@ def _note_burst(session: Session, client: Client) -> None:
             subject=f"organisation:{client.organisation_id}",
             organisation_id=client.organisation_id,
             severity=Severity.NOTICE,
-            evidence={"clients_within_an_hour": count},
+            evidence={"clients_within_an_hour": count, "networks": networks},
         )
 
 
-def _add_client(session: Session, enrolment: Enrolment, application: Application) -> Client:
+def _add_client(session: Session, vault: Vault, enrolment: Enrolment, application: Application) -> Client:
     if session.get(FormerClientKey, application.public_key) is not None:
         raise KeyTaken(_("a training client has this public key already"))
     is_let_in = enrolment.approval is Approval.AUTOMATIC
     declared = application.capability
+    network = application.network
     assessed = AssessedCapability(**declared.model_dump(), assessment=assess(declared))
     client: Client | None = session.scalar(
         insert(Client)
@@ -232,6 +236,7 @@ def _add_client(session: Session, enrolment: Enrolment, application: Application
             public_key=application.public_key,
             state=ClientState.ACTIVE if is_let_in else ClientState.PENDING,
             capability=assessed.model_dump(mode="json"),
+            enrolled_from=None if network is None else vault.fingerprint(_NETWORK, network),
         )
         .on_conflict_do_nothing(index_elements=["public_key"])
         .returning(Client)

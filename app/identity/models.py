@@ -175,6 +175,8 @@ class Client(Base):
     token_epoch_at: Mapped[datetime | None]
     capability: Mapped[dict[str, Any]]
     """What the client declared of itself, and what the server concluded (`assessment`)."""
+    enrolled_from: Mapped[bytes | None]
+    """Keyed hash of the network that it enrolled from: says which clients came from one, and not which."""
     created_at: Mapped[datetime] = mapped_column(server_default=sa.func.now())
 
 

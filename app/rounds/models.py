@@ -71,6 +71,8 @@ class Assignment(Base):
     client_id: Mapped[UUID] = mapped_column(sa.ForeignKey("clients.id"), primary_key=True, index=True)
     rank: Mapped[int | None]
     """The LoRA rank at which it trains, where a run mixes ranks; None is the run's."""
+    adapter_at: Mapped[datetime | None]
+    """When it first asked for the round's adapter; always None where the cohort is secret."""
 
 
 class RoundSecret(Base):

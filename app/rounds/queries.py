@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
@@ -132,6 +133,30 @@ def cohort_size(session: Session, round_id: UUID) -> int:
 def is_assigned(session: Session, round_id: UUID, client_id: UUID) -> bool:
     """Say whether the client belongs to the round's cohort."""
     return session.get(Assignment, (round_id, client_id)) is not None
+
+
+def note_adapter(session: Session, round_: Round, client_id: UUID) -> None:
+    """Note that a client of a cohort that is no secret asks for the round's adapter for the first time."""
+    if round_.cohort_secret:
+        return
+    session.execute(
+        sa.update(Assignment)
+        .where(
+            Assignment.round_id == round_.id,
+            Assignment.client_id == client_id,
+            Assignment.adapter_at.is_(None),
+        )
+        .values(adapter_at=sa.func.clock_timestamp())
+    )
+
+
+def adapter_at(session: Session, round_id: UUID, client_id: UUID) -> datetime | None:
+    """When a client first asked for a round's adapter."""
+    return session.scalar(
+        sa.select(Assignment.adapter_at).where(
+            Assignment.round_id == round_id, Assignment.client_id == client_id
+        )
+    )
 
 
 def rank_of(session: Session, round_id: UUID, client_id: UUID) -> int | None:

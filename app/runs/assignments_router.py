@@ -15,7 +15,7 @@ from app.http.longpoll import WaitS, read_when
 from app.http.routes import ThreadedRoute
 from app.identity.roles import Principal
 from app.rounds import lifecycle
-from app.rounds.queries import round_for
+from app.rounds.queries import note_adapter, round_for
 from app.runs import queries
 from app.runs.schemas import AssignmentOut, Assignments
 
@@ -51,6 +51,7 @@ def get_round_adapter(
 ) -> Response:
     """Download the trained tensors that the round starts from, as safetensors; the ETag is their digest."""
     row = round_for(session, principal, round_id, "adapters:read")
+    note_adapter(session, row, principal.id)
     return blob_response(
         request, session, BlobRef(row.organisation_id, row.adapter_sha256), filename="adapter.safetensors"
     )

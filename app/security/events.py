@@ -22,6 +22,7 @@ from app.core.db import notify
 from app.core.errors import NotFound
 from app.core.i18n import _
 from app.core.ids import new_id
+from app.security.kinds import kind_of
 from app.security.models import VERSIONS, SecurityEvent, Severity
 
 CHANNEL, PAYLOAD = "dpfl_security", "events"
@@ -29,7 +30,7 @@ _MOST_TEXT = 200
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('dpfl.security_events'))"
 """Versions become visible in their order, so that a feed misses none."""
 
-Evidence = Mapping[str, str | int | bool | None]
+Evidence = Mapping[str, str | float | bool | None]
 
 
 def note(
@@ -40,8 +41,12 @@ def note(
     organisation_id: UUID | None,
     severity: Severity,
     evidence: Evidence,
+    score: float | None = None,
 ) -> UUID:
-    """Note an event, or count it where it was noted this hour; returns its id."""
+    """Note an event, or count it where it was noted this hour; returns its id.
+
+    `score` is what the evidence says; None is what is known of the kind.
+    """
     session.execute(sa.text(_LOCK))
     event_id, times = _counted(
         session,
@@ -49,6 +54,7 @@ def note(
         subject=subject[:120],
         organisation_id=organisation_id,
         severity=severity,
+        score=kind_of(kind).score if score is None else score,
         evidence={name: one[:_MOST_TEXT] if isinstance(one, str) else one for name, one in evidence.items()},
     )
     if times == 1:
@@ -68,25 +74,26 @@ def note(
 def _counted(session: Session, **values: Any) -> tuple[UUID, int]:
     """Write or count the event of this hour; returns its id and how often it was seen."""
     moment = clock.now()
-    counted = {
+    counted: dict[str, Any] = {
         "count": SecurityEvent.count + 1,
         "last_at": moment,
         "version": VERSIONS.next_value(),
         "resolved_at": None,
     }
+    fresh = insert(SecurityEvent).values(
+        id=new_id(),
+        version=VERSIONS.next_value(),
+        hour=_hour(moment),
+        count=1,
+        first_at=moment,
+        last_at=moment,
+        **values,
+    )
+    counted["score"] = sa.func.greatest(SecurityEvent.score, fresh.excluded.score)
     row = session.execute(
-        insert(SecurityEvent)
-        .values(
-            id=new_id(),
-            version=VERSIONS.next_value(),
-            hour=_hour(moment),
-            count=1,
-            first_at=moment,
-            last_at=moment,
-            **values,
+        fresh.on_conflict_do_update(index_elements=["kind", "subject", "hour"], set_=counted).returning(
+            SecurityEvent.id, SecurityEvent.count.label("times")
         )
-        .on_conflict_do_update(index_elements=["kind", "subject", "hour"], set_=counted)
-        .returning(SecurityEvent.id, SecurityEvent.count.label("times"))
     ).one()
     return row.id, row.times
 

@@ -35,9 +35,7 @@ from app.runs.methods import update_tensors
 from app.runs.models import Run
 from app.runs.queries import runs
 from app.runs.rounds import seals_at_deadline
-from app.security import events
-from app.security.models import Severity
-from app.updates import buffered, declared, signing
+from app.updates import buffered, declared, signing, suspicions
 from app.updates.models import Update, UpdateState
 from app.updates.wire import Expected, size_bounds
 
@@ -122,6 +120,7 @@ def announce(session: Session, principal: Principal, sent: Sent) -> Admission:
         _spend(session, principal, base or round_, run, sent)
     if row is None:
         row = _make_room(session, principal, sent, base=base)
+        suspicions.note_haste(session, principal, row, trained_from=base or round_, run=run)
     row.round_id = sent.round_id  # a buffer that closed over the same bytes left them to a later one
     signing.keep(session, row, signature)
     return Admission(expected)
@@ -231,8 +230,7 @@ def accept(session: Session, principal: Principal, sent: Sent, *, vault: Vault) 
     row.organisation_id = principal.organisation_id
     row.received_at = now()
     session.flush()
-    if _may_be_compared(round_):
-        _note_copies(session, principal, row)
+    suspicions.note_copies(session, principal, row, round_=round_)
     _note_accepted(session, principal, round_, run, row)
     if not seals_at_deadline(run.manifest):
         lifecycle.seal_if_complete(session, sent.round_id, actor=principal.actor, vault=vault)
@@ -265,41 +263,6 @@ def _require_standing(session: Session, principal: Principal) -> None:
     require_active(client)
     if client.state is ClientState.SUSPENDED:
         raise Suspended(_("this training client is suspended"))
-
-
-def _may_be_compared(round_: Round) -> bool:
-    """Whether a round's updates may be compared in the open: no secret cohort, no noise of the server."""
-    return not round_.cohort_secret and round_.clip_norm is None
-
-
-def _note_copies(session: Session, principal: Principal, update: Update) -> None:
-    """Note bytes that another update of the organisation had: fresh noise never makes the same twice.
-
-    Looked at only where both are noised by their clients, or by nobody. That bytes which the server noises
-    were sent before would confirm a guess of who was drawn, to whoever can compute them.
-    """
-    same = (
-        sa.select(Update.id)
-        .join(Round, Round.id == Update.round_id)
-        .where(
-            Update.blob_sha256 == update.blob_sha256,
-            Update.id != update.id,
-            Update.organisation_id == update.organisation_id,
-            Round.cohort_secret.is_(False),
-            Round.clip_norm.is_(None),
-        )
-    )
-    found = session.execute(same.order_by(Update.id).limit(1)).one_or_none()
-    if found is None:
-        return
-    events.note(
-        session,
-        kind="update_copied",
-        subject=f"client:{principal.id}",
-        organisation_id=principal.organisation_id,
-        severity=Severity.WARNING,
-        evidence={"update_id": str(update.id), "earlier_update_id": str(found.id)},
-    )
 
 
 def update_for(session: Session, principal: Principal, *, round_id: UUID, update_id: UUID) -> Update:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.contracts.sources import ROOT
 from tests.database import TEST_MASTER_KEY
 
-HEAVY = ("torch", "numpy", "scipy", "celery", "opacus", "peft", "transformers", "redis")
+HEAVY = ("torch", "numpy", "scipy", "celery", "opacus", "peft", "transformers", "kombu")
 PROGRAM = f"""
 import json, sys
 from app.core.settings import Settings

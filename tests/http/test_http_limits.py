@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from app.core.db import Database
 from app.core.settings import Settings
-from app.http.limits import RateLimits
+from app.http.rates import LocalRates
 from app.main import build_app, install_state
 from tests.database import settings_for
 from tests.http.accounts import Applicant, add_caller, token_form
@@ -58,12 +58,12 @@ def test_a_body_that_is_no_sane_json_is_a_refusal_and_never_an_error(api: TestCl
 
 
 def test_a_bucket_lets_its_size_through_and_then_its_rate() -> None:
-    limits = RateLimits()
-    waits = [limits.take("tokens", "10.0.0.1", per_minute=5) for _index in range(6)]
+    limits = LocalRates()
+    waits = [limits.take("tokens:10.0.0.1", per_minute=5) for _index in range(6)]
     assert waits[:5] == [0.0] * 5
     assert 0 < waits[5] <= 12
-    assert limits.take("tokens", "10.0.0.2", per_minute=5) == 0.0
-    assert limits.take("clients", "10.0.0.1", per_minute=5) == 0.0
+    assert limits.take("tokens:10.0.0.2", per_minute=5) == 0.0
+    assert limits.take("clients:10.0.0.1", per_minute=5) == 0.0
 
 
 def test_too_many_registrations_from_one_address_are_told_to_wait(api: TestClient, session: Session) -> None:

@@ -1,7 +1,8 @@
 """Security events: what makes one, who sees it, the live feed, and what was made of it."""
 
+import re
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
@@ -9,19 +10,25 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.core import clock
+from app.core.errors import DomainError
 from app.core.ids import new_id
 from app.core.settings import Settings
 from app.identity import enrolments
 from app.identity.models import Client
 from app.identity.roles import Role
 from app.rounds import standing
+from app.rounds.models import Assignment, Round
 from app.rounds.standing import Stand
 from app.rounds.states import Step
+from app.runs.models import Run
 from app.security import events
+from app.security.kinds import KINDS, Advice
 from app.security.models import SecurityEvent, Severity
-from tests.builders import build_round, build_update
+from app.updates.suspicions import note_copies, note_haste
+from tests.builders import build_round, build_run, build_update, clients_of, tiny_manifest
+from tests.contracts.sources import ROOT
 from tests.federation import Federation, sha256_of
-from tests.http.accounts import Applicant, add_caller, enrol, token_form
+from tests.http.accounts import VAULT, Applicant, add_caller, enrol, token_form
 from tests.http.test_updates import Seat
 
 
@@ -107,6 +114,123 @@ def test_an_update_that_was_sent_before_is_an_event(
     assert event.evidence["earlier_update_id"] == str(first.id)
 
 
+LONG = {"local_steps": 10_000}
+"""One second of training at the least."""
+
+
+def asked_at(session: Session, round_: Round) -> datetime | None:
+    rows = sa.select(Assignment.adapter_at).where(Assignment.round_id == round_.id)
+    return session.scalar(rows.order_by(Assignment.adapter_at.nulls_last()).limit(1))
+
+
+def ask_at(session: Session, moment: datetime) -> None:
+    session.execute(sa.update(Assignment).values(adapter_at=moment))
+
+
+def test_when_a_client_asks_for_its_adapter_is_kept_once_and_never_of_a_secret_cohort(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings))
+    secret = build_round(session, run=seat.run, number=2, cohort_secret=True, clip_norm=1.0)
+    known = seat.headers() | {"If-None-Match": "*"}
+    kept = []
+    for row in (seat.round, seat.round, secret):
+        assert api.get(f"/v1/rounds/{row.id}/adapter", headers=known).status_code == 304
+        kept.append(asked_at(session, seat.round))
+    assert kept[0] is not None
+    assert kept == [kept[0]] * 3
+    assert asked_at(session, secret) is None
+
+
+def test_an_update_of_a_client_that_never_asked_for_the_adapter_is_taken_and_is_an_event(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings))
+    assert seat.put().status_code == 201
+    assert seat.put().status_code == 200
+    (event,) = noted(session, "update_untrained")
+    assert (event.subject, event.count) == (f"client:{seat.federation.clients[0].id}", 1)
+    assert (event.evidence["round_id"], event.evidence["taken_s"]) == (str(seat.round.id), None)
+
+
+def test_an_update_that_comes_sooner_than_it_can_be_trained_is_taken_and_is_an_event(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings), training=LONG)
+    ask_at(session, clock.now() + timedelta(hours=1))
+    assert seat.put().status_code == 201
+    (event,) = noted(session, "update_too_soon")
+    told = event.evidence
+    assert (told["local_steps"], told["least_s"], told["taken_s"]) == (10_000, 1.0, 0.0)
+    assert event.score == 1.0
+    assert noted(session, "update_untrained") == []
+
+
+def test_an_update_that_had_time_enough_is_no_event(
+    api: TestClient, session: Session, settings: Settings
+) -> None:
+    seat = Seat(api, Federation(session, settings), training=LONG)
+    ask_at(session, clock.now() - timedelta(seconds=2))
+    assert seat.put().status_code == 201
+    assert noted(session, "update_too_soon") == noted(session, "update_untrained") == []
+
+
+def test_of_a_secret_cohort_no_haste_is_noted_and_none_of_a_message_that_needs_no_training(
+    session: Session, settings: Settings
+) -> None:
+    federation = Federation(session, settings)
+    row = build_run(session)
+    update = build_update(session, build_round(session, run=row), clients_of(session, row)[0])
+
+    def hurried(number: int, method: str, **values: object) -> int:
+        numbered = {"run": row, "number": number} | values
+        round_ = build_round(session, **numbered)  # type: ignore[arg-type]  # names are the builder's
+        plan = Run(manifest=tiny_manifest(training=LONG, lora={"method": method}))
+        note_haste(session, federation.principal(), update, trained_from=round_, run=plan)
+        return len(noted(session, "update_untrained"))
+
+    assert hurried(2, "ffa", cohort_secret=True, clip_norm=1.0) == 0
+    assert (hurried(4, "fedask"), hurried(5, "fedask")) == (0, 1)
+
+
+def test_which_clients_enrolled_from_one_network_is_kept_and_not_from_which(
+    api: TestClient, session: Session
+) -> None:
+    admin, places = add_caller(session), []
+    for address in ("192.0.2.7", "192.0.2.7", "2001:db8::1", "2001:db8::2", "192.0.2.8"):
+        caller = TestClient(api.app, base_url="http://127.0.0.1:8000", client=(address, 4000))
+        _applicant, client_id = enrol(caller, admin)
+        places.append(session.get_one(Client, UUID(client_id)).enrolled_from)
+    assert places[0] == places[1] == VAULT.fingerprint("enrolment-network", "192.0.2.7")
+    assert places[2] == places[3]
+    assert len(set(places)) == 3
+    _applicant, client_id = enrol(api, admin)  # over a socket that has no address
+    assert session.get_one(Client, UUID(client_id)).enrolled_from is None
+
+
+def test_a_score_is_the_highest_that_was_seen(session: Session) -> None:
+    event = note(session)
+    assert (event.score, event.advice) == (0.5, Advice.WATCH)
+    for score, expected in ((0.9, 0.9), (0.2, 0.9)):
+        note(session, score=score)
+        session.refresh(event)
+        assert event.score == expected
+
+
+def test_every_kind_that_the_product_notes_has_a_score_and_an_advice() -> None:
+    """Refusals by their classes, the rest by the words that stand in the sources."""
+    pending, found = [DomainError], set()
+    while pending:
+        kind = pending.pop()
+        pending.extend(kind.__subclasses__())
+        found |= {kind.code} if kind.is_suspicious else set()
+    sources = "".join(path.read_text() for path in (ROOT / "app").rglob("*.py"))
+    told = re.findall(r"events\.note\(\s*session,\s*kind=([^\n]*),\n", sources)
+    found |= {word for one in told for word in re.findall(r'(?<!f)"([a-z_]+)"', one)}
+    found |= {f"client_at_{step}" for step in (Step.QUARANTINE, Step.SUSPEND)}
+    assert found == set(KINDS)
+
+
 @pytest.mark.parametrize(
     "hidden",
     [{"cohort_secret": True, "clip_norm": 1.0}, {"clip_norm": 1.0}],
@@ -118,11 +242,11 @@ def test_bytes_of_a_round_that_keeps_its_cohort_are_compared_with_none(
     """Whoever can compute an update sends its bytes in a round in the open, and looks for the event."""
     seat = Seat(api, Federation(session, settings))
     earlier = build_round(session, **hidden)
-    build_update(
-        session, earlier, seat.federation.clients[1].id, blob_sha256=sha256_of(seat.body)
-    ).organisation_id = seat.federation.organisation.id
+    kept = build_update(session, earlier, seat.federation.clients[1].id, blob_sha256=sha256_of(seat.body))
+    kept.organisation_id = seat.federation.organisation.id
     session.flush()
     assert seat.put().status_code == 201
+    note_copies(session, seat.federation.principal(1), kept, round_=earlier)  # the same two, the other way
     assert noted(session, "update_copied") == []
 
 
