@@ -176,6 +176,14 @@ def _restore_examples(schemas: Json, route: RouteContext) -> None:
             schemas[model.__name__]["examples"] = extra["examples"]
 
 
+def _without_null(schema: Json) -> None:
+    """A parameter that is left out is absent: an address and a header have no null."""
+    told = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(told) == 1:
+        del schema["anyOf"]
+        schema |= told[0]
+
+
 def _close_patterns(node: Any) -> None:
     """Say that a key which fits no pattern is refused: by itself a pattern leaves every other key free."""
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
@@ -189,6 +197,8 @@ def _complete(path: str, method: str, operation: Json, route: RouteContext) -> N
     name = getattr(route.endpoint, "__name__", "")
     operation["operationId"] = name
     operation["summary"] = name.replace("_", " ").capitalize()
+    for parameter in operation.get("parameters", []):
+        _without_null(parameter["schema"])
     responses = operation["responses"]
     for status in _statuses(path, method, operation):
         responses[status] = {

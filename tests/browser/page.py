@@ -80,6 +80,7 @@ class SwaggerUi:
     driver: Chrome
     url: str
     pictures: Path
+    downloads: Path
     taken: list[str] = field(default_factory=list)
 
     def open(self) -> None:
@@ -129,14 +130,12 @@ class SwaggerUi:
         self._click(block.find_element(By.CSS_SELECTOR, ".opblock-summary-control"))
         return answer
 
-    def example(self, tag: str, operation: str) -> Any:
-        """The body that the page offers before anything is filled in."""
+    def download(self, tag: str, operation: str) -> Path:
+        """Take the file that the last answer of an operation offers."""
         block = self._opened(tag, operation)
-        self._try_out(block)
-        offered = self._find("textarea.body-param__text", within=block).get_attribute("value")
-        self.picture(f"{operation}-example", of=block)
+        self._click(self._find(".live-responses-table a[download]", within=block))
         self._click(block.find_element(By.CSS_SELECTOR, ".opblock-summary-control"))
-        return json.loads(offered or "null")
+        return self._await(lambda: next(self.downloads.glob("*.jsonl"), None))
 
     def complaints(self) -> list[str]:
         """What the browser itself complained of: broken policy, missing files, script errors."""

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from app.audit.verify import verify
 from cli.embedded.stack import Stack, running_stack
 from tests.browser.page import Answer, SwaggerUi, browser
 from tests.builders import tiny_manifest
@@ -70,7 +71,7 @@ def day(tmp_path: Path) -> Iterator[Day]:
     ):
         key = json.loads(stack.admin_file.read_text())["api_key"]
         federation = Federation(stack.url, api_key=key)
-        ui = SwaggerUi(driver, stack.url, pictures)
+        ui = SwaggerUi(driver, stack.url, pictures, tmp_path / "downloads")
         yield Day(ui, stack, federation)
         federation.close()
 
@@ -288,6 +289,8 @@ def export_the_log(day: Day) -> None:
     """The whole audit log, as the page offers it."""
     exported = day.ui.call("audit", "export_audit_log")
     assert exported.status == 200
+    with day.ui.download("audit", "export_audit_log").open("rb") as file:
+        assert verify(file).shown > 50
     entries = day.done("audit", "list_audit_entries")["items"]
     acts = {one["action"] for one in entries}
     assert {"job.retried", "standing.reversed", "signing_keys.rotated"} <= acts
