@@ -107,14 +107,14 @@ def serve(folder: Path, database_url: str) -> tuple[subprocess.Popen[bytes], str
         "DPFL_PORT": str(port),
     }
     command = [sys.executable, "-m", "app"]
-    subprocess.run([*command, "bootstrap"], env=variables, check=True, timeout=60, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, "bootstrap"], env=variables, check=True, timeout=180, stdout=subprocess.DEVNULL)
     with (folder / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, env=variables, stderr=log)
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
-            httpx2.get(f"{url}/readyz").raise_for_status()
+            httpx2.get(f"{url}/readyz", timeout=60).raise_for_status()
             return process, url, str(json.loads((folder / "admin.json").read_text())["api_key"])
         except httpx2.ConnectError:
             if time.monotonic() > deadline or process.poll() is not None:
@@ -128,7 +128,9 @@ def served(database_url: str, database: Database, folder: Path) -> Iterator[Gate
     """A gateway with a member of every role, a training client, and objects in several states."""
     process, url, admin_key = serve(folder, database_url)
     try:
-        with httpx2.Client(base_url=url, headers={"Authorization": f"Bearer {admin_key}"}) as http:
+        with httpx2.Client(
+            base_url=url, timeout=60, headers={"Authorization": f"Bearer {admin_key}"}
+        ) as http:
             organisation = http.get("/v1/organisations").json()["items"][0]["id"]
             told = {role.value: member(http, organisation, role) for role in Role if role is not Role.CLIENT}
             told |= {Role.ADMIN.value: f"Bearer {admin_key}"}
