@@ -11,10 +11,13 @@ PLANTED = {
     "key.pem": "-----BEGIN PRIVATE " + "KEY-----\nMC4CAQAwBQYDK2VwBCIE\n",
     "cloud.py": 'KEY = "AKIA' + 'QYLPMN5HHHFPZAM2"\n',
     "settings.py": 'URL = "postgresql://dpfl:' + 'h0rsefeathers@db.hospital.org/x"\n',
-    "forge.txt": "token ghp" + "_wWPw5k4aXcaT4fNP0UcnZwJUVFk6LO0pINUx\n",
+    "forge.txt": "token ghp" + "_wWPw5k4aXcaT4fNP0" + "UcnZwJUVFk6LO0pINUx\n",
     "session.md": "Bearer eyJhbGciOiJFZERTQSJ9" + ".eyJzdWIiOiJhZG1pbiJ9" + ".c2lnbmVkLWJ5LXVzLXdpdGg\n",
-    "sealed.py": 'MASTER = "q7Jp2vXw8LmZ0aTn' + '4RkYc1BsDfGhUe6iOo3PlKjMxW9="\n',
-    "ours.json": '{"api_key": "dpfl_live_fCmWFB80_95TrO93x' + 'UvhD6F73nt6iaXS16k2vUYecJcBaV7JBXYu0ERFEx"}\n',
+    "sealed.py": 'MASTER = "q7Jp2vXw8Lm' + "Z0aTn4RkYc1BsDf" + 'GhUe6iOo3PlKjMxW9="\n',
+    "ours.json": '{"api_key": "dpfl_live_fCmWF'
+    + "B80_95TrO93xUvhD6F7"
+    + "3nt6iaXS16k2vUY"
+    + 'ecJcBaV7JBX"}\n',
 }
 
 
