@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TORCH_ARGS
 
-.PHONY: setup demo demo-clients up test check gates openapi messages bench-setup clean
+.PHONY: setup demo demo-clients up test test-browser fuzz check gates openapi messages bench-setup clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -36,12 +36,23 @@ up: setup
 test: setup
 	$(RUN) -m pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
+# Swagger UI in headless Chromium, as an administrator uses it; a screenshot of each step in out/browser.
+test-browser: setup
+	$(RUN) -m tests.browser.preflight
+	.venv/bin/pip install -q -c constraints.txt -e '.[browser]'
+	$(RUN) -m pytest -n 0 tests/browser/swagger_ui.py $(ARGS)
+
+# Every operation as every role, for longer than the suite has time: -k auditor tries one role.
+fuzz: setup
+	$(RUN) -m pytest -n 0 -s tests/fuzz/every_role.py $(ARGS)
+
 check: setup
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/bandit -q -r -c pyproject.toml app workers engines modelling client cli demo migrations
+	$(RUN) -m tests.secret_scan
 	for file in docker/*.Dockerfile; do .venv/bin/hadolint $$file || exit 1; done
 	.venv/bin/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
 	$(RUN) -m cli.catalogs check

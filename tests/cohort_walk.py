@@ -144,7 +144,7 @@ def readable(api: TestClient) -> list[tuple[str, str]]:
     """Every GET endpoint that needs credentials, with its permission."""
     assert isinstance(api.app, FastAPI)
     return [
-        (str(route.path), rule.permission)
+        (str(route.path_format), rule.permission)
         for route in api_routes(api.app)
         for rule in declared(route)
         if isinstance(rule, Requires) and "GET" in (route.methods or ())

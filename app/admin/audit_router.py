@@ -9,7 +9,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import AwareDatetime
 from sqlalchemy.orm import Session
 
 from app.admin import audit_access as access
@@ -30,6 +29,7 @@ from app.audit.record import Action
 from app.audit.sequencer import CHANNEL, GROWN
 from app.core.db import Database
 from app.core.i18n import _
+from app.core.strict import Moment
 from app.http.deps import SessionDep, public, requires
 from app.http.limits import limited
 from app.http.longpoll import WaitS, read_when
@@ -75,8 +75,8 @@ def list_audit_entries(
         str | None,
         Query(max_length=100, pattern=_PATTERN, description="Only acts of this one, as `kind:id`."),
     ] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only acts from then on.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Only acts before then.")] = None,
+    since: Annotated[Moment | None, Query(description="Only acts from then on.")] = None,
+    until: Annotated[Moment | None, Query(description="Only acts before then.")] = None,
 ) -> Page[AuditEntryOut]:
     """List what was done, newest first: in your organisation, in the federation, or by you."""
     filters = Filters(action=action, subject=subject, actor=actor, since=since, until=until)

@@ -1,9 +1,14 @@
-"""Structured logs: one JSON object a line in production, readable lines in development."""
+"""Structured logs: one JSON object a line in production, readable lines in development.
+
+What strangers wrote is escaped in both, so that nobody forges an entry, or hides one.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
+from typing import Any
 
 import structlog
 
@@ -23,9 +28,20 @@ def configure_logs(environment: Environment) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            indent_trace,
             renderer,
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def indent_trace(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Set a trace off, line by line: what an error quotes then never stands where an entry begins."""
+    if trace := entry.get("exception"):
+        lines = str(trace).splitlines()
+        entry["exception"] = "\n".join(
+            "  " + "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line) for line in lines
+        )
+    return entry

@@ -1,23 +1,41 @@
 """Field types for JSON that strangers send: unknown members refused, every text and number bounded.
 
-Texts hold no control characters (PostgreSQL takes no NUL, and a log line no line break); numbers take no
-booleans, digits in text, NaN or infinities.
+Texts hold no control characters (PostgreSQL takes no NUL, and a log line no line break), and none that turn
+the direction of writing: what is read would not be what is written. Numbers take no booleans,
+digits in text, NaN or infinities.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)")
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*$"
 
 
 class StrictModel(BaseModel):
     """A body that is taken exactly as declared or not at all."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def _is_written_out(value: str) -> str:
+    """Refuse what pydantic would read as seconds since 1970, or as the first minute of a day."""
+    if not _TIME.fullmatch(value):
+        raise ValueError("a time is written as 2026-11-25T12:00:00Z")
+    return value
 
 
 def _is_no_id(value: str) -> str:
@@ -54,3 +72,5 @@ Hex64 = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")
 Epsilon = Annotated[float, Field(strict=True, gt=0, le=1000)]
 Delta = Annotated[float, Field(strict=True, gt=0, lt=1)]
 RenyiOrder = Annotated[float, Field(strict=True, gt=1, le=1024)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_is_written_out)]
+"""A time in a query, in RFC 3339's form."""

@@ -21,7 +21,10 @@ from app.identity.possession import Presented
 from app.identity.roles import Principal
 
 T = TypeVar("T")
-_bearer = HTTPBearer(auto_error=False, description="An access token of POST /v1/tokens, or an API key.")
+_CREDENTIALS = (
+    "An API key, or the access token of a sign-in (POST /v1/sessions) or a client (POST /v1/tokens)."
+)
+_bearer = HTTPBearer(auto_error=False, description=_CREDENTIALS)
 
 
 def request_session(request: Request) -> Iterator[Session]:

@@ -1,6 +1,7 @@
 """Swagger UI, served by ourselves under a policy that allows no inline script, style or foreign host.
 
-Credentials that a reader types in are forgotten with the page (`persistAuthorization` is off).
+Who signs in here, by `POST /v1/sessions`, has authorized the page with it; a refresh renews that. Credentials
+are forgotten with the page (`persistAuthorization` is off).
 """
 
 from __future__ import annotations
@@ -37,6 +38,17 @@ _PAGE = """<!doctype html>
 </html>
 """
 _INITIALIZER = """"use strict";
+const SIGN_INS = ["/v1/sessions", "/v1/sessions/refresh"];
+
+function authorize(response) {
+  const path = new URL(response.url).pathname;
+  const token = response.ok && response.obj && response.obj.access_token;
+  if (token && SIGN_INS.some((one) => path.endsWith(one))) {
+    window.ui.preauthorizeApiKey("HTTPBearer", token);
+  }
+  return response;
+}
+
 window.addEventListener("load", () => {
   window.ui = SwaggerUIBundle({
     url: "openapi.json",
@@ -47,6 +59,7 @@ window.addEventListener("load", () => {
     docExpansion: "none",
     filter: true,
     validatorUrl: null,
+    responseInterceptor: authorize,
     oauth2RedirectUrl: new URL("docs/oauth2-redirect.html", window.location.href).href,
     presets: [SwaggerUIBundle.presets.apis],
   });

@@ -22,7 +22,8 @@ from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Authorize with an access token (of a sign-in, or of a training client) or an API key (automation). Every
+Sign in with *Create session* under *sessions*: that authorizes this page until it is left. Automation uses an
+API key, a training client a token that is bound to its key; either can be pasted under *Authorize*. Every
 refusal is a problem document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
 
 TAGS = [
@@ -39,8 +40,10 @@ TAGS = [
     },
     {"name": "sessions", "description": "Signing in, one's own account, signing out."},
     {"name": "security", "description": "What looked like an attack, and what was made of it."},
-    {"name": "operation", "description": "Health, readiness and metrics."},
-    {"name": "admin", "description": "For operators."},
+    {
+        "name": "operation",
+        "description": "For operators: health, metrics, background jobs, checks on demand.",
+    },
 ]
 _BINARY = {"type": "string", "format": "binary"}
 _OCTETS = "application/octet-stream"
@@ -66,6 +69,18 @@ PROBLEM: Json = {
     "title": "Problem",
     "description": "A refusal (RFC 9457). Further members tell what the code is about.",
     "required": ["type", "title", "status", "code", "detail", "instance", "retryable"],
+    "examples": [
+        {
+            "type": "https://lab.example/problems/not_found",
+            "title": "Not found",
+            "status": 404,
+            "code": "not_found",
+            "detail": "There is no such object, or it is not yours to see.",
+            "instance": "/v1/runs/01976c5e-8d2b-7c3a-9f4e-2b6d1a0c9e77",
+            "retryable": False,
+            "request_id": "b032d262-50d2-469e-84f0-98afdae105bb",
+        }
+    ],
     "properties": {
         "type": {"type": "string", "format": "uri", "description": "Leads to a page about the code."},
         "title": {"type": "string", "description": "In the reader's language."},
@@ -122,6 +137,7 @@ def describe(app: FastAPI) -> Json:
     for route in routes.values():
         _restore_examples(schemas, route)
     schemas["Problem"] = PROBLEM
+    _close_patterns(schemas)
     _offer_issuers(document, app.state.settings)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -166,10 +182,29 @@ def _restore_examples(schemas: Json, route: RouteContext) -> None:
             schemas[model.__name__]["examples"] = extra["examples"]
 
 
+def _without_null(schema: Json) -> None:
+    """A parameter that is left out is absent: an address and a header have no null."""
+    told = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(told) == 1:
+        del schema["anyOf"]
+        schema |= told[0]
+
+
+def _close_patterns(node: Any) -> None:
+    """Say that a key which fits no pattern is refused: by itself a pattern leaves every other key free."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _close_patterns(child)
+    if isinstance(node, dict) and "patternProperties" in node:
+        node.setdefault("additionalProperties", False)
+
+
 def _complete(path: str, method: str, operation: Json, route: RouteContext) -> None:
     name = getattr(route.endpoint, "__name__", "")
     operation["operationId"] = name
     operation["summary"] = name.replace("_", " ").capitalize()
+    for parameter in operation.get("parameters", []):
+        _without_null(parameter["schema"])
     responses = operation["responses"]
     for status in _statuses(path, method, operation):
         responses[status] = {

@@ -43,6 +43,7 @@ async def page_params(
         Query(
             min_length=1,
             max_length=64,
+            pattern=r"^([A-Za-z0-9_-]{22}|a[A-Za-z0-9_-]{2,27})$",  # a UUID, or `i` and an integer
             description="The page before gave it; none for the first.",
         ),
     ] = None,

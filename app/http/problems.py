@@ -20,6 +20,7 @@ from app.core.errors import (
 )
 from app.core.i18n import _, choose_locale, translate
 from app.http.failures import log_unavailable, log_unhandled
+from app.http.methods import allowed_methods
 from app.http.suspicions import note_refusal
 
 MEDIA_TYPE = "application/problem+json"
@@ -106,7 +107,10 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
         kind = _BY_STATUS.get(error.status_code, DomainError)
-        return problem(request, kind(), headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if kind is MethodNotAllowed:
+            headers["Allow"] = allowed_methods(request.app, request.url.path)
+        return problem(request, kind(), headers=headers)
 
     @app.exception_handler(sqlalchemy.exc.OperationalError)
     @app.exception_handler(sqlalchemy.exc.TimeoutError)

@@ -245,7 +245,7 @@ class OidcTokenForm(StrictModel):
 
     grant_type: Literal["authorization_code"]
     code: TokenText
-    redirect_uri: Annotated[str, StringConstraints(max_length=500)]
+    redirect_uri: Annotated[str, StringConstraints(min_length=1, max_length=500)]
     code_verifier: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{43,128}$")]
     client_id: Annotated[str, StringConstraints(max_length=200)] | None = None
     """Allowed for OAuth libraries that send it; the verifier decides."""

@@ -14,9 +14,9 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from app.core.networks import read_network
 from app.core.strict import Delta, Epsilon, Jurisdiction, Name, Region, RenyiOrder, StrictModel
@@ -32,8 +32,10 @@ _B64_PROOF = "A" * 86
 EnrolmentToken = Annotated[
     str, StringConstraints(strict=True, min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$")
 ]
-Base64Url = Annotated[str, StringConstraints(strict=True, max_length=100, pattern=r"^[A-Za-z0-9_-]+={0,2}$")]
-
+PublicKeyText = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{43}=?$")]
+"""32 bytes in base64url."""
+SignatureText = Annotated[str, StringConstraints(strict=True, pattern=r"^[A-Za-z0-9_-]{86}(==)?$")]
+"""64 bytes in base64url."""
 
 PermissionName = Annotated[str, StringConstraints(strict=True, max_length=64, pattern=r"^[a-z_]+:[a-z_]+$")]
 Network = Annotated[
@@ -232,23 +234,13 @@ class ClientIn(StrictModel):
 
     enrolment_token: EnrolmentToken
     name: Name
-    public_key: Base64Url
+    public_key: PublicKeyText
     """The raw Ed25519 public key, 32 bytes, in base64url."""
-    proof: Base64Url
+    proof: SignatureText
     """Its signature over `dpfl-enrol-v1`, a zero byte, the token, a zero byte and the raw key."""
     population: Name
     """Names the data set; all runs on it share one privacy account."""
     capability: Capability
-
-    @field_validator("public_key")
-    @classmethod
-    def _is_a_key(cls, value: str) -> str:
-        return _of_length(value, 32)
-
-    @field_validator("proof")
-    @classmethod
-    def _is_a_signature(cls, value: str) -> str:
-        return _of_length(value, 64)
 
 
 class ClientKeyIn(StrictModel):
@@ -256,25 +248,15 @@ class ClientKeyIn(StrictModel):
 
     model_config = example(public_key=_B64_KEY, proof=_B64_PROOF, own_proof=_B64_PROOF, overlap_s=3600)
 
-    public_key: Base64Url
+    public_key: PublicKeyText
     """The raw new Ed25519 public key, 32 bytes, in base64url."""
-    proof: Base64Url
+    proof: SignatureText
     """The present key's signature over `dpfl-rotate-v1`, a zero byte, the client id, a zero byte and the raw
     new key."""
-    own_proof: Base64Url
+    own_proof: SignatureText
     """The new key's signature over the same."""
     overlap_s: Annotated[int, Field(strict=True, ge=0, le=7 * _DAY_S)] = 3600
     """How long the present key is taken beside the new one; with 0 its running tokens end at once."""
-
-    @field_validator("public_key")
-    @classmethod
-    def _is_a_key(cls, value: str) -> str:
-        return _of_length(value, 32)
-
-    @field_validator("proof", "own_proof")
-    @classmethod
-    def _is_a_signature(cls, value: str) -> str:
-        return _of_length(value, 64)
 
 
 class ClientView(View):
@@ -309,7 +291,7 @@ class TokenForm(StrictModel):
         ),
     ]
     """A JWT signed with the client's Ed25519 key; iss and sub are the client's id."""
-    client_id: UUID | None = None
+    client_id: UUID | SkipJsonSchema[None] = None  # a form has no null
     """Allowed for OAuth libraries that send it; the assertion decides."""
 
 
@@ -348,9 +330,3 @@ def decode(value: str) -> bytes:
         )
     except binascii.Error as error:
         raise ValueError("this is not base64url") from error
-
-
-def _of_length(value: str, length: int) -> str:
-    if len(decode(value)) != length:
-        raise ValueError(f"this must be the base64url of {length} bytes")
-    return value

@@ -99,7 +99,8 @@ def list_sessions(
     return Page(items=[SessionView.model_validate(row) for row in rows], next_cursor=cursor)
 
 
-@router.delete("/sessions/{session_id}", status_code=204)
+# The form of its ids keeps this route from answering for /sessions/refresh.
+@router.delete("/sessions/{session_id:uuid}", status_code=204)
 def end_session(session_id: UUID, session: SessionDep, principal: CanEnd) -> None:
     """Sign out of one session; its access token stops too."""
     sessions.end_session(session, principal, session_id)

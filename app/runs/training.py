@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from app.core.strict import Hex64
 
-_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]+$"
+_PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]+$"
 Word = Annotated[str, Field(strict=True, min_length=1, max_length=100, pattern=_PRINTABLE)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=500, pattern=_PRINTABLE)]
 

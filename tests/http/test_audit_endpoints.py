@@ -106,6 +106,7 @@ def test_entries_are_found_by_act_subject_actor_and_time(api: TestClient, sessio
         "subject=%00",
         "subject=a%0Ab",
         "since=2026-01-01T00:00:00",
+        "until=1790000000",  # seconds since 1970: another century, if they were milliseconds
         "limit=0",
         "limit=201",
     ],

@@ -118,3 +118,24 @@ def test_every_route_with_a_body_checks_it_and_declares_the_refusals(api: TestCl
     for method, path in checked:
         declared = set(document["paths"][path][method.lower()]["responses"])
         assert declared >= {"400", "413", "415", "422"}, path
+
+
+@pytest.mark.parametrize(
+    "turned",
+    [
+        "Riverside\r\nadmin signed in",
+        "\x1b[2K\x1b[1ARiverside",
+        "Riverside \u202elatipsoH",
+        "a\u2066b",
+        "a\x85b",
+    ],
+)
+def test_a_name_in_which_something_else_is_read_than_is_written_is_refused(
+    api: TestClient, admin: Caller, turned: str
+) -> None:
+    answer = api.post(
+        "/v1/organisations", headers=admin.headers, json={"name": turned, "region": "eu-west-1"}
+    )
+    told = answer.json()
+    assert (answer.status_code, told["code"], told["errors"][0]["pointer"]) == (422, "invalid", "/body/name")
+    assert turned not in answer.text

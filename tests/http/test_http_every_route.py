@@ -69,7 +69,7 @@ def gateway(api: TestClient) -> FastAPI:
 def guarded(app: FastAPI) -> list[tuple[str, str, str]]:
     """Every (method, path, permission) that needs credentials."""
     return [
-        (method, str(route.path), rule.permission)
+        (method, str(route.path_format), rule.permission)
         for route in api_routes(app)
         for rule in declared(route)
         if isinstance(rule, Requires)
@@ -164,7 +164,7 @@ def test_what_needs_no_credentials_is_on_this_list_and_nothing_else(api: TestCli
     """Over the application's routes and over the document alike: there is no third kind."""
     app = gateway(api)
     needing = {(method, path) for method, path, _permission in guarded(app)}
-    routes = {(method, str(route.path)) for route in api_routes(app) for method in route.methods or ()}
+    routes = {(method, str(route.path_format)) for route in api_routes(app) for method in route.methods or ()}
     assert {f"{method} {path}" for method, path in routes - needing} == OPEN | UNDOCUMENTED
     document = app.openapi()["paths"]
     documented = {(method.upper(), path) for path, item in document.items() for method in item}
@@ -187,6 +187,19 @@ def test_every_method_of_every_path_without_credentials_is_401_405_or_on_the_lis
                 continue
             answer = api.request(method, filled(path, {}), **_body(document, method, path))
             assert answer.status_code in {401, 405}, (method, path, answer.text)
+
+
+def test_a_method_that_a_path_does_not_answer_is_405_with_all_that_it_does(api: TestClient) -> None:
+    document = gateway(api).openapi()
+    for path, item in document["paths"].items():
+        answer = api.request("PATCH", filled(path, {}))
+        allowed = answer.headers["allow"].split(", ")
+        assert (answer.status_code, allowed) == (405, sorted(method.upper() for method in item)), path
+
+
+def test_a_path_beside_ids_is_not_taken_for_one(api: TestClient) -> None:
+    answer = api.delete("/v1/sessions/refresh")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
 def _body(document: dict[str, Any], method: str, path: str) -> dict[str, Any]:

@@ -50,6 +50,27 @@ def test_swagger_ui_comes_from_this_host_and_has_nothing_inline(api: TestClient)
     assert "persistAuthorization: false" in api.get("/docs/initializer.js").text
 
 
+def test_a_sign_in_in_swagger_ui_authorizes_the_page(api: TestClient, described: dict[str, Any]) -> None:
+    script = api.get("/docs/initializer.js").text
+    assert "responseInterceptor: authorize" in script
+    named = re.findall(r'"(/v1/[^"]+)"', script)
+    assert named == ["/v1/sessions", "/v1/sessions/refresh"]
+    for path in named:
+        answer = described["paths"][path]["post"]["responses"]
+        shown = (answer.get("201") or answer["200"])["content"]["application/json"]["schema"]["$ref"]
+        view = described["components"]["schemas"][shown.rpartition("/")[2]]
+        assert "access_token" in view["properties"]
+    (scheme,) = re.findall(r'preauthorizeApiKey\("([^"]+)"', script)
+    assert described["components"]["securitySchemes"][scheme]["scheme"] == "bearer"
+
+
+def test_every_tag_that_is_described_has_operations_and_each_operation_a_described_tag(
+    described: dict[str, Any],
+) -> None:
+    used = {tag for _path, _method, operation in operations(described) for tag in operation["tags"]}
+    assert used == {tag["name"] for tag in described["tags"]}
+
+
 @pytest.mark.parametrize("name", ["index.html", "..%2f..%2fsetup.py", "swagger-ui.js.map", "%00"])
 def test_no_other_file_is_served_beside_the_documentation(api: TestClient, name: str) -> None:
     assert api.get(f"/docs/assets/{name}").status_code in {404, 422}

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -17,7 +18,7 @@ from safetensors.torch import save
 from transformers import AutoModelForTokenClassification
 
 from cli.embedded.processes import free_port
-from cli.embedded.stack import running_stack
+from cli.embedded.stack import Stack, running_stack
 from cli.templates import Shape, manifest_for
 from client.session import Session
 from tests.client_folders import profile_in
@@ -183,10 +184,24 @@ def test_no_run_of_eight_words_and_no_label_leaves_a_client_and_the_release_hold
             require_tampering_is_found(outside, release, jwks)
             require_the_log_holds(outside, tmp_path, clients, admin)
     assert b"lora_B" in relay.sent  # updates went through the relay
+    require_no_secret_in_logs(stack, relay.sent)
     require_nothing_of(records, where="what it sent", text=relay.sent.decode("utf-8", "replace"))
     for where, text in outside.everything():
         require_nothing_of(records, where=where, text=text)
     require_loads(release, base)
+
+
+def require_no_secret_in_logs(stack: Stack, sent: bytes) -> None:
+    """No process of the stack wrote down a password, a key, or a token that a client presented."""
+    secrets = set(json.loads(stack.folder.secrets.read_text()).values())
+    secrets |= {json.loads(stack.admin_file.read_text())["api_key"]}
+    presented = {one.decode() for one in re.findall(rb"(?i)\r\n(?:authorization: \w+|dpop:) (\S+)", sent)}
+    presented |= {one.decode() for one in re.findall(rb"dpfl_enrol_\w+|(?<=client_assertion=)[\w.-]+", sent)}
+    assert len(presented) >= 2 * 4  # each of two clients: an assertion, a token, and a proof for each call
+    logs = {path.name: path.read_text(errors="replace") for path in (stack.log, *stack.folder.logs.iterdir())}
+    assert {"gateway.log", "dispatcher.log", "up.log"} <= logs.keys()
+    told = {name for name, text in logs.items() for one in secrets | presented if one and str(one) in text}
+    assert told == set()
 
 
 def require_tampering_is_found(outside: Outside, release: Path, jwks: str) -> None:
