@@ -23,21 +23,22 @@ _LOCK = TYPESCRIPT / "package-lock.json"
 _INSTALLED_LOCK = TYPESCRIPT / "node_modules" / "installed-lock.json"
 _INSTALLED_REQUIREMENTS = PYTHON_TOOLS / "installed-requirements.txt"
 _REGISTRY_PATIENCE_S = 60
+_LIMIT_S = 300
+"""No single step takes that long; one that hangs is named."""
 
 
 def run(command: Sequence[object], *, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> str:
     """Run a command and return what it printed; its failure ends the check with all that it said."""
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(
+            words, cwd=cwd, env=environment, capture_output=True, text=True, timeout=_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SystemExit(f"sdk-check: `{' '.join(words)}` did not end in {_LIMIT_S} s") from error
     if done.returncode != 0:
         said = "\n".join(filter(None, (done.stdout.strip(), done.stderr.strip())))
-        raise SystemExit(f"sdk-check: `{' '.join(map(str, command))}` failed\n{said}")
+        raise SystemExit(f"sdk-check: `{' '.join(words)}` failed\n{said}")
     return done.stdout
 
 

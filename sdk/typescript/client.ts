@@ -2,7 +2,6 @@
  * A training client in one file, to start from: it enrols, fetches a round, trains, sends, and after a kill
  * sends the same bytes. What it signs is told in docs/wire.md; it needs nothing but Node. Once compiled:
  * `node client.js enrol INVITATION FOLDER DATASET`, then `node client.js run FOLDER [--once]`.
- *
  * It adds no noise and keeps no privacy ledger. It therefore takes part only in runs that claim no privacy
  * (trust `none`), and refuses all others: `requireUnderstood`.
  */
@@ -241,7 +240,9 @@ function requireUnderstood({ version, privacy, lora, aggregation, training, buff
 }
 
 export async function fetchRound(session: Session, clientFolder: string, assignment: Assignment): Promise<Round> {
-  const folder = join(clientFolder, "rounds", `${assignment.run_id}-${assignment.number}`);
+  const name = `${assignment.run_id}-${assignment.number}`;
+  if (!/^[0-9a-f-]{36}-\d+$/.test(name)) throw new Error("the assignment is of no round"); // it names a folder
+  const folder = join(clientFolder, "rounds", name);
   fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
   const raw = (await session.get(`/v1/runs/${assignment.run_id}/manifest`)).body; // comes as it was hashed
   if (sha256(raw).toString("hex") !== assignment.manifest_sha256) throw new Error("not the announced manifest");
@@ -253,8 +254,7 @@ export async function fetchRound(session: Session, clientFolder: string, assignm
 }
 
 /** Train, unless there is a finished update: that one is the round's, whatever became of the process. */
-export async function prepareUpdate(session: Session, round: Round, train: Train): Promise<void> {
-  const { folder, assignment, manifest } = round;
+export async function prepareUpdate(session: Session, { folder, assignment, manifest }: Round, train: Train) {
   if (fs.existsSync(join(folder, "update.safetensors"))) return;
   if (fs.existsSync(join(folder, "spent.json"))) throw new Error("the update is gone after its sending began");
   const adapter = (await session.get(`/v1/rounds/${assignment.round_id}/adapter`, 2 ** 32)).body;
