@@ -1,7 +1,8 @@
 /**
  * Downloads adapters and uploads updates with the generated client, and tells how much memory that took:
  * `node --expose-gc exchange.js EXCHANGES streamed | whole`. The last exchange is measured; those before it
- * warm up. Garbage is collected all the while: else some 40 MB of it may lie about, however large the body is.
+ * warm up. While it streams, garbage is collected all the time: else some 40 MB of it may lie about, however
+ * large the body is.
  */
 import { createHash } from "node:crypto";
 import { existsSync, openAsBlob, readFileSync } from "node:fs";
@@ -50,7 +51,7 @@ function heldBytes(): { now: number; peak: number } {
   return { now: bytesOf("VmRSS"), peak: bytesOf("VmHWM") };
 }
 
-const collecting = setInterval(() => globalThis.gc?.(), 5);
+const collecting = way === "streamed" ? setInterval(() => globalThis.gc?.(), 5) : undefined;
 const grown: Record<string, number> = {};
 for (const one of exchanges) {
   for (const [name, work] of Object.entries({ download, upload })) {
