@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export TORCH_ARGS
 
-.PHONY: setup demo demo-clients up test test-browser fuzz check gates openapi messages bench-setup clean
+.PHONY: setup demo demo-clients up test test-browser fuzz check gates openapi messages sdk-check bench-setup clean
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -66,6 +66,10 @@ openapi: setup
 
 messages: setup
 	$(RUN) -m cli.catalogs update
+
+# Clients in other languages: generated, compiled, and run against a live server. Needs Node and npm.
+sdk-check: setup
+	$(RUN) -m sdk
 
 # What others' code is measured against, each in a folder of its own; nothing of ours needs it.
 bench-setup: setup

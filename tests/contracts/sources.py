@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MADE = {".venv", ".venv-peers", "out", "__pycache__", ".mypy_cache", ".ruff_cache", ".git"}
-ROOMS = ("app", "workers", "engines", "modelling", "client", "cli", "demo", "migrations", "benchmarks")
+MADE = {
+    ".venv", ".venv-peers", ".venv-sdk", "node_modules", "generated", "build", "out", "__pycache__",
+    ".mypy_cache", ".ruff_cache", ".git",
+}  # fmt: skip
+ROOMS = ("app", "workers", "engines", "modelling", "client", "cli", "demo", "migrations", "benchmarks", "sdk")
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
