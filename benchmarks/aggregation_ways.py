@@ -152,7 +152,7 @@ def files(rule: str, faulty: int, folder: Path, digests: Sequence[str], *, dimen
     refs = [blobs.ref(digest) for digest in digests]
 
     def merged() -> object:
-        with BlobUpdates(blobs.blobs, refs, expected) as source:
+        with BlobUpdates(blobs.blobs, blobs.blobs.locate(refs), expected) as source:
             if rule == FILES_MEAN:
                 return weighted_mean(Streamed(source))
             return aggregate(Streamed(source), Setting(faulty=faulty))

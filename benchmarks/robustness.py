@@ -202,6 +202,8 @@ def federate(boxes: Mailboxes, task: Task, folder: Path) -> Ended:
         )
         if outcome.change is None:
             raise SystemExit(f"a round of {task} ended without a result: {outcome.refusal}")
+        for mean in outcome.means.values():
+            blobs.blobs.keep(mean.file)
         means.update(outcome.means)
         adapter = added(adapter, _by_name(torch.from_numpy(outcome.change), plan))
         for one in outcome.judged:

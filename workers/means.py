@@ -1,7 +1,8 @@
 """Clients' mean updates over the rounds of a run: what nearest neighbours are told by (`memory` of a rule).
 
 A mean is kept in a blob of its client's tenant, float32, in the coordinates of an update, and moved once a
-round by what the round admitted. It is a function of updates that the server may see one by one anyway.
+round by what the round admitted. It is a function of updates that the server may see one by one anyway. What
+is made here nobody else can read: its keys are kept with the round's result, or never.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from app.custody.blobs import Blobs
-from app.custody.keys import BlobRef
+from app.custody.keys import Located
 from app.runs.sending import wire_tensors
 from app.updates.wire import Expected
 from engines.aggregation.gram import gram
@@ -31,7 +32,7 @@ _PIECE = 1 << 18
 class Mean:
     """A client's mean update."""
 
-    ref: BlobRef
+    file: Located
     weight: float
     """Of all rounds in it together; the last one's is 1."""
     number: int
@@ -53,6 +54,16 @@ class Sent:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Former:
+    """A client's mean before the round."""
+
+    held: BlobUpdates
+    row: int
+    weight: float
+    """What it counts by now, where the present update is 1."""
+
+
 def moved(blobs: Blobs, sent: Sent, former: Mapping[UUID, Mean], *, memory: float) -> list[Mean]:
     """Move every client's mean by its update, and store it; a client without one begins with its update.
 
@@ -64,34 +75,24 @@ def moved(blobs: Blobs, sent: Sent, former: Mapping[UUID, Mean], *, memory: floa
     Returns:
         One mean for each client of `sent`.
     Raises:
-        BrokenTensors, BlobGone, Unavailable: a mean is not what was stored, or not there.
+        BrokenTensors, BlobDamaged, Unavailable: a mean is not what was stored, or not there.
     """
     known = [one for one in sent.client_ids if one in former]
     if not known:
         return [_moved_one(blobs, sent, place, None) for place in range(len(sent.client_ids))]
-    refs, rows = [former[one].ref for one in known], {one: row for row, one in enumerate(known)}
-    with BlobUpdates(blobs, refs, _expected(sent.source.dimension)) as held:
+    files, rows = [former[one].file for one in known], {one: row for row, one in enumerate(known)}
+    with BlobUpdates(blobs, files, _expected(sent.source.dimension)) as held:
         made = []
         for place, one in enumerate(sent.client_ids):
             before = None
             if one in rows:
                 weight = former[one].weight * memory ** (sent.number - former[one].number)
-                before = Former(held, rows[one], weight)
+                before = _Former(held, rows[one], weight)
             made.append(_moved_one(blobs, sent, place, before))
     return made
 
 
-@dataclass(frozen=True, slots=True)
-class Former:
-    """A client's mean before the round."""
-
-    held: BlobUpdates
-    row: int
-    weight: float
-    """What it counts by now, where the present update is 1."""
-
-
-def _moved_one(blobs: Blobs, sent: Sent, place: int, before: Former | None) -> Mean:
+def _moved_one(blobs: Blobs, sent: Sent, place: int, before: _Former | None) -> Mean:
     weight = 1.0 + (0.0 if before is None else before.weight)
     dimension, tenant = sent.source.dimension, sent.tenants[place]
     with blobs.of(tenant).writer() as writer:
@@ -108,13 +109,12 @@ def _moved_one(blobs: Blobs, sent: Sent, place: int, before: Former | None) -> M
                 mean += before.weight * out.astype(np.float64)
                 mean /= weight
             file.append(torch.from_numpy(mean.astype(np.float32)))
-        return Mean(BlobRef(tenant, file.commit()), weight, sent.number)
+        return Mean(file.publish(), weight, sent.number)
 
 
 def gram_of(blobs: Blobs, means: Sequence[Mean], *, dimension: int) -> Weights:
     """The centred Gram matrix of clients' means, shape (n, n); raises as `moved`."""
-    refs = [one.ref for one in means]
-    with BlobUpdates(blobs, refs, _expected(dimension)) as source:
+    with BlobUpdates(blobs, [one.file for one in means], _expected(dimension)) as source:
         return gram(Streamed(source))
 
 

@@ -30,9 +30,8 @@ from engines.aggregation.rules import Mixing, Setting, SettingMissing, TooFewCli
 from engines.aggregation.steps import buffered_mean
 from engines.lora.methods import PRODUCT_METHODS
 from engines.lora.spectrum import Projection
-from workers import means
 from workers.layout import read_state, update_file_of, update_shapes
-from workers.means import Mean, Sent
+from workers.means import Mean, Sent, gram_of, moved
 from workers.products import Products, needs_products
 from workers.sources import BlobUpdates
 
@@ -146,14 +145,14 @@ def merged(
         if np.count_nonzero(counting) < min_updates:
             return Merged(None, QUORUM_LOST, _judged(ids, admission, weights, {}))
         pairs = _pairs(source, manifest, admission, began=began, kept=kept, blobs=blobs)
-        sent_so_far = _remembered(blobs, source, manifest, admission, began=began, updates=updates)
-        grams = _grams(blobs, manifest, admission.rows, pairs, [*sent_so_far.values()])
+        means = _moved_means(blobs, source, manifest, admission, began=began, updates=updates)
+        grams = _grams(blobs, manifest, admission.rows, pairs, means)
         if manifest.buffered is None:
             made = _apply(admission.rows, manifest, weights=counting, grams=grams, lots=[*map(lot, kept)])
         else:
             made = _buffered(admission.rows, manifest, counting, [began.ages[one] for one in kept])
         told = _told(admission, made, pairs, ids=ids, weights=weights, products=grams.now)
-        return replace(told, means=sent_so_far)
+        return replace(told, means=means)
 
 
 def _admitted(source: BlobUpdates, manifest: Manifest) -> Admission | None:
@@ -179,7 +178,7 @@ class Grams:
         return Grams(*both)
 
 
-def _remembered(
+def _moved_means(
     blobs: Blobs,
     source: BlobUpdates,
     manifest: Manifest,
@@ -201,13 +200,13 @@ def _remembered(
         round_id=began.round_id,
         number=began.number,
     )
-    return dict(zip(sent.client_ids, means.moved(blobs, sent, began.means, memory=memory), strict=True))
+    return dict(zip(sent.client_ids, moved(blobs, sent, began.means, memory=memory), strict=True))
 
 
 def _grams(
-    blobs: Blobs, manifest: Manifest, rows: Rows, pairs: Products | None, sent_so_far: Sequence[Mean]
+    blobs: Blobs, manifest: Manifest, rows: Rows, pairs: Products | None, means: Mapping[UUID, Mean]
 ) -> Grams:
-    past = means.gram_of(blobs, sent_so_far, dimension=rows.dimension) if sent_so_far else None
+    past = gram_of(blobs, [*means.values()], dimension=rows.dimension) if means else None
     return Grams(_compared(rows, manifest, pairs), past)
 
 
@@ -248,7 +247,8 @@ def opened(
         for rank in {*began.ranks.values(), usual}
     }
     sent = [by_rank[began.ranks.get(client_id, usual)] for client_id, _ref in updates]
-    return BlobUpdates(blobs, [ref for _id, ref in updates], by_rank[usual], sent=sent)
+    files = blobs.locate([ref for _id, ref in updates])
+    return BlobUpdates(blobs, files, by_rank[usual], sent=sent)
 
 
 def _pairs(

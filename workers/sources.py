@@ -22,7 +22,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from app.custody.blobs import Blobs, OpenBlob
-from app.custody.keys import BlobRef, Located
+from app.custody.keys import Located
 from app.runs.sending import SCALE, VALUE_BYTES
 from app.updates.wire import LARGEST_HEAD_BYTES, Expected, UpdateMalformed, check_header
 from engines.aggregation.kernels import Numbers
@@ -65,27 +65,27 @@ class BlobUpdates:
     """Files that the sources of this process keep open."""
 
     def __init__(
-        self, blobs: Blobs, refs: Sequence[BlobRef], expected: Expected, *, sent: Sequence[Expected] = ()
+        self, blobs: Blobs, files: Sequence[Located], expected: Expected, *, sent: Sequence[Expected] = ()
     ) -> None:
         """Check every file's header and keep the first files open.
 
         Args:
             blobs: where they are.
-            refs: of the files, in the order of client ids.
+            files: in the order of client ids.
             expected: of every row, as a file of the run's rank holds it.
             sent: what each file holds where clients of smaller ranks send less: the first rows and columns of
                 a tensor, the rest of which is zero.
         Raises:
             BrokenTensors: a blob is not the safetensors file that was accepted.
-            BlobGone, WrongRegion, BlobDamaged, Unavailable: a blob is not there, or other bytes are.
+            BlobDamaged, Unavailable: a blob is not there, or other bytes are.
         """
         if sys.byteorder != "little":
             raise ValueError("safetensors are little-endian, and so must be this machine")
-        self.clients = len(refs)
+        self.clients = len(files)
         self._expected = expected
         self._trained = [name for name in expected if not _is_scale(name, expected)]
         self.dimension = sum(math.prod(expected[name].shape) for name in self._trained)
-        self._blobs, self._located = blobs, blobs.locate(refs)
+        self._blobs, self._located = blobs, files
         self._open: list[OpenBlob] = []
         most_open = may_open(self.clients, besides=BlobUpdates.open_in_all)
         known: dict[Layout, Layout] = {}

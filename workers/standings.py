@@ -42,10 +42,15 @@ def keep(
     """
     rows = [_row(round_id, one) for one in judged]
     standing.keep(session, rows)
+    if expects_hostile:
+        _follow(session, round_id, judged, trust=trust)
+    # After the ladder, which notes events under the lock of standings: the other way round, two rounds that
+    # end at once would wait for each other.
     suspicions.note_norms(session, rows, is_private=trust == "local")
     suspicions.note_alike(session, rows)
-    if not expects_hostile:
-        return
+
+
+def _follow(session: Session, round_id: UUID, judged: Sequence[Judged], *, trust: Trust) -> None:
     standing.hold(session)
     stands = standing.stands_of(session, [one.client_id for one in judged])
     for one in judged:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from app.custody.blobs import BlobWriter, OpenBlob, TenantBlobs
+from app.custody.keys import Located
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names and shapes of an adapter's tensors; dtype is float32 throughout."""
@@ -108,9 +109,17 @@ class TensorWriter:
 
     def commit(self) -> str:
         """Publish the blob; returns its digest."""
+        self._require_full()
+        return self._writer.commit()
+
+    def publish(self) -> Located:
+        """Publish the blob without keeping its key; see BlobWriter."""
+        self._require_full()
+        return self._writer.publish()
+
+    def _require_full(self) -> None:
         if self._left:
             raise ValueError("the values written do not fill the shapes")
-        return self._writer.commit()
 
 
 def write_tensors(blobs: TenantBlobs, tensors: Mapping[str, Tensor]) -> tuple[str, int]:

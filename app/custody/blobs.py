@@ -141,11 +141,15 @@ class BlobWriter:
 
     def commit(self) -> str:
         """Publish the object, then note its key; returns the digest. The same bytes again are kept once."""
-        self._sealer.finish()
-        self._incoming.publish()
-        located = Located(self._place, self._key, self.sha256, self.size_bytes)
+        located = self.publish()
         self._blobs.keep(located)
         return located.sha256
+
+    def publish(self) -> Located:
+        """Publish the object; unless its key is kept within the hour, it is removed, read by nobody."""
+        self._sealer.finish()
+        self._incoming.publish()
+        return Located(self._place, self._key, self.sha256, self.size_bytes)
 
 
 class TenantBlobs:
@@ -206,9 +210,12 @@ class Blobs:
         """Open what was located; raises BlobDamaged, Unavailable. On `whole` see app.core.blobs.Store."""
         return OpenBlob(self.store.open(located.place.object_id.hex, whole=whole), located)
 
-    def keep(self, located: Located) -> None:
-        """Note a published object's key, and remove the object where these bytes are kept already."""
-        kept = self.index.keep(located)
+    def keep(self, located: Located, *, session: Session | None = None) -> None:
+        """Note a published object's key, and remove the object where these bytes are kept already.
+
+        In the caller's own transaction where the key has to come and go with it.
+        """
+        kept = self.index.keep(located, session=session)
         if kept == located.place.object_id:
             return
         if self.store.has(kept.hex):

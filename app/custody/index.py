@@ -23,7 +23,7 @@ class Index(Protocol):
 
     region: str
 
-    def keep(self, located: Located) -> UUID:
+    def keep(self, located: Located, *, session: Session | None = None) -> UUID:
         """Note an object; returns the one that is kept."""
 
     def find(self, refs: Sequence[BlobRef], *, session: Session | None = None) -> list[Located]:
@@ -48,10 +48,12 @@ class DatabaseIndex:
     def __init__(self, database: Database, root: Root) -> None:
         self._database, self._root, self.region = database, root, root.region
 
-    def keep(self, located: Located) -> UUID:
+    def keep(self, located: Located, *, session: Session | None = None) -> UUID:
         """See Index."""
-        with self._database.run_tx("keep blob") as session:
+        if session is not None:
             return keys.keep(session, self._root, located)
+        with self._database.run_tx("keep blob") as own:
+            return keys.keep(own, self._root, located)
 
     def find(self, refs: Sequence[BlobRef], *, session: Session | None = None) -> list[Located]:
         """See Index."""
@@ -88,7 +90,7 @@ class MemoryIndex:
         self.region = region
         self.rows: dict[BlobRef, tuple[Located, float]] = {}
 
-    def keep(self, located: Located) -> UUID:
+    def keep(self, located: Located, *, session: Session | None = None) -> UUID:
         """See Index."""
         ref = BlobRef(located.place.tenant, located.sha256)
         kept, _put_at = self.rows.get(ref, (located, 0.0))

@@ -21,8 +21,6 @@ from app.security.models import Severity
 
 NORM, TWIN = "norm", "twin"
 """Two of the measures in `Evidence.odd`."""
-ODD = 6.0
-"""Robust standard deviations from which on a measure is odd; an event just there says little by itself."""
 FEWEST = 3
 """Look-alikes that are more than a copy."""
 WINDOW = timedelta(hours=1)
@@ -33,22 +31,23 @@ _NAMED = 5
 def note_norms(session: Session, rows: Sequence[Evidence], *, is_private: bool) -> None:
     """Note every client whose update is far longer or shorter than the others of its round.
 
-    How far is told only where updates are noised by their clients (`is_private`): elsewhere it is data about
-    an update, and stays in the evidence, for those who may read that.
+    How long it is beside them is told only where clients noise their updates (`is_private`): elsewhere it is
+    data about an update, and stays in the evidence, for those who may read that.
     """
     organisations = _organisations(session, [row.client_id for row in rows if NORM in row.odd])
     for row in rows:
         if row.client_id not in organisations:
             continue
-        far = row.score if is_private else None
+        evidence: dict[str, str | float] = {"round_id": str(row.round_id)}
+        if is_private and row.norm_ratio is not None:
+            evidence["times_the_median"] = round(row.norm_ratio, 3)
         events.note(
             session,
             kind="update_norm_odd",
             subject=f"client:{row.client_id}",
             organisation_id=organisations[row.client_id],
             severity=Severity.NOTICE,
-            score=None if far is None else max(0.0, 1.0 - ODD / max(far, ODD)),
-            evidence={"round_id": str(row.round_id)} | ({} if far is None else {"deviations": round(far, 1)}),
+            evidence=evidence,
         )
 
 

@@ -5,7 +5,7 @@ What they are is workers/means.py. Commits nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -23,9 +23,7 @@ from app.updates.models import UpdateMean
 _OVER = (RunState.FINISHED, RunState.ABORTED)
 
 
-def latest(
-    session: Session, run_id: UUID, client_ids: Collection[UUID]
-) -> dict[UUID, tuple[UpdateMean, int]]:
+def latest(session: Session, run_id: UUID, client_ids: Collection[UUID]) -> list[tuple[UpdateMean, int]]:
     """Each client's last mean in a run, and the number of its round; clients that have none are missing.
 
     So are those whose organisation had its keys erased meanwhile: they begin anew.
@@ -37,18 +35,13 @@ def latest(
         .ext(distinct_on(UpdateMean.client_id))
         .order_by(UpdateMean.client_id, Round.number.desc())
     ).all()
-    kept = keys.readable(session, [_ref(mean) for mean, _number in rows])
-    return {mean.client_id: (mean, number) for mean, number in rows if _ref(mean) in kept}
+    kept = keys.readable(session, [ref_of(mean) for mean, _number in rows])
+    return [(mean, number) for mean, number in rows if ref_of(mean) in kept]
 
 
-def _ref(mean: UpdateMean) -> BlobRef:
+def ref_of(mean: UpdateMean) -> BlobRef:
+    """Its bytes."""
     return BlobRef(mean.organisation_id, mean.blob_sha256)
-
-
-def keep(session: Session, round_id: UUID, rows: Iterable[UpdateMean]) -> None:
-    """Keep a round's means, once: they are the same whenever they are computed."""
-    session.execute(sa.delete(UpdateMean).where(UpdateMean.round_id == round_id))
-    session.add_all(rows)
 
 
 def stale(session: Session, *, at_most: int) -> list[tuple[UUID, UUID, BlobRef]]:
@@ -73,7 +66,7 @@ def stale(session: Session, *, at_most: int) -> list[tuple[UUID, UUID, BlobRef]]
         .order_by(UpdateMean.round_id, UpdateMean.client_id)
         .limit(at_most)
     )
-    return [(row.round_id, row.client_id, _ref(row)) for row in rows]
+    return [(row.round_id, row.client_id, ref_of(row)) for row in rows]
 
 
 def forget(session: Session, places: Collection[tuple[UUID, UUID]]) -> None:

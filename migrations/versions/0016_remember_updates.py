@@ -36,5 +36,9 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute(
+        "DELETE FROM blob_keys USING update_means WHERE blob_keys.tenant_id = update_means.organisation_id "
+        "AND blob_keys.sha256 = update_means.blob_sha256"
+    )  # without a key the sweep removes the bytes
     op.drop_index(op.f("ix_update_means_client_id"), "update_means")
     op.drop_table("update_means")

@@ -5,9 +5,11 @@ import itertools
 
 import pytest
 
+from app.rounds import suspicions
 from app.runs import robust
 from app.runs.manifest import Aggregation, RuleSettings, ServerOptimizer
 from engines.aggregation import optimizers, selection
+from engines.aggregation.detection import Measure
 from engines.aggregation.permission import OnlyTheSum, Trust, require_allowed
 from engines.aggregation.rules import DEFAULT_MIXING, DEFAULT_RULE, RULES, Mixing, Setting
 from engines.privacy.sensitivity import NoUsefulBound
@@ -47,6 +49,10 @@ def test_every_setting_of_a_plan_is_one_of_the_engines() -> None:
     of_rules = {name for terms in robust.RULES.values() for name in terms.takes}
     assert of_rules.union(*robust.OF_MIXING.values()) == set(RuleSettings.model_fields)
     assert robust.MOST_REMOVED_BY_MDA == selection.MOST_REMOVED_BY_MDA
+
+
+def test_measures_that_the_gateway_reads_in_evidence_are_the_engines() -> None:
+    assert {suspicions.NORM, suspicions.TWIN} == {Measure.NORM, Measure.TWIN}
 
 
 def test_mixings_optimizers_and_their_constants_are_the_engines() -> None:

@@ -213,7 +213,7 @@ def test_tensors_and_updates_are_read_out_of_a_bucket(blobs: Blobs) -> None:
     with open_tensors(blobs.of(A), refs[0].sha256) as file:
         assert torch.equal(file.tensor("w"), values[0])
     out = np.empty(1000, dtype=np.float32)
-    with BlobUpdates(blobs, refs, wire_tensors([("w", (3000, 7))], "float32")) as source:
+    with BlobUpdates(blobs, blobs.locate(refs), wire_tensors([("w", (3000, 7))], "float32")) as source:
         for client, one in enumerate(values):
             source.read(client, 12_345, 13_345, out)
             assert np.array_equal(out, one.numpy().reshape(-1)[12_345:13_345])

@@ -112,7 +112,9 @@ def test_a_client_that_was_away_from_all_is_left_out_though_it_comes_back(contex
     assert not torch.equal(change_of(context, following), change_of(context, without))
 
 
-def test_a_repeated_job_keeps_each_mean_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_died_leaves_no_mean_that_can_be_read(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(point: str) -> None:
         if point == "aggregate.before_tx2":
             raise InterruptedError
@@ -123,12 +125,13 @@ def test_a_repeated_job_keeps_each_mean_once(context: Context, monkeypatch: pyte
             first(context)
     with context.database.run_tx("test") as session:
         round_id = session.scalars(sa.select(Round.id)).one()
-        before = session.scalars(sa.select(BlobKey.object_id)).all()
+        readable = set(session.scalars(sa.select(BlobKey.sha256)))
     work(context, aggregate.run, "aggregate", round_id)
-    assert len(means(context, round_id)) == CLIENTS - 1
+    kept = {row.blob_sha256 for row in means(context, round_id)}
+    assert len(kept) == CLIENTS - 1
+    assert not kept & readable  # of what died nobody has a key
     with context.database.run_tx("test") as session:
-        stored = session.scalars(sa.select(BlobKey.object_id)).all()
-    assert set(stored) == set(before)
+        assert set(session.scalars(sa.select(BlobKey.sha256))) == readable | kept
 
 
 def test_equal_means_are_kept_by_themselves_so_that_one_can_go_without_the_other(context: Context) -> None:

@@ -57,7 +57,8 @@ def put(blobs: TenantBlobs, values: np.ndarray, *, order: str = "abc") -> str:
 def opened(
     blobs: TenantBlobs, digests: Sequence[str], expected: Expected, *, sent: Sequence[Expected] = ()
 ) -> BlobUpdates:
-    return BlobUpdates(blobs.blobs, [blobs.ref(digest) for digest in digests], expected, sent=sent)
+    files = blobs.blobs.locate([blobs.ref(digest) for digest in digests])
+    return BlobUpdates(blobs.blobs, files, expected, sent=sent)
 
 
 def sample(seed: int) -> np.ndarray:

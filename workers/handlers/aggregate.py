@@ -122,7 +122,7 @@ def run(context: Context, claim: Claim) -> None:
     with context.database.run_tx("aggregate end") as session:
         leases.finish(session, claim)
         lock_run(session, sealed.run_id)  # always the run before its round
-        _record(session, context.vault, sealed, outcome)
+        _record(context, session, sealed, outcome)
     reach("aggregate.after_tx2")
 
 
@@ -153,7 +153,7 @@ def _begin(context: Context, claim: Claim, round_id: UUID) -> Sealed | None:
             noised=_spend(context, session, run, row),
             clients=len(client_ids_of(session, run.id)),
             ranks=ranks_in(session, round_id),
-            means=_means(session, manifest, row, [client_id for client_id, _ref in updates]),
+            means=_means(context, session, manifest, row, [client_id for client_id, _ref in updates]),
         )
 
 
@@ -166,12 +166,16 @@ def _received(session: Session, round_id: UUID) -> tuple[tuple[UUID, BlobRef], .
     return tuple((client_id, BlobRef(tenant, str(digest))) for client_id, tenant, digest in rows)
 
 
-def _means(session: Session, manifest: Manifest, row: Round, client_ids: list[UUID]) -> Mapping[UUID, Mean]:
+def _means(
+    context: Context, session: Session, manifest: Manifest, row: Round, client_ids: list[UUID]
+) -> Mapping[UUID, Mean]:
     if manifest.aggregation.settings.memory is None:
         return {}
+    found = update_means.latest(session, row.run_id, client_ids)
+    files = context.blobs.locate([update_means.ref_of(mean) for mean, _number in found], session=session)
     return {
-        client_id: Mean(BlobRef(mean.organisation_id, mean.blob_sha256), mean.weight, number)
-        for client_id, (mean, number) in update_means.latest(session, row.run_id, client_ids).items()
+        mean.client_id: Mean(file, mean.weight, number)
+        for (mean, number), file in zip(found, files, strict=True)
     }
 
 
@@ -286,8 +290,8 @@ def _by_name(flat: Tensor, shapes: Shapes) -> dict[str, Tensor]:
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) -> None:
-    update_means.keep(session, sealed.round_id, [_mean_row(sealed, *one) for one in outcome.means.items()])
+def _record(context: Context, session: Session, sealed: Sealed, outcome: Outcome) -> None:
+    _keep_means(context, session, sealed, outcome)
     if get_round(session, sealed.round_id).state is not RoundState.AGGREGATING:
         return  # aborted by hand meanwhile
     if rejected := [one.client_id for one in outcome.judged if not one.finite]:
@@ -305,7 +309,7 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
         expects_hostile=sealed.manifest.aggregation.faulty >= 1,
     )
     if outcome.noised is not None:
-        _seal_evidence(session, vault, sealed, outcome.noised)
+        _seal_evidence(session, context.vault, sealed, outcome.noised)
     _record_clipped(session, sealed, outcome)
     if outcome.candidate_sha256 is None:
         code, reason = outcome.refusal or QUORUM_LOST
@@ -313,7 +317,7 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
         after_abort(session, sealed.run_id, code=code, reason=reason, actor=ACTOR)
         return
     if outcome.noised is not None and outcome.noised.scores is not None:
-        canaries.keep_scores(session, vault, sealed.round_id, outcome.noised.scores)
+        canaries.keep_scores(session, context.vault, sealed.round_id, outcome.noised.scores)
     lifecycle.record_candidate(
         session,
         sealed.round_id,
@@ -327,14 +331,18 @@ def _record(session: Session, vault: Vault, sealed: Sealed, outcome: Outcome) ->
     )
 
 
-def _mean_row(sealed: Sealed, client_id: UUID, mean: Mean) -> UpdateMean:
-    return UpdateMean(
-        round_id=sealed.round_id,
-        client_id=client_id,
-        organisation_id=mean.ref.tenant,
-        blob_sha256=mean.ref.sha256,
-        weight=mean.weight,
-    )
+def _keep_means(context: Context, session: Session, sealed: Sealed, outcome: Outcome) -> None:
+    """Keep what clients have sent so far, and its keys; of a round that was aborted as well."""
+    for client_id, mean in outcome.means.items():
+        context.blobs.keep(mean.file, session=session)
+        row = UpdateMean(
+            round_id=sealed.round_id,
+            client_id=client_id,
+            organisation_id=mean.file.place.tenant,
+            blob_sha256=mean.file.sha256,
+            weight=mean.weight,
+        )
+        session.add(row)
 
 
 def _note_rejected(session: Session, sealed: Sealed, client_ids: Sequence[UUID]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
 from uuid import UUID
 
@@ -38,7 +39,8 @@ WAITS_FOR: dict[str, frozenset[RoundState]] = {
 }
 """The jobs without which a round in one of these states would stay there for ever."""
 
-MEANS_AT_ONCE = 1000
+MEANS_AT_ONCE, MEANS_S = 100, 20.0
+"""How many are deleted together, and how long a sweep goes on with it: far less than its time limit."""
 JOB_FAILED = (
     "job_failed",
     _("A background job failed as often as it may be tried. The operator sees why in the list of jobs."),
@@ -57,8 +59,8 @@ def run(context: Context, claim: Claim) -> None:
     for kind, payload in dead:
         with context.database.run_tx("sweep dead") as session:
             _end(session, kind, payload)
-    _forget_means(context)
     context.blobs.tidy()
+    _forget_means(context)
 
 
 def _forget(session: Session) -> None:
@@ -79,12 +81,16 @@ def _forget(session: Session) -> None:
 
 def _forget_means(context: Context) -> None:
     """Delete what clients had sent up to rounds that nobody goes on from: the bytes, then the row."""
-    with context.database.run_tx("sweep means") as session:
-        stale = update_means.stale(session, at_most=MEANS_AT_ONCE)
-    for _round_id, _client_id, ref in stale:
-        context.blobs.delete_old(ref, min_age_s=0.0)
-    with context.database.run_tx("sweep means end") as session:
-        update_means.forget(session, [(round_id, client_id) for round_id, client_id, _ref in stale])
+    ends = time.monotonic() + MEANS_S
+    while time.monotonic() < ends:
+        with context.database.run_tx("sweep means") as session:
+            stale = update_means.stale(session, at_most=MEANS_AT_ONCE)
+        for _round_id, _client_id, ref in stale:
+            context.blobs.delete_old(ref, min_age_s=0.0)
+        with context.database.run_tx("sweep means end") as session:
+            update_means.forget(session, [(round_id, client_id) for round_id, client_id, _ref in stale])
+        if len(stale) < MEANS_AT_ONCE:
+            return
 
 
 def _dead(session: Session) -> list[tuple[str, dict[str, str]]]:
