@@ -21,8 +21,8 @@ from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Sign in with *Create session* under *sessions*: that authorizes this page until it is left. Or paste an API
-key under *Authorize*. A training client's token is bound to a key, and of no use here. Every refusal is a problem
+Sign in with *Create session* under *sessions*: that authorizes this page until it is left. Or paste an
+API key under *Authorize*. A client's token is bound to its key and of no use here. Every refusal is a problem
 document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
 
 TAGS = [
