@@ -22,9 +22,9 @@ from app.http.problems import MEDIA_TYPE
 
 DESCRIPTION = """Federated LoRA fine-tuning under differential privacy that can be proved.
 
-Sign in with *Create session* under *sessions*: that authorizes this page until it is left. Automation uses an
-API key, a training client a token that is bound to its key; either can be pasted under *Authorize*. Every
-refusal is a problem document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
+Sign in with *Create session* under *sessions*: that authorizes this page until it is left. Or paste an
+API key under *Authorize*. A client's token is bound to its key and of no use here. Every refusal is a problem
+document (RFC 9457) with a stable `code`; its `type` leads to a page about what to do."""
 
 TAGS = [
     {"name": "runs", "description": "Federated fine-tuning runs: plan, price, start, follow."},
@@ -137,7 +137,7 @@ def describe(app: FastAPI) -> Json:
     for route in routes.values():
         _restore_examples(schemas, route)
     schemas["Problem"] = PROBLEM
-    _close_patterns(schemas)
+    _say_exactly(schemas)
     _offer_issuers(document, app.state.settings)
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -190,13 +190,18 @@ def _without_null(schema: Json) -> None:
         schema |= told[0]
 
 
-def _close_patterns(node: Any) -> None:
-    """Say that a key which fits no pattern is refused: by itself a pattern leaves every other key free."""
+def _say_exactly(node: Any) -> None:
+    """Close objects whose keys have a pattern, which leaves all others free; state limits as integers.
+
+    FastAPI writes limits as floats, and 2**63 - 1 is none.
+    """
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
     for child in children:
-        _close_patterns(child)
+        _say_exactly(child)
     if isinstance(node, dict) and "patternProperties" in node:
         node.setdefault("additionalProperties", False)
+    if isinstance(node, dict) and node.get("maximum") == 2.0**63:
+        node["maximum"] = 2**63 - 1
 
 
 def _complete(path: str, method: str, operation: Json, route: RouteContext) -> None:
