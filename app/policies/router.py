@@ -48,7 +48,7 @@ def list_data_rules(
     return Page(items=[DataRulesView.model_validate(row) for row in rows], next_cursor=cursor)
 
 
-@router.get("/{version}")
+@router.get("/{version:int}")  # "trials" is none, and has a method of its own
 def get_data_rules(
     organisation_id: UUID, version: Version, session: SessionDep, principal: CanReadRules
 ) -> DataRulesView:

@@ -82,7 +82,11 @@ def watch(api: TestClient, settings: Settings, caplog: pytest.LogCaptureFixture)
     """Everything that is logged, by us and by libraries, at the lowest level."""
     assert isinstance(api.app, FastAPI)
     secret = settings.model_copy(
-        update={"proxy_secret": SecretStr(PROXY_SECRET), "region_root_key": SecretStr(ROOT_KEY)}
+        update={
+            "proxy_secret": SecretStr(PROXY_SECRET),
+            "region_root_key": SecretStr(ROOT_KEY),
+            "redis_url": SecretStr("redis://:the-password-of-the-broker-alone@127.0.0.1:6379/0"),
+        }
     )
     api.app.state.settings = secret
     watch = Watch(api, secret)

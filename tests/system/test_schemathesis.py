@@ -11,7 +11,7 @@ from app.core.db import Database
 from tests.fuzzing import Effort, require_conformance, served
 
 EFFORTS = {
-    "admin": Effort(phases="examples,coverage,fuzzing", examples=6),
+    "admin": Effort(phases="examples,coverage,fuzzing", examples=2),
     # How requests are parsed, which is what `coverage` tries, does not depend on who sends them. Left out are
     # large bodies that this caller may not send anyway: their answers are all the same 403.
     "client": Effort(phases="examples,fuzzing", examples=6, excluded=("create_run", "replace_manifest")),

@@ -79,7 +79,7 @@ def test_a_benchmark_is_called_by_its_name() -> None:
 
 def test_ci_runs_the_checks_and_then_every_test() -> None:
     lines = (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
-    assert lines[-2:] == ["make check", "make test"]
+    assert [line for line in lines if line.startswith("make ")] == ["make check", "make test"]
     assert "set -eu" in lines
 
 
