@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
@@ -158,7 +159,8 @@ def shared_app(template_name: str, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def api(shared_app: FastAPI, settings: Settings, rolled_back: Database) -> Iterator[TestClient]:
     """The gateway on the rolled-back transaction. Its lifespan does not run: no pool, no hub."""
-    configure_logs(settings.environment)
+    if not structlog.is_configured():  # a logger that was used keeps to the first; what captures looks there
+        configure_logs(settings.environment)
     install_state(shared_app, settings, rolled_back)
     client = TestClient(shared_app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     yield client

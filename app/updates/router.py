@@ -36,7 +36,7 @@ BODY: dict[str, Any] = {
             "in": "header",
             "required": True,
             "description": "RFC 9530; the SHA-256 of the body.",
-            "schema": {"type": "string", "maxLength": 1000},
+            "schema": {"type": "string", "pattern": "^sha-256=:[A-Za-z0-9+/]{43}=:$"},
             "example": "sha-256=:X48E9qOokqqrvdts8nOJRJN3OWDUoyWxBf7kbu9DBPE=:",
         },
         {
