@@ -123,7 +123,7 @@ def price_central_run(
 def start_central_run(session: Session, settings: Settings, **plan: Any) -> Run:
     """A started run of six clients, its first round open; keywords as for `price_central_run`."""
     run, coordinator = price_central_run(session, settings, **plan)
-    run = service.start(session, coordinator, run.id)
+    run = service.start(session, coordinator, run.id, region=None)
     assert run.state == "running", run.reason
     return run
 

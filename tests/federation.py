@@ -88,7 +88,7 @@ class Federation:
 
     def running(self, **changes: Any) -> Run:
         run = self.priced(**changes)
-        return service.start(self.session, self.coordinator, run.id)
+        return service.start(self.session, self.coordinator, run.id, region=None)
 
     def round_of(self, run: Run, number: int = 1) -> Round:
         return rounds_of(self.session, run.id)[number - 1]

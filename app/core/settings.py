@@ -87,6 +87,7 @@ class Settings(BaseSettings):
     """Services of this very machine under names of their own, as containers have: in production these, and
     loopback addresses, need no TLS."""
     region: Annotated[str, Field(validation_alias="DPFL_REGION")] = "eu-west-1"
+    """Under whose key bytes are stored. What data rules are held against is `declared_region`."""
     trusts: Annotated[tuple[str, ...], NoDecode, Field(validation_alias="DPFL_TRUSTS")] = ("local",)
     """Trust modes that this federation allows; `none` and `central` must be named to be had."""
     pool_size: Annotated[int, Field(validation_alias="DPFL_POOL_SIZE", ge=1, le=200)] = 20
@@ -238,6 +239,11 @@ class Settings(BaseSettings):
         if insecure and self.environment is not Environment.DEVELOPMENT:
             raise ValueError(f"DPFL_OIDC: outside development an issuer is https: {insecure[0]}")
         return self
+
+    @property
+    def declared_region(self) -> str | None:
+        """The region, where the operator named one: data rules take no default for a declaration."""
+        return self.region if "region" in self.model_fields_set else None
 
     @property
     def redirects(self) -> frozenset[str]:

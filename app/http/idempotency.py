@@ -175,8 +175,14 @@ def _replay(stored: StoredAnswer, asked: _Asked) -> Response:
 
 
 def _store(asked: _Asked, response: Response) -> None:
-    """Keep the answer, sealed: it may hold a secret that is shown once."""
+    """Keep the answer, sealed: it may hold a secret that is shown once. A refusal frees the key.
+
+    Refusals come here where what was decided is to be committed, as that of a data rule is.
+    """
     if asked.session is None:
+        return
+    if response.status_code >= 400:
+        asked.session.execute(sa.delete(StoredAnswer).filter_by(**asked.identity))
         return
     body = asked.vault.seal(_PURPOSE, bytes(response.body))
     change = sa.update(StoredAnswer).filter_by(**asked.identity)

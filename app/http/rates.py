@@ -149,7 +149,13 @@ def connected(url: str) -> Redis | None:
         url = f"unix://{parts.netloc}{parts.path}?db={number.lstrip('/')}"
     retry = Retry(NoBackoff(), 0)
     try:
-        return Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=CONNECT_S, retry=retry)
-    except ValueError:  # a broker that Celery knows and this library does not
+        found = Redis.from_url(url, socket_timeout=ANSWER_S, socket_connect_timeout=CONNECT_S, retry=retry)
+        pool = found.connection_pool
+        if (checks := pool.connection_kwargs.get("ssl_cert_reqs")) is not None:  # Celery says CERT_REQUIRED
+            pool.connection_kwargs["ssl_cert_reqs"] = str(checks).lower().removeprefix("cert_")
+        # Made and thrown away: options that this library does not know would fail the first request.
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, RedisError):  # what Celery knows and this library does not
         log.warning("rates_cannot_be_shared", scheme=parts.scheme)
         return None
+    return found

@@ -163,9 +163,9 @@ def start_run(
     `budget_exceeded`: with what was asked, what is left and the ceiling, where you may see that account. When
     a data rule denies it, the run becomes `refused` as well, and the answer is 403 `data_rule_denied`.
     """
-    run = service.start(session, principal, run_id, region=settings.region)
+    run = service.start(session, principal, run_id, region=settings.declared_region)
     if run.reason_code == ruling.DENIED[0]:
-        return problem(request, ruling.refusal(session, principal, run, region=settings.region))
+        return problem(request, ruling.refusal(session, principal, run, region=settings.declared_region))
     if run.state is RunState.REFUSED:  # returned and not raised: the run's new state is to be committed
         return problem(request, projecting.refusal(session, principal, run))
     return _shown(session, principal, run)
@@ -185,9 +185,9 @@ def resume_run(
 
     When a data rule denies the round, the run stays paused, and the answer is 403 `data_rule_denied`.
     """
-    run = service.resume(session, principal, run_id, region=settings.region)
+    run = service.resume(session, principal, run_id, region=settings.declared_region)
     if run.reason_code == ruling.DENIED[0]:  # returned and not raised: the decision is to be committed
-        return problem(request, ruling.refusal(session, principal, run, region=settings.region))
+        return problem(request, ruling.refusal(session, principal, run, region=settings.declared_region))
     return _shown(session, principal, run)
 
 

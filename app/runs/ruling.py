@@ -74,7 +74,8 @@ class Ruling:
 def decide(session: Session, run: Run, *, region: str | None, actor: str) -> bool:
     """Judge a run that is about to use data, and note each organisation's decision; True: it is denied.
 
-    `region` is that of this process, which computes and stores; None is nowhere, and denied where it counts.
+    `region` is that of this process, which computes and stores; None where its
+    operator named none, and denied where it counts.
     """
     found = rulings(session, run, region=region)
     number = len(rounds_of(session, run.id)) + 1
@@ -115,7 +116,7 @@ def try_out(
     *,
     run_id: UUID,
     rules: Rules | None,
-    region: str,
+    region: str | None,
 ) -> Ruling:
     """What an organisation's rules, or proposed ones, would say about a run that has clients of it.
 
@@ -132,7 +133,7 @@ def try_out(
     return Ruling(organisation_id, None, None, judged)
 
 
-def refusal(session: Session, principal: Principal, run: Run, *, region: str) -> DataRuleDenied:
+def refusal(session: Session, principal: Principal, run: Run, *, region: str | None) -> DataRuleDenied:
     """Why a run was denied, as far as the caller may see: by rules that it may read.
 
     Judged again, which notes nothing.
@@ -209,5 +210,6 @@ def _least_cohort(manifest: dict[str, Any]) -> int:
     """With how few clients a round may close. A secret cohort may be empty: there its mean stands for it."""
     privacy, cohort = manifest["privacy"], manifest["privacy"]["cohort"]
     if privacy["trust"] == "central" and cohort["kind"] == "poisson":
-        return math.floor(float(cohort["rate"]) * int(cohort["n_max"]))
+        # As it is written: the float nearest to 0.29 is below it, and 100 times that is 28.99...
+        return math.floor(Decimal(repr(float(cohort["rate"]))) * int(cohort["n_max"]))
     return int(manifest["quorum"]["min_updates"])

@@ -63,7 +63,7 @@ def try_data_rules(
         organisation_id,
         run_id=body.run_id,
         rules=body.rules,
-        region=settings.region,
+        region=settings.declared_region,
     )
     return TrialOut.model_validate(
         {

@@ -246,11 +246,11 @@ def refuse(session: Session, run_id: UUID, *, version: int, code: str, reason: s
     return True
 
 
-def start(session: Session, principal: Principal, run_id: UUID, *, region: str | None = None) -> Run:
+def start(session: Session, principal: Principal, run_id: UUID, *, region: str | None) -> Run:
     """Freeze and hash the manifest, reserve the whole schedule for every client, open the first round.
 
     When a data rule denies it, or an account no longer covers it, nothing is reserved and the run becomes
-    `refused`. `region` is that of this process, which data rules may ask for.
+    `refused`. `region` is what this process's operator declared, which data rules may ask for.
     """
     queries.run_for(session, principal, run_id, "runs:start")
     run = queries.lock_run(session, run_id)
@@ -301,7 +301,7 @@ def pause(session: Session, principal: Principal, run_id: UUID, *, reason: str |
     return queries.lock_run(session, run_id)
 
 
-def resume(session: Session, principal: Principal, run_id: UUID, *, region: str | None = None) -> Run:
+def resume(session: Session, principal: Principal, run_id: UUID, *, region: str | None) -> Run:
     """Go on: open the next round unless one is under way; a run without further rounds is finished.
 
     Paused again, with the reason, where a data rule denies the next round.
@@ -337,7 +337,7 @@ def stop(session: Session, principal: Principal, run_id: UUID, *, reason: str) -
     return run
 
 
-def after_publish(session: Session, run_id: UUID, *, actor: str, region: str | None = None) -> None:
+def after_publish(session: Session, run_id: UUID, *, actor: str, region: str | None) -> None:
     """Called by the publish job in its transaction: open the next round, or finish the run.
 
     Or pause it, where a data rule denies the next round.

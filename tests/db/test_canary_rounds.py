@@ -355,7 +355,7 @@ def test_a_run_whose_last_round_is_aborted_is_audited_when_it_is_finished(contex
         lifecycle.abort(session, round_id, code="by_hand", reason="why", actor="test")
         service.after_abort(session, run_id, code="by_hand", reason="why", actor="test")
         assert jobs(session, "audit_privacy") == []
-        service.resume(session, coordinator, run_id)
+        service.resume(session, coordinator, run_id, region=None)
     audit(context, f"over:{run_id}")
     assert len(audits_of(context)) == 1
 

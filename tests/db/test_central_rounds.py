@@ -165,7 +165,7 @@ def test_a_start_that_dies_after_its_reservations_leaves_none_and_the_next_reser
 
     def start() -> None:
         with context.database.run_tx("test") as session:
-            service.start(session, coordinator, run.id)
+            service.start(session, coordinator, run.id, region=None)
 
     def amounts() -> set[tuple[int, int, int]]:
         with context.database.run_tx("test") as session:

@@ -1,6 +1,7 @@
 """Data rules where a worker opens the next round, whose region they are held against, and set all at once."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,15 @@ from workers.handlers import publish
 
 
 @pytest.mark.parametrize(
-    ("region", "expected"),
-    [("eu-central-1", (RunState.PAUSED, 1, "deny")), ("eu-west-1", (RunState.RUNNING, 2, "allow"))],
+    ("declared", "expected"),
+    [
+        ({}, (RunState.PAUSED, 1, "deny")),
+        ({"region": "eu-central-1"}, (RunState.PAUSED, 1, "deny")),
+        ({"region": "eu-west-1"}, (RunState.RUNNING, 2, "allow")),
+    ],
 )
 def test_after_a_release_the_worker_opens_the_next_round_only_as_data_rules_allow(
-    database: Database, tmp_path: Path, region: str, expected: tuple[RunState, int, str]
+    database: Database, tmp_path: Path, declared: dict[str, str], expected: tuple[RunState, int, str]
 ) -> None:
     context = context_for(database, tmp_path)
     run_id = started(context)
@@ -33,7 +38,8 @@ def test_after_a_release_the_worker_opens_the_next_round_only_as_data_rules_allo
     with database.run_tx("test") as session:
         owner = session.get_one(Run, run_id).organisation_id
         steward = Principal(id=new_id(), organisation_id=owner, role=Role.DATA_STEWARD)
-        set_rules(session, steward, owner, rules=Rules(processing_regions=[region]))
+        set_rules(session, steward, owner, rules=Rules(processing_regions=["eu-west-1"]))
+    context = replace(context, settings=context.settings.model_copy(update=declared))
     work(context, publish.run, "publish", round_id)
     with database.run_tx("test") as session:
         decided = [one for one in entries(session, owner) if one["action"] == "data_rules.decided"]

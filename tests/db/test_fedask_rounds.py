@@ -205,7 +205,7 @@ def test_a_round_whose_first_half_was_aborted_keeps_its_number_and_is_passed_ove
         session.expire_all()
         assert run.state is RunState.PAUSED
         coordinator = Principal(id=new_id(), organisation_id=run.organisation_id, role=Role.COORDINATOR)
-        service.resume(session, coordinator, run.id)
+        service.resume(session, coordinator, run.id, region=None)
         found = [(one.number, one.state, one.abort_code) for one in rounds_of(session, run.id)]
     assert found == [
         (1, RoundState.ABORTED, "quorum_lost"),

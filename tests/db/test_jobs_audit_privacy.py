@@ -128,7 +128,7 @@ def started(context: Context, **privacy: Any) -> UUID:
             start_adapter_sha256=start,
             actor="job",
         )
-        return service.start(session, federation.coordinator, run.id).id
+        return service.start(session, federation.coordinator, run.id, region=None).id
 
 
 def jobs(context: Context, kind: str) -> int:
@@ -201,7 +201,7 @@ def test_a_refuted_run_opens_no_further_round_to_charge(database: Database, tmp_
         run = session.get_one(Run, run_id)
         coordinator = Principal(new_id(), run.organisation_id, Role.COORDINATOR)
     with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
-        service.resume(session, coordinator, run_id)
+        service.resume(session, coordinator, run_id, region=None)
     with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
         open_next(session, run, actor="test")
     with database.run_tx("test") as session:
@@ -250,7 +250,7 @@ def test_a_refuted_run_is_not_resumed_while_a_round_is_under_way(database: Datab
     with database.run_tx("test") as session:
         service.pause(session, coordinator, run_id)
     with pytest.raises(ClaimRefuted), database.run_tx("test") as session:
-        service.resume(session, coordinator, run_id)
+        service.resume(session, coordinator, run_id, region=None)
 
 
 def test_an_audit_of_another_manifest_neither_frees_nor_blocks_a_run(

@@ -1,5 +1,7 @@
 """The life of a run: what starts, what it reserves, which rounds follow, and what ends it."""
 
+from functools import partial
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -67,7 +69,7 @@ def test_a_trust_mode_outside_the_policy_is_refused(federation: Federation) -> N
 def test_a_draft_cannot_be_started(federation: Federation) -> None:
     run = federation.draft()
     with pytest.raises(IllegalTransition):
-        service.start(federation.session, federation.coordinator, run.id)
+        service.start(federation.session, federation.coordinator, run.id, region=None)
 
 
 def test_asking_for_a_price_queues_one_job_for_this_version(federation: Federation) -> None:
@@ -168,7 +170,7 @@ def test_a_run_that_became_too_dear_is_refused_whole_with_nothing_reserved(feder
         event={},
         actor="test",
     )
-    started = service.start(federation.session, federation.coordinator, run.id)
+    started = service.start(federation.session, federation.coordinator, run.id, region=None)
     assert (started.state, started.reason_code) == (RunState.REFUSED, "budget_exceeded")
     first = account_of_client(federation.session, min(client.id for client in federation.clients))
     assert first.reserved == 0
@@ -198,13 +200,13 @@ def test_after_each_publication_the_next_round_starts_from_its_adapter_until_the
     session = federation.session
     run = federation.running()
     publish(session, rounds_of(session, run.id)[0], candidate="b" * 64)
-    service.after_publish(session, run.id, actor="job")
-    service.after_publish(session, run.id, actor="job")
+    service.after_publish(session, run.id, actor="job", region=None)
+    service.after_publish(session, run.id, actor="job", region=None)
     first, second = rounds_of(session, run.id)
     assert (second.number, second.adapter_sha256, second.state) == (2, "b" * 64, RoundState.OPEN)
     assert first.state is RoundState.PUBLISHED
     publish(session, second, candidate="c" * 64)
-    service.after_publish(session, run.id, actor="job")
+    service.after_publish(session, run.id, actor="job", region=None)
     session.refresh(run)
     assert run.state is RunState.FINISHED
     assert run.finished_at is not None
@@ -224,9 +226,9 @@ def test_a_paused_run_opens_no_round_until_it_is_resumed(federation: Federation)
     run = federation.running()
     service.pause(session, federation.coordinator, run.id)
     publish(session, rounds_of(session, run.id)[0])
-    service.after_publish(session, run.id, actor="job")
+    service.after_publish(session, run.id, actor="job", region=None)
     assert len(rounds_of(session, run.id)) == 1
-    service.resume(session, federation.coordinator, run.id)
+    service.resume(session, federation.coordinator, run.id, region=None)
     assert len(rounds_of(session, run.id)) == 2
 
 
@@ -237,7 +239,7 @@ def test_a_paused_run_whose_last_round_is_published_is_finished_without_a_reason
     run = federation.running(price=PRICE | {"epsilon_by_round": [3.9]}, rounds=1)
     service.pause(session, federation.coordinator, run.id, reason="over the weekend")
     publish(session, rounds_of(session, run.id)[0])
-    service.after_publish(session, run.id, actor="job")
+    service.after_publish(session, run.id, actor="job", region=None)
     run = queries.lock_run(session, run.id)
     assert (run.state, run.reason_code, run.reason) == (RunState.FINISHED, None, None)
 
@@ -245,7 +247,7 @@ def test_a_paused_run_whose_last_round_is_published_is_finished_without_a_reason
 def test_resuming_while_a_round_is_under_way_opens_no_second_one(federation: Federation) -> None:
     run = federation.running()
     service.pause(federation.session, federation.coordinator, run.id)
-    service.resume(federation.session, federation.coordinator, run.id)
+    service.resume(federation.session, federation.coordinator, run.id, region=None)
     assert len(rounds_of(federation.session, run.id)) == 1
 
 
@@ -259,12 +261,12 @@ def test_an_aborted_round_pauses_the_run_with_the_reason_and_uses_up_its_number(
     service.after_abort(session, run.id, code="deadline_passed", reason="too few", actor="job")
     session.refresh(run)
     assert (run.state, run.reason_code, run.reason) == (RunState.PAUSED, "deadline_passed", "too few")
-    service.resume(session, federation.coordinator, run.id)
+    service.resume(session, federation.coordinator, run.id, region=None)
     second = rounds_of(session, run.id)[1]
     assert (second.number, second.adapter_sha256) == (2, "a" * 64)
     lifecycle.abort(session, second.id, code="deadline_passed", reason="again", actor="job")
     service.after_abort(session, run.id, code="deadline_passed", reason="again", actor="job")
-    service.resume(session, federation.coordinator, run.id)
+    service.resume(session, federation.coordinator, run.id, region=None)
     session.refresh(run)
     assert run.state is RunState.FINISHED
 
@@ -285,13 +287,14 @@ def test_stopping_ends_the_open_round_and_gives_nothing_back(federation: Federat
     account = account_of_client(session, federation.clients[0].id)
     assert account.reserved == 3_900_000_000
     with pytest.raises(IllegalTransition):
-        service.resume(session, federation.coordinator, run.id)
+        service.resume(session, federation.coordinator, run.id, region=None)
 
 
 def test_another_organisations_run_is_not_found(federation: Federation) -> None:
     run = federation.running()
     stranger = Principal(id=new_id(), organisation_id=new_id(), role=Role.COORDINATOR)
-    for act in (service.pause, service.resume, service.price, service.start):
+    resume, start = partial(service.resume, region=None), partial(service.start, region=None)
+    for act in (service.pause, resume, service.price, start):
         with pytest.raises(NotFound):
             act(federation.session, stranger, run.id)
 
@@ -339,7 +342,7 @@ def test_a_renyi_account_pays_the_divergence_at_its_own_order(session: Session, 
     ids = [federation.clients[0].id, client.id]
     run = federation.priced(client_ids=ids)
     assert queries.pricing_facts(session, run.id, 1) is None
-    service.start(session, federation.coordinator, run.id)
+    service.start(session, federation.coordinator, run.id, region=None)
     account = account_of_client(session, client.id)
     assert (account.reserved, account.delta_reserved) == (1_250_000_000, 0)
     assert ledger.find(session, account.id, ledger.EntryKind.RESERVE, run_ref(run.id)) is not None
@@ -424,7 +427,7 @@ def test_an_older_draft_that_an_account_may_not_pay_for_any_more_reserves_nothin
         session, run.id, version=run.version, price=PRICE, start_adapter_sha256="a" * 64, actor="job"
     )
     with pytest.raises(RelationTooWeak):
-        service.start(session, federation.coordinator, run.id)
+        service.start(session, federation.coordinator, run.id, region=None)
     assert queries.lock_run(session, run.id).state == RunState.PRICED
     accounts = accounts_of_clients(session, queries.client_ids_of(session, run.id))
     assert [account.reserved for account in accounts.values()] == [0, 0]

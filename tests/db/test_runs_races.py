@@ -44,7 +44,7 @@ def test_of_8_racing_starts_one_starts_and_reserves_once(
     def start(_number: int) -> bool:
         try:
             with database.run_tx("start") as session:
-                service.start(session, coordinator, run_id)
+                service.start(session, coordinator, run_id, region=None)
         except IllegalTransition:
             return False
         return True
@@ -66,7 +66,7 @@ def test_of_two_runs_that_do_not_fit_together_one_starts_and_the_other_is_refuse
 
     def start(run_id: UUID) -> RunState:
         with database.run_tx("start") as session:
-            return service.start(session, coordinator, run_id).state
+            return service.start(session, coordinator, run_id, region=None).state
 
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(start, runs)) == [RunState.REFUSED, RunState.RUNNING]
@@ -91,7 +91,7 @@ def test_of_two_runs_of_which_a_data_rule_allows_one_in_a_period_one_starts(
 
     with ThreadPoolExecutor(1) as pool:
         with database.run_tx("start") as session:
-            assert service.start(session, coordinator, runs[0]).state is RunState.RUNNING
+            assert service.start(session, coordinator, runs[0], region=None).state is RunState.RUNNING
             other = pool.submit(_state_after_start, database, coordinator, runs[1])
             _until_somebody_waits(database)
         assert other.result(timeout=30) == (RunState.REFUSED, "data_rule_denied")
@@ -101,7 +101,7 @@ def _state_after_start(
     database: Database, coordinator: Principal, run_id: UUID
 ) -> tuple[RunState, str | None]:
     with database.run_tx("start") as session:
-        run = service.start(session, coordinator, run_id)
+        run = service.start(session, coordinator, run_id, region=None)
         return run.state, run.reason_code
 
 

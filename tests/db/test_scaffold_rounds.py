@@ -151,7 +151,7 @@ class Quadratics(Training):
             run = session.get_one(Run, self.run_id)
             assert run.state is RunState.PAUSED
             coordinator = Principal(id=new_id(), organisation_id=run.organisation_id, role=Role.COORDINATOR)
-            service.resume(session, coordinator, run.id)
+            service.resume(session, coordinator, run.id, region=None)
 
     def off(self) -> float:
         """How far the adapter is from the common optimum."""

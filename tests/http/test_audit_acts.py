@@ -158,7 +158,7 @@ def test_a_runs_whole_life(federation: Federation) -> None:
     run = federation.running()
     before = run.manifest_sha256
     service.pause(session, federation.coordinator, run.id, reason="Ada is on holiday")
-    service.resume(session, federation.coordinator, run.id)
+    service.resume(session, federation.coordinator, run.id, region=None)
     service.stop(session, federation.coordinator, run.id, reason="enough")
     found = [one for one in seen(session, federation.organisation.id) if one[2] == f"run:{run.id}"]
     assert [(action, actor) for action, actor, _subject in found] == [

@@ -74,7 +74,7 @@ class Buffers:
         )
         lifecycle.publish(session, round_.id, actor="test")
         session.expire_all()
-        runs.after_publish(session, self.run.id, actor="test")
+        runs.after_publish(session, self.run.id, actor="test", region=None)
 
     def assigned(self, client: int) -> list[int]:
         answer = self.api.get("/v1/assignments", headers=self.headers(client)).json()

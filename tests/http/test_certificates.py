@@ -79,7 +79,7 @@ class Issuer:
             issuer="http://127.0.0.1:8000",
         )
         lifecycle.publish(self.session, round_.id, actor="test")
-        service.after_publish(self.session, run.id, actor="test")
+        service.after_publish(self.session, run.id, actor="test", region=None)
         self.session.expire(release)
         return release
 
@@ -166,7 +166,7 @@ def of_mixed(issuer: Issuer) -> dict[str, Any]:
         start_adapter_sha256="a" * 64,
         actor="job",
     )
-    run = service.start(issuer.session, federation.coordinator, run.id)
+    run = service.start(issuer.session, federation.coordinator, run.id, region=None)
     assert run.state == "running", run.reason
     claim: dict[str, Any] = issuer.issue(run).certificate["privacy"]
     return claim

@@ -1,5 +1,6 @@
 """Data rules over HTTP: who sets them, what they deny and when, and what the denied are told."""
 
+from inspect import Parameter, signature
 from typing import Any
 
 import pytest
@@ -44,13 +45,18 @@ class House:
         headers = (caller or self.steward).headers
         return self.api.post(self.path, json={"rules": rules}, headers=headers)
 
-    def do(self, verb: str, run: Run, caller: Caller | None = None) -> Response:
-        headers = (caller or self.coordinator).headers
+    def do(self, verb: str, run: Run, caller: Caller | None = None, **more: str) -> Response:
+        headers = (caller or self.coordinator).headers | more
         return self.api.post(f"/v1/runs/{run.id}/{verb}", headers=headers)
 
     def trial(self, run: Run, **members: Any) -> Response:
         body = {"run_id": str(run.id)} | members
         return self.api.post(f"{self.path}/trials", json=body, headers=self.steward.headers)
+
+    def declare(self, region: str) -> None:
+        """Name the gateway's region, as its operator does."""
+        state = self.api.app.state  # type: ignore[attr-defined]  # a FastAPI application
+        state.settings = state.settings.model_copy(update={"region": region})
 
     def decisions(self) -> list[dict[str, Any]]:
         found = entries(self.session, self.organisation_id)
@@ -137,11 +143,31 @@ def test_a_run_that_a_rule_denies_is_refused_for_good_and_reserves_nothing(house
 
 
 def test_an_allowed_run_starts_and_the_decision_is_noted(house: House) -> None:
+    house.declare("eu-west-1")
     house.set(trusts=["local"], purposes=["spam-filtering"], processing_regions=["eu-west-1"])
     answer = house.do("start", house.federation.priced(use=USE))
     assert (answer.status_code, answer.json()["state"]) == (202, "running")
     [decision] = house.decisions()
     assert (decision["details"]["decision"], decision["details"]["denied_by"]) == ("allow", [])
+
+
+def test_the_region_that_is_taken_where_an_operator_names_none_is_no_declaration(
+    house: House, settings: Settings
+) -> None:
+    assert settings.region == "eu-west-1"
+    session, allowed = house.session, {"processing_regions": ["eu-west-1"]}
+    run, paused = house.federation.priced(), house.federation.running()
+    service.pause(session, house.federation.coordinator, paused.id)
+    publish(session, rounds_of(session, paused.id)[0])
+    house.set(**allowed)
+    for answer in (house.trial(run, rules=allowed), house.do("start", run), house.do("resume", paused)):
+        [denial] = answer.json()["denials"]
+        assert (denial["rule"], denial["asked"]) == ("processing_region", [None])
+
+
+def test_whoever_lets_a_run_go_on_has_to_say_where() -> None:
+    for verb in (service.start, service.resume, service.after_publish):
+        assert signature(verb).parameters["region"].default is Parameter.empty
 
 
 def test_where_no_rules_are_nothing_is_denied_or_noted(house: House) -> None:
@@ -207,21 +233,34 @@ def test_of_a_secret_cohort_the_mean_is_held_against_the_smallest(house: House) 
     assert house.trial(run, rules={"smallest_cohort": 3}).json()["decision"] == "allow"
 
 
+def test_the_mean_of_a_secret_cohort_is_that_of_the_rate_as_it_is_written(house: House) -> None:
+    cohort = {"kind": "poisson", "rate": 0.29, "cap": CLIENTS, "n_max": 100}  # in floats: 28.999999999999996
+    manifest = central_manifest(cohort=cohort)
+    run = build_run(
+        house.session, organisation=house.federation.organisation, state=RunState.DRAFT, manifest=manifest
+    )
+    assert house.trial(run, rules={"smallest_cohort": 29}).json()["decision"] == "allow"
+    assert house.trial(run, rules={"smallest_cohort": 30}).json()["denials"][0]["asked"] == 29
+
+
 def test_stricter_rules_stop_a_running_run_before_its_next_round_until_they_allow_it(house: House) -> None:
     session, run = house.session, house.federation.running()
+    house.declare("eu-west-1")
     house.set(smallest_cohort=3)
     publish(session, rounds_of(session, run.id)[0])
     service.after_publish(session, run.id, actor="job", region="eu-west-1")
     run = lock_run(session, run.id)
     assert (run.state, run.reason_code) == (RunState.PAUSED, "data_rule_denied")
-    answer = house.do("resume", run)
+    once = {"Idempotency-Key": "k1"}
+    answer = house.do("resume", run, **once)
     assert (answer.status_code, answer.json()["denials"][0]["rule"]) == (403, "smallest_cohort")
     assert lock_run(session, run.id).state is RunState.PAUSED
     assert len(rounds_of(session, run.id)) == 1
     price = PRICE["epsilon"]  # what the run has reserved itself is not added to its price
     period = {"epsilon": price, "days": 30}
     house.set(smallest_cohort=2, epsilon_per_period=period, processing_regions=["eu-west-1"])
-    assert house.do("resume", run).json()["state"] == "running"
+    assert house.do("resume", run, **once).json()["state"] == "running"  # what was refused freed its key
+    assert house.do("resume", run, **once).headers["idempotency-replayed"] == "true"
     assert len(rounds_of(session, run.id)) == 2
     told = [(one["details"]["decision"], one["details"]["version"]) for one in house.decisions()]
     assert told == [("deny", 1), ("deny", 1), ("allow", 2)]

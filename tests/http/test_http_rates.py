@@ -169,3 +169,29 @@ def test_celerys_name_for_a_unix_socket_is_understood_and_another_broker_is_none
     assert found.connection_pool.connection_kwargs["path"] == "/run/valkey.sock"
     assert found.connection_pool.connection_kwargs["db"] == 2
     assert connected("sentinel://127.0.0.1:26379") is None
+
+
+@pytest.mark.parametrize("value", ["CERT_REQUIRED", "required"])
+def test_celerys_spelling_of_a_checked_certificate_is_understood(value: str) -> None:
+    found = connected(f"rediss://127.0.0.1/0?ssl_cert_reqs={value}")
+    assert found is not None
+    assert found.connection_pool.connection_kwargs["ssl_cert_reqs"] == "required"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1/0?connect_timeout=5",
+        "redis://127.0.0.1/0?max_connections=few",
+        "redis://127.0.0.1/0?protocol=9",
+        "rediss://127.0.0.1/0?ssl_cert_reqs=perhaps",
+    ],
+)
+def test_an_option_that_celery_may_take_and_this_library_does_not_fails_no_request(
+    few: TestClient, session: Session, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    state = few.app.state  # type: ignore[attr-defined]  # a FastAPI application
+    alone = Rates(connected(url), name=str, told=state.metrics.rates_local)
+    monkeypatch.setattr(state, "rates", alone)
+    assert statuses(few, add_caller(session).headers, times=3) == [200, 200, 429]
+    assert state.metrics.registry.get_sample_value("dpfl_rates_local") == 1.0

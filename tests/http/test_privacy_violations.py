@@ -71,8 +71,8 @@ def test_a_plan_that_an_account_does_not_cover_is_a_ceiling_that_was_hit_of_nobo
 ) -> None:
     federation = Federation(session, settings, epsilon=5.0)
     first, second = federation.priced(), federation.priced()
-    service.start(session, federation.coordinator, first.id)
-    refused = service.start(session, federation.coordinator, second.id)
+    service.start(session, federation.coordinator, first.id, region=None)
+    refused = service.start(session, federation.coordinator, second.id, region=None)
     assert refused.state is RunState.REFUSED
     federation.priced(PRICE | {"epsilon": 9.0, "epsilon_by_round": [5.0, 9.0]})
     rows = session.scalars(sa.select(PrivacyViolation).order_by(PrivacyViolation.id)).all()

@@ -59,7 +59,7 @@ class Publisher:
             issuer="http://127.0.0.1:8000",
         )
         lifecycle.publish(self.session, round_.id, actor="test")
-        service.after_publish(self.session, run.id, actor="test")
+        service.after_publish(self.session, run.id, actor="test", region=None)
         return release
 
     def continuing(self, release: Release, *, price: dict[str, Any] = PRICE, **changes: Any) -> Run:
@@ -78,7 +78,7 @@ class Publisher:
         service.accept_price(
             self.session, run.id, version=run.version, price=price, start_adapter_sha256="c" * 64, actor="j"
         )
-        return service.start(self.session, federation.coordinator, run.id)
+        return service.start(self.session, federation.coordinator, run.id, region=None)
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ def test_an_aborted_round_is_not_among_the_aggregated(publisher: Publisher, view
     run = federation.running()
     lifecycle.abort(session, federation.round_of(run).id, code="c", reason="r", actor="test")
     service.after_abort(session, run.id, code="c", reason="r", actor="test")
-    service.resume(session, federation.coordinator, run.id)
+    service.resume(session, federation.coordinator, run.id, region=None)
     certificate = certificate_of(publisher, viewer, publisher.publish(run, 2))
     assert certificate["release"]["rounds_aggregated"] == [2]
 
@@ -378,7 +378,7 @@ def test_a_release_of_a_plan_from_before_a_setting_existed_can_be_continued(publ
     older = copy.deepcopy(run.manifest)
     del older["lora"]["sketch_width"]
     run.manifest = older
-    parent = publisher.publish(service.start(publisher.session, federation.coordinator, run.id))
+    parent = publisher.publish(service.start(publisher.session, federation.coordinator, run.id, region=None))
     assert "sketch_width" not in run.manifest["lora"]
     assert publisher.continuing(parent).from_release_id == parent.id
 

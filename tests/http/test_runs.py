@@ -265,7 +265,7 @@ def test_the_rounds_adapter_is_streamed_with_its_digest_as_etag(
     session.get_one(Run, run.id).start_adapter_sha256 = digest
     session.flush()
     own = client_headers(api.app, federation.principal())
-    service.start(session, federation.coordinator, run.id)
+    service.start(session, federation.coordinator, run.id, region=None)
     path = f"/v1/rounds/{federation.round_of(run).id}/adapter"
     answer = api.get(path, headers=own)
     assert (answer.status_code, answer.content, answer.headers["etag"]) == (200, content, f'"{digest}"')

@@ -50,7 +50,7 @@ def test_an_assignment_is_told_when_its_round_opens(live: TestClient, database: 
         assert until(lambda: bool(live.app.state.hub._waiters))
         assert until(lambda: live.app.state.database.engine.pool.checkedout() == 0)
         with database.run_tx("start") as session:
-            service.start(session, federation.coordinator, run.id)
+            service.start(session, federation.coordinator, run.id, region=None)
         (found,) = answer.result(PROMPT_S).json()["items"]
     assert found["run_id"] == str(run.id)
     assert not live.app.state.hub._waiters

@@ -320,7 +320,7 @@ def test_a_client_that_missed_a_round_pays_its_first_update_like_a_first_one(sea
     session = seat.federation.session
     lifecycle.abort(session, seat.round.id, code="deadline_passed", reason="r", actor="test")
     runs.after_abort(session, seat.run.id, code="deadline_passed", reason="r", actor="test")
-    runs.resume(session, seat.federation.coordinator, seat.run.id)
+    runs.resume(session, seat.federation.coordinator, seat.run.id, region=None)
     seat.round = seat.federation.round_of(seat.run, 2)
     assert seat.put().status_code == 201
     assert seat.spent == 2_500_000_000  # the cost of one round, not of the second

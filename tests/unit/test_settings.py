@@ -134,6 +134,7 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
         "BLOB_URL": f"file://{tmp_path}",
         "DPFL_MASTER_KEY": base64.b64encode(bytes(range(32))).decode(),
         "DPFL_ENVIRONMENT": "development",
+        "DPFL_REGION": "",
         "DPFL_REGION_ROOT_KEY": "",
         "DPFL_TRUSTED_PROXIES": "",
         "DPFL_OIDC": "",
@@ -144,6 +145,9 @@ def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatc
     found = Settings.load()
     assert (found.region_root_key, found.trusted_proxies, found.oidc) == (None, (), ())
     assert found.trusts == ("local",)
+    assert (found.region, found.declared_region) == ("eu-west-1", None)
+    monkeypatch.setenv("DPFL_REGION", "eu-west-1")
+    assert Settings.load().declared_region == "eu-west-1"
     monkeypatch.setenv("DATABASE_URL", "")
     with pytest.raises(ValidationError, match="DATABASE_URL"):
         Settings.load()

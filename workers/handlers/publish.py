@@ -64,7 +64,7 @@ def run(context: Context, claim: Claim) -> None:
             issuer=context.settings.public_url,
         )
         lifecycle.publish(session, round_id, actor=ACTOR)
-        after_publish(session, row.run_id, actor=ACTOR, region=context.settings.region)
+        after_publish(session, row.run_id, actor=ACTOR, region=context.settings.declared_region)
     reach("publish.after_tx")
 
 
