@@ -1,5 +1,7 @@
 """The life of a run: what starts, what it reserves, which rounds follow, and what ends it."""
 
+from functools import partial
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -291,7 +293,8 @@ def test_stopping_ends_the_open_round_and_gives_nothing_back(federation: Federat
 def test_another_organisations_run_is_not_found(federation: Federation) -> None:
     run = federation.running()
     stranger = Principal(id=new_id(), organisation_id=new_id(), role=Role.COORDINATOR)
-    for act in (service.pause, service.resume, service.price, service.start):
+    resume, start = partial(service.resume, region=None), partial(service.start, region=None)
+    for act in (service.pause, resume, service.price, start):
         with pytest.raises(NotFound):
             act(federation.session, stranger, run.id)
 
