@@ -40,7 +40,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
         case.path_parameters[name] = known_instead_of(name, value)
     if case.query and "wait" in case.query:
         case.query["wait"] = 0
-    if HAND is not None:
+    left_out = getattr(case.meta.phase.data, "parameter", None) if case.meta else None
+    # With a header of its own changed, a case would no longer count as one that lacks its token.
+    if HAND is not None and left_out != "Authorization":
         address = os.environ["DPFL_TEST_PUBLIC_URL"] + case.formatted_path
         case.headers["DPoP"] = HAND.proof(case.method, address, token=os.environ["DPFL_TEST_TOKEN"])
 

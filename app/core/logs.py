@@ -14,6 +14,9 @@ import structlog
 
 from app.core.settings import Environment
 
+_PROCESSORS: list[structlog.typing.Processor] = []
+"""One list for good: loggers keep the one that they first saw, and would miss what is set later."""
+
 
 def configure_logs(environment: Environment) -> None:
     """Set structlog up for this process; the standard library's records go to standard error as well."""
@@ -22,15 +25,16 @@ def configure_logs(environment: Environment) -> None:
         if environment is Environment.DEVELOPMENT
         else structlog.processors.JSONRenderer()
     )
+    _PROCESSORS[:] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        indent_trace,
+        renderer,
+    ]
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            indent_trace,
-            renderer,
-        ],
+        processors=_PROCESSORS,
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
