@@ -71,3 +71,12 @@ def test_no_number_of_a_plan_may_be_none(bad: float) -> None:
         target[path[-1]] = bad
         with pytest.raises(ValidationError, match=path[-1]):
             Manifest.model_validate(document)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, -0.0])
+@pytest.mark.parametrize("where", ["privacy", "aggregation"])
+def test_a_clip_norm_that_clips_everything_away_is_refused(where: str, bad: float) -> None:
+    document = plan()
+    document[where]["clip_norm"] = bad
+    with pytest.raises(ValidationError, match="clip_norm"):
+        Manifest.model_validate(document)
