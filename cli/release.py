@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from cli.reporting import one_line_errors
 if TYPE_CHECKING:
     from client.errors import ClientError
     from client.session import Session
+    from client.wire import Release
 
 app = typer.Typer(name="release", help=_("List, pull and export published adapters."), no_args_is_help=True)
 app.command("export", help=_("Write a release for PEFT, transformers or vLLM, with a model card."))(export)
@@ -45,6 +47,8 @@ def list_releases(
             claim = _("no privacy claim")
             if one.privacy_claimed:
                 claim = _("epsilon {epsilon} at delta {delta}", epsilon=one.epsilon, delta=one.delta)
+            if one.rolled_back_at is not None:
+                claim += ", " + _("rolled back")
             print(
                 _(
                     "{id} run {run} round {number}: {claim}",
@@ -74,7 +78,8 @@ def pull(
 def pull_release(session: Session, release_id: UUID, to: Path) -> None:
     """Download the files of a release; raises ClientError when the adapter is not the listed one.
 
-    The run's manifest comes along: it says what the adapter's model is.
+    The run's manifest comes along: it says what the adapter's model is. A release that was rolled back is
+    pulled with a warning.
     """
     from client.durable import write_whole
     from client.wire import Release, parse
@@ -90,6 +95,18 @@ def pull_release(session: Session, release_id: UUID, to: Path) -> None:
         write_whole(to / name, session.get(f"{path}/{part}").content, mode=0o644)
     manifest = session.get(f"/v1/runs/{release.run_id}/manifest").content
     write_whole(to / MANIFEST, manifest, mode=0o644)
+    _warn_of_rollback(release)
+
+
+def _warn_of_rollback(release: Release) -> None:
+    if release.rolled_back_at is None:
+        return
+    warning = _(
+        "warning: this release was rolled back at {at}: {reason}",
+        at=release.rolled_back_at.isoformat(timespec="seconds"),
+        reason=" ".join((release.rollback_reason or "").split()),
+    )
+    print(f"dpfl: {warning}", file=sys.stderr)
 
 
 def _error(code: str, message: str, **members: Any) -> ClientError:

@@ -323,6 +323,8 @@ class Release(Answer):
     privacy_claimed: bool
     epsilon: float | None = None
     delta: float | None = None
+    rolled_back_at: datetime | None = None
+    rollback_reason: str | None = None
 
 
 class Problem(Answer):

@@ -35,6 +35,7 @@ class Action(StrEnum):
     CERTIFICATE_ISSUED = "certificate.issued"  # to a training client
     CERTIFICATE_REVOKED = "certificate.revoked"
     STANDING_REVERSED = "standing.reversed"  # a step of the ladder was taken back by hand
+    STANDING_QUARANTINED = "standing.quarantined"  # a client's updates count nothing, by hand
     SIGNING_KEYS_ROTATED = "signing_keys.rotated"
     AUDIT_KEY_ROTATED = "audit_key.rotated"  # another key signs this log's checkpoints
     AUDIT_ERASED = "audit.erased"  # what entries on one subject had committed to was deleted
@@ -53,6 +54,7 @@ class Action(StrEnum):
     RUN_STARTED = "run.started"
     RUN_PAUSED = "run.paused"
     RUN_RESUMED = "run.resumed"
+    RUN_ROLLED_BACK = "run.rolled_back"  # its later releases were marked
     RUN_ABORTED = "run.aborted"
     RUN_FINISHED = "run.finished"
     ROUND_SEALED = "round.sealed"

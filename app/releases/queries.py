@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from app.core.errors import NotFound
+from app.core.errors import Conflict, NotFound
 from app.core.i18n import _
 from app.custody.keys import BlobRef
 from app.identity.permissions import Scope, scope_of
 from app.identity.roles import Principal
 from app.releases.models import Release
 from app.rounds.models import Assignment, Round
+
+
+class ReleaseRolledBack(Conflict):
+    """A release that training was taken back from."""
+
+    code, title = "release_rolled_back", _("The release was rolled back")
+    meaning = _("Training was taken back to before this release. Nothing goes on from it any more.")
+    remedy = _("Choose an earlier release of its run; GET /v1/releases shows which were rolled back.")
 
 
 def releases(principal: Principal) -> sa.Select[Release]:
@@ -43,10 +52,35 @@ def release_of_round(session: Session, round_id: UUID) -> Release | None:
 
 
 def latest_of_run(session: Session, run_id: UUID) -> Release | None:
-    """The newest release of a run."""
+    """The newest release of a run, rolled back or not: the one that the next certificate follows."""
     return session.scalar(
         sa.select(Release).where(Release.run_id == run_id).order_by(Release.number.desc()).limit(1)
     )
+
+
+def later_in_run(session: Session, release: Release) -> Sequence[Release]:
+    """The releases of the same run after this one that were not rolled back, oldest first."""
+    return session.scalars(
+        sa.select(Release)
+        .where(
+            Release.run_id == release.run_id,
+            Release.number > release.number,
+            Release.rolled_back_at.is_(None),
+        )
+        .order_by(Release.number)
+    ).all()
+
+
+def rolled_back_rounds(session: Session, run_id: UUID) -> set[UUID]:
+    """The rounds of a run whose releases were rolled back."""
+    marked = sa.select(Release.round_id).where(Release.run_id == run_id, Release.rolled_back_at.is_not(None))
+    return set(session.scalars(marked))
+
+
+def require_not_rolled_back(release: Release) -> None:
+    """Let nothing go on from a release that was rolled back; raises ReleaseRolledBack."""
+    if release.rolled_back_at is not None:
+        raise ReleaseRolledBack(_("release {release_id} was rolled back"), release_id=str(release.id))
 
 
 def adapter_state_of(session: Session, release_id: UUID) -> BlobRef | None:

@@ -21,6 +21,8 @@ from app.releases.schemas import ReleaseOut
 router = APIRouter(prefix="/releases", tags=["releases"], route_class=ThreadedRoute)
 
 CanReadReleases = Annotated[Principal, requires("releases:read")]
+ROLLED_BACK = "Rolled-Back"
+"""Header of a rolled-back release's parts: when it was."""
 _JSON: Responses = {
     200: {"content": {"application/json": {"schema": {"type": "object"}}}},
     **UNCHANGED,
@@ -52,14 +54,13 @@ def get_release(release_id: UUID, session: SessionDep, principal: CanReadRelease
 def get_release_adapter(
     release_id: UUID, request: Request, session: SessionDep, principal: CanReadReleases
 ) -> Response:
-    """Download adapter_model.safetensors, frozen factors included."""
+    """Download adapter_model.safetensors, frozen factors included.
+
+    Of a release that was rolled back, this answer and those of its other parts say when: `Rolled-Back`.
+    """
     row = queries.release_for(session, principal, release_id)
-    return blob_response(
-        request,
-        session,
-        BlobRef(row.organisation_id, row.adapter_sha256),
-        filename="adapter_model.safetensors",
-    )
+    ref = BlobRef(row.organisation_id, row.adapter_sha256)
+    return _marked(row, blob_response(request, session, ref, filename="adapter_model.safetensors"))
 
 
 @router.get("/{release_id}/config", response_class=Response, responses=_JSON)
@@ -67,7 +68,8 @@ def get_release_config(
     release_id: UUID, request: Request, session: SessionDep, principal: CanReadReleases
 ) -> Response:
     """Download adapter_config.json, as PEFT reads it."""
-    return _json(request, queries.release_for(session, principal, release_id).adapter_config)
+    row = queries.release_for(session, principal, release_id)
+    return _marked(row, _json(request, row.adapter_config))
 
 
 @router.get("/{release_id}/certificate", response_class=Response, responses=_JSON)
@@ -75,7 +77,15 @@ def get_certificate(
     release_id: UUID, request: Request, session: SessionDep, principal: CanReadReleases
 ) -> Response:
     """Download the signed certificate: what is claimed, on what it rests, and what is not claimed."""
-    return _json(request, queries.release_for(session, principal, release_id).certificate)
+    row = queries.release_for(session, principal, release_id)
+    return _marked(row, _json(request, row.certificate))
+
+
+def _marked(row: Release, response: Response) -> Response:
+    """The answer, which says where the release was rolled back: its bytes cannot."""
+    if row.rolled_back_at is not None:
+        response.headers[ROLLED_BACK] = row.rolled_back_at.isoformat()
+    return response
 
 
 def _json(request: Request, value: dict[str, Any]) -> Response:

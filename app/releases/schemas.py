@@ -32,7 +32,10 @@ class ReleaseOut(BaseModel):
     optimizer_sha256: str | None
     """Digest of the server optimizer's state with which training goes on from here; null without one."""
     parent_id: UUID | None
-    """The release before it: of the same run, or the one that the run started from."""
+    """The release that training went on from: of the same run, or the one that the run started from."""
+    rolled_back_at: datetime | None
+    """When training was taken back to before this release; null of one that holds."""
+    rollback_reason: str | None
     privacy_claimed: bool
     epsilon: float | None
     """Of this run's whole schedule at `delta`; read the certificate for what it covers."""
@@ -59,6 +62,8 @@ class ReleaseOut(BaseModel):
             size_bytes=row.size_bytes,
             optimizer_sha256=row.optimizer_sha256,
             parent_id=row.parent_id,
+            rolled_back_at=row.rolled_back_at,
+            rollback_reason=row.rollback_reason,
             privacy_claimed=privacy["claimed"],
             epsilon=this_run.get("epsilon"),
             delta=this_run.get("delta"),

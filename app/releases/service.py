@@ -1,14 +1,15 @@
-"""Recording releases. A release is inserted once, by the publish job, and never changed."""
+"""Recording releases. A release is inserted once, by the publish job; only a roll-back's mark is added."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from app.audit.record import Action, record
+from app.core import clock
 from app.core.canonical import canonical_sha256
 from app.releases import certificate
 from app.releases.certificate import Facts, Sign
@@ -46,6 +47,14 @@ def keep(
     session.flush()
     _note(session, row)
     return row
+
+
+def mark_rolled_back(session: Session, rows: Sequence[Release], *, actor: str, reason: str) -> None:
+    """Mark releases as rolled back, for good; their files and certificates stay as they are."""
+    moment = clock.now()
+    for row in rows:
+        row.rolled_back_at, row.rolled_back_by, row.rollback_reason = moment, actor, reason
+    session.flush()
 
 
 def _note(session: Session, row: Release) -> None:

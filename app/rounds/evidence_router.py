@@ -1,4 +1,4 @@
-"""Evidence and the ladder over HTTP: what a round said about each client, and taking a step back."""
+"""Evidence and the ladder over HTTP: what a round said about each client, and steps by hand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,10 @@ def list_standings(
 def reverse_standing(
     client_id: UUID, body: ReversalIn, session: SessionDep, principal: CanReverse
 ) -> StandingOut:
-    """Take a client back to a lower step, with a reason that is kept for ever; its count starts anew."""
-    row = standing.reverse(session, principal, client_id, to=body.to, reason=body.reason)
+    """Take a client back to a lower step, or put it in quarantine, with a reason that is kept for ever.
+
+    Its count starts anew. No other step up is taken by hand: those follow from evidence.
+    """
+    row = standing.put(session, principal, client_id, to=body.to, reason=body.reason)
     session.refresh(row)
     return StandingOut.model_validate(row)

@@ -96,7 +96,7 @@ class EvidencePage(Page[EvidenceOut]):
 
 
 class StandingOut(BaseModel):
-    """One step of a client, up by evidence or down by an administrator."""
+    """One step of a client, up by evidence or by an administrator's hand."""
 
     model_config = ConfigDict(
         from_attributes=True,
@@ -118,19 +118,19 @@ class StandingOut(BaseModel):
 
     client_id: UUID
     round_id: UUID | None
-    """The round that was judged; null for a reversal."""
+    """The round that was judged; null for a step by hand."""
     odd: bool | None
     step: Step
     suspicion: float
     """Sum of log-likelihood ratios, in nats; never under 0."""
     reason: str | None
-    """Why an administrator took a step back."""
+    """Why an administrator took the step."""
     actor: str
     at: datetime
 
 
 class ReversalIn(StrictModel):
-    """To which lower step a client is taken back, and why."""
+    """To which lower step a client is taken back, or `quarantine`, and why."""
 
     model_config = ConfigDict(
         json_schema_extra={

@@ -31,11 +31,17 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtext('dpfl.standings'))"
 
 
 class NothingToReverse(Conflict):
-    """The client stands no higher than where it is to be taken back to."""
+    """The client stands where it is to be put, or lower than it can be put up to by hand."""
 
-    code, title = "nothing_to_reverse", _("There is no step to take back")
-    meaning = _("A step can only be taken back to a lower one; steps up follow from evidence alone.")
-    remedy = _("Read where the client stands, and name a step below that.")
+    code, title = "nothing_to_reverse", _("The client cannot be put on this step")
+    meaning = _(
+        "A step is taken back to a lower one. By hand, the only step up is to `quarantine`; every other "
+        "follows from evidence."
+    )
+    remedy = _(
+        "Read where the client stands, and name a step below that, or `quarantine`. A client itself is "
+        "suspended among the clients, not on the ladder."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +112,23 @@ def step_after_round(
         )
 
 
-def reverse(session: Session, principal: Principal, client_id: UUID, *, to: Step, reason: str) -> Standing:
-    """Take a client back to a lower step, and start its count anew; raises NotFound, NothingToReverse."""
+def put(session: Session, principal: Principal, client_id: UUID, *, to: Step, reason: str) -> Standing:
+    """Take a client back to a lower step, or put it in quarantine by hand; its count starts anew.
+
+    Raises NotFound, NothingToReverse.
+    """
     client = identity.client(session, principal, client_id, "standings:reverse")
     hold(session)
     stand = stands_of(session, [client_id]).get(client_id, Stand())
-    if LADDER.index(to) >= LADDER.index(stand.step):
+    is_raised = LADDER.index(to) > LADDER.index(stand.step)
+    if to is stand.step or (is_raised and to is not Step.QUARANTINE):
         raise NothingToReverse(_("the client is at `{step}`"), step=str(stand.step))
     row = Standing(client_id=client_id, step=to, suspicion=0.0, reason=reason, actor=principal.actor)
     session.add(row)
     session.flush()
     record(
         session,
-        action=Action.STANDING_REVERSED,
+        action=Action.STANDING_QUARANTINED if is_raised else Action.STANDING_REVERSED,
         actor=principal.actor,
         organisation_id=client.organisation_id,
         subject=f"client:{client_id}",

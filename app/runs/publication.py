@@ -19,7 +19,7 @@ from app.core.ids import new_id
 from app.releases import service as releases
 from app.releases.certificate import Ancestor, Facts, Sign
 from app.releases.models import Release
-from app.releases.queries import latest_of_run, release_of_round
+from app.releases.queries import latest_of_run, release_of_round, rolled_back_rounds
 from app.rounds.models import Round
 from app.rounds.queries import get_round, rounds_of
 from app.rounds.states import RoundState
@@ -29,7 +29,7 @@ from app.runs.charges import run_ref
 from app.runs.manifest import Manifest
 from app.runs.models import Run, RunClient
 from app.runs.queries import client_ids_of
-from app.runs.rounds import is_last_round, seals_at_deadline
+from app.runs.rounds import goes_on_from, is_last_round, seals_at_deadline
 
 _DEEPEST_LINEAGE = 1000
 
@@ -54,7 +54,9 @@ def release_round(
         return known
     round_ = get_round(session, round_id)
     run = session.get_one(Run, round_.run_id)
-    parent = latest_of_run(session, run.id)
+    former = latest_of_run(session, run.id)  # certificates follow each other as they were issued
+    last = goes_on_from(session, run.id)
+    parent = None if last is None else release_of_round(session, last.id)
     return releases.keep(
         session,
         facts=_facts(
@@ -64,7 +66,7 @@ def release_round(
             adapter_sha256=adapter_sha256,
             tensors=tensors,
             adapter_config_sha256=canonical_sha256(dict(adapter_config)),
-            previous=None if parent is None else canonical_sha256(parent.certificate),
+            previous=None if former is None else canonical_sha256(former.certificate),
             issuer=issuer,
         ),
         organisation_id=run.organisation_id,
@@ -150,11 +152,14 @@ def _audit(session: Session, run: Run, round_: Round) -> dict[str, Any] | None:
 
 
 def _aggregated(session: Session, run_id: UUID, *, up_to: int) -> list[int]:
-    """Numbers of the rounds whose updates are in the adapter; an aborted one is not."""
+    """Numbers of the rounds whose updates are in the adapter; one that was aborted or rolled back is not."""
+    gone = rolled_back_rounds(session, run_id)
     return [
         round_.number
         for round_ in rounds_of(session, run_id)
-        if round_.number <= up_to and (round_.state is RoundState.PUBLISHED or round_.number == up_to)
+        if round_.number <= up_to
+        and round_.id not in gone
+        and (round_.state is RoundState.PUBLISHED or round_.number == up_to)
     ]
 
 

@@ -17,6 +17,7 @@ from app.custody.keys import BlobRef
 from app.identity.queries import capabilities_of
 from app.jobs.queue import enqueue
 from app.releases.models import Release
+from app.releases.queries import rolled_back_rounds
 from app.rounds import lifecycle, standing
 from app.rounds.models import Round
 from app.rounds.queries import lock_round, rounds_of
@@ -57,15 +58,25 @@ def seals_at_deadline(manifest: dict[str, Any]) -> bool:
     return bool(seal == "deadline")
 
 
+def goes_on_from(session: Session, run_id: UUID) -> Round | None:
+    """Round whose release the next one starts from, with the optimizer's state: the last that holds.
+
+    One that was rolled back does not. None before the first.
+    """
+    gone = rolled_back_rounds(session, run_id)
+    published = [row for row in rounds_of(session, run_id) if row.state is RoundState.PUBLISHED]
+    return next((row for row in reversed(published) if row.id not in gone), None)
+
+
 def optimizer_state(session: Session, run: Run) -> BlobRef | None:
     """Blob of the state that the run's next step goes on from; None where its optimizer starts anew.
 
-    That of the run's last published round; before the first, that of the release that the run starts from, if
-    it was made by the same optimizer with the same constants. A clone starts anew, like its adapter.
+    That of the round that the run goes on from; before the first, that of the release that the run starts
+    from, if it was made by the same optimizer with the same constants. A clone starts anew, like its adapter.
     """
-    found = [row.optimizer_sha256 for row in rounds_of(session, run.id) if row.state is RoundState.PUBLISHED]
-    if found:
-        return _ref(run.organisation_id, found[-1])
+    last = goes_on_from(session, run.id)
+    if last is not None:
+        return _ref(run.organisation_id, last.optimizer_sha256)
     if run.from_release_id is None:
         return None
     release = session.get_one(Release, run.from_release_id)
@@ -146,16 +157,14 @@ def pass_over(session: Session, run: Run, *, actor: str) -> None:
 
 
 def open_next(session: Session, run: Run, *, actor: str) -> Round:
-    """Plan and open the next round, from the adapter of the last published one, with its cohort.
+    """Plan and open the next round, from the adapter of the last release that holds, with its cohort.
 
     Raises ClaimRefuted where an audit forbids every further release.
     """
     require_not_refuted(session, run)
     former = rounds_of(session, run.id)
-    adapter = run.start_adapter_sha256
-    for round_ in former:
-        if round_.state is RoundState.PUBLISHED and round_.candidate_sha256 is not None:
-            adapter = round_.candidate_sha256
+    last = goes_on_from(session, run.id)
+    adapter = run.start_adapter_sha256 if last is None else last.candidate_sha256
     if adapter is None:
         raise Conflict(_("the run has no adapter to start from"))
     manifest = Manifest.model_validate(run.manifest)

@@ -18,12 +18,13 @@ from app.http.longpoll import Since, WaitS, read_when
 from app.http.pagination import Page, PageDep, page
 from app.http.problems import problem
 from app.identity.roles import Principal, Role
+from app.releases.schemas import ReleaseOut
 from app.rounds import queries as rounds
 from app.rounds.models import Round
 from app.rounds.schemas import RoundOut
-from app.runs import projecting, queries, ruling, service
+from app.runs import projecting, queries, rolling_back, ruling, service
 from app.runs.models import Run
-from app.runs.schemas import ManifestIn, RunHistory, RunIn, RunOut, RunStep, StopIn
+from app.runs.schemas import ManifestIn, RollbackIn, RolledBack, RunHistory, RunIn, RunOut, RunStep, StopIn
 from app.runs.states import RunState
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=IdempotentRoute)
@@ -189,6 +190,21 @@ def resume_run(
     if run.reason_code == ruling.DENIED[0]:  # returned and not raised: the decision is to be committed
         return problem(request, ruling.refusal(session, principal, run, region=settings.declared_region))
     return _shown(session, principal, run)
+
+
+@router.post("/{run_id}/rollback")
+def roll_back_run(
+    run_id: UUID, body: RollbackIn, session: SessionDep, principal: CanControlRuns
+) -> RolledBack:
+    """Take a paused or finished run back to one of its releases: every later one is marked, for good.
+
+    The next round starts from that release's adapter, with its server optimizer's state. What was spent stays
+    spent, and rounds go on by their numbers. Later releases can still be downloaded, with the mark.
+    """
+    marked = rolling_back.roll_back(
+        session, principal, run_id, release_id=body.release_id, reason=body.reason
+    )
+    return RolledBack(goes_on_from=body.release_id, rolled_back=[ReleaseOut.of(row) for row in marked])
 
 
 @router.post("/{run_id}/stop", status_code=202)

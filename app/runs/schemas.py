@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.core.strict import Name, Reason, StrictModel
+from app.releases.schemas import ReleaseOut
 from app.runs.manifest import EXAMPLE, Manifest
 from app.runs.models import Run, RunLog
 from app.runs.queries import OpenAssignment
@@ -57,6 +58,28 @@ class StopIn(StrictModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"reason": "The study was withdrawn."}]})
 
     reason: Reason
+
+
+class RollbackIn(StrictModel):
+    """To which of its releases a run is taken back, and why."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"release_id": _ID, "reason": "Since round 7 it calls every newsletter spam."}]
+        }
+    )
+
+    release_id: UUID
+    reason: Reason
+
+
+class RolledBack(BaseModel):
+    """What a roll-back did."""
+
+    goes_on_from: UUID
+    """The release that the next round starts from, if the run has one."""
+    rolled_back: list[ReleaseOut]
+    """Those that were marked, oldest first."""
 
 
 class PriceOut(BaseModel):

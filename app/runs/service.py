@@ -23,7 +23,8 @@ from app.identity import queries as identity
 from app.identity.models import Client, ClientState
 from app.identity.roles import Principal
 from app.jobs.queue import enqueue
-from app.releases.queries import release_for
+from app.releases.models import Release
+from app.releases.queries import release_for, require_not_rolled_back
 from app.runs import queries, rounds, ruling
 from app.runs.charges import is_charged, require_covered, reservation
 from app.runs.manifest import Manifest
@@ -147,6 +148,7 @@ def _fit_clients(
 
 def _check_lineage(session: Session, principal: Principal, release_id: UUID, manifest: Manifest) -> None:
     release = release_for(session, principal, release_id)
+    require_not_rolled_back(release)
     former = Manifest.model_validate(session.get_one(Run, release.run_id).manifest).as_json()  # may be older
     own = manifest.as_json()
     for member in ("base_model", "lora", "tensors"):
@@ -256,6 +258,8 @@ def start(session: Session, principal: Principal, run_id: UUID, *, region: str |
     run = queries.lock_run(session, run_id)
     if run.state is not RunState.PRICED:
         raise IllegalTransition(_("the run cannot become {to}"), to="running", run_id=str(run_id))
+    if run.from_release_id is not None:
+        require_not_rolled_back(session.get_one(Release, run.from_release_id, populate_existing=True))
     manifest = dict(run.manifest)
     if is_charged(manifest):
         manifest["privacy"] = _fixed(manifest["privacy"], run.price or {})

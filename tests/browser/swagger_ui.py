@@ -235,6 +235,12 @@ def reinstate_from_quarantine(day: Day) -> None:
     reversal = {"to": "observe", "reason": "The scanner was replaced; its data had shifted."}
     shown = day.done("rounds", "reverse_standing", client_id=odd.client_id, body=reversal, name="reinstated")
     assert shown["step"] == "observe"
+    by_hand = {"to": "quarantine", "reason": "Its owner reported an intrusion."}
+    put = day.done("rounds", "reverse_standing", client_id=odd.client_id, body=by_hand, name="by-hand")
+    assert put["step"] == "quarantine"
+    again = reversal | {"reason": "The machine was set up anew."}
+    back = day.done("rounds", "reverse_standing", client_id=odd.client_id, body=again, name="back-by-hand")
+    assert back["step"] == "observe"
 
 
 def retry_a_job(day: Day) -> None:
@@ -269,6 +275,17 @@ def retry_a_job(day: Day) -> None:
     day.done("releases", "get_certificate", release_id=releases[0]["id"])
 
 
+def roll_back(day: Day) -> None:
+    """The run is over; its last two releases are taken back, and say so to whoever reads them."""
+    releases = day.done("releases", "list_releases", run_id=day.ids["run"], name="before")["items"]
+    first = min(releases, key=lambda one: one["number"])
+    wish = {"release_id": first["id"], "reason": "Since round 2 it calls every newsletter spam."}
+    done = day.done("runs", "roll_back_run", run_id=day.ids["run"], body=wish)
+    assert [one["number"] for one in done["rolled_back"]] == [2, 3]
+    last = done["rolled_back"][-1]["id"]
+    assert day.done("releases", "get_release", release_id=last)["rollback_reason"] == wish["reason"]
+
+
 def files(folder: Path) -> set[Path]:
     """Every file in a folder."""
     return {path for path in folder.rglob("*") if path.is_file()}
@@ -293,7 +310,13 @@ def export_the_log(day: Day) -> None:
         assert verify(file).shown > 50
     entries = day.done("audit", "list_audit_entries")["items"]
     acts = {one["action"] for one in entries}
-    assert {"job.retried", "standing.reversed", "signing_keys.rotated"} <= acts
+    assert {
+        "job.retried",
+        "standing.reversed",
+        "standing.quarantined",
+        "run.rolled_back",
+        "signing_keys.rotated",
+    } <= acts
 
 
 def test_an_administrator_with_a_second_factor_does_everything_in_the_page(day: Day) -> None:
@@ -306,6 +329,7 @@ def test_an_administrator_with_a_second_factor_does_everything_in_the_page(day: 
         start_a_run,
         reinstate_from_quarantine,
         retry_a_job,
+        roll_back,
         rotate_keys,
         export_the_log,
     ):

@@ -404,9 +404,9 @@ def test_a_reversal_is_a_row_of_its_own_and_the_count_starts_anew(context: Conte
             Standing(client_id=client_id, step=Step.QUARANTINE, suspicion=7.0, reason="x", actor="test")
         )
         session.flush()
-        standing.reverse(session, admin, client_id, to=Step.OBSERVE, reason="a new scanner")
+        standing.put(session, admin, client_id, to=Step.OBSERVE, reason="a new scanner")
         assert standing.stands_of(session, [client_id])[client_id] == standing.Stand(Step.OBSERVE, 0.0)
         rows = session.scalars(sa.select(Standing).order_by(Standing.id)).all()
         assert [row.reason for row in rows] == ["x", "a new scanner"]
         with pytest.raises(standing.NothingToReverse):
-            standing.reverse(session, admin, client_id, to=Step.DISCOUNT, reason="again")
+            standing.put(session, admin, client_id, to=Step.DISCOUNT, reason="again")

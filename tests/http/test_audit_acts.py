@@ -36,7 +36,7 @@ from tests.central import set_cohort
 from tests.cohort_walk import walking
 from tests.federation import OPEN_PRIVACY, Federation
 from tests.http.accounts import VAULT, Caller, add_caller, enrol, invite
-from tests.http.test_evidence import REVERSAL, Judged
+from tests.http.test_evidence import QUARANTINE, REVERSAL, Judged
 from tests.http.test_releases import Publisher
 from tests.http.test_updates import Seat, disclaim
 from tests.worker_bench import build_sealed, context_for, trained, work
@@ -304,8 +304,15 @@ def test_a_disclaimer_once(api: TestClient, session: Session, federation: Federa
     assert acts == [("update.disclaimed", federation.principal(0).actor, f"run:{seat.run.id}")]
 
 
-def test_a_step_of_the_ladder_that_is_taken_back(api: TestClient, session: Session, admin: Caller) -> None:
+def test_steps_of_the_ladder_by_hand(api: TestClient, session: Session, admin: Caller) -> None:
     judged = Judged(session)
+    assert api.post(judged.standing(0), json=QUARANTINE, headers=admin.headers).status_code == 201
+    put = entries(session, judged.round.organisation_id)[-1]
+    assert (put["action"], put["details"]) == (
+        "standing.quarantined",
+        {"from": "observe", "to": "quarantine"},
+    )
+    assert opened(session, put, "reason") == QUARANTINE["reason"]
     assert api.post(judged.standing(), json=REVERSAL, headers=admin.headers).status_code == 201
     reversed_ = entries(session, judged.round.organisation_id)[-1]
     assert reversed_["action"] == "standing.reversed"

@@ -1,4 +1,4 @@
-"""Evidence and the ladder over HTTP: who sees whose, and who may take a step back."""
+"""Evidence and the ladder over HTTP: who sees whose, and who may take a step by hand."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from starlette.testclient import TestClient
 from app.core import clock
 from app.identity.models import Client
 from app.identity.roles import Role
-from app.rounds import lifecycle
+from app.rounds import lifecycle, standing
 from app.rounds.models import Evidence, Round, Standing
 from app.rounds.states import Step
 from tests.builders import build_client, build_round, build_run, clients_of, principal_of
 from tests.http.accounts import Caller, add_caller, client_headers
 
 REVERSAL = {"to": "observe", "reason": "its scanner was replaced"}
+QUARANTINE = {"to": "quarantine", "reason": "its owner reported an intrusion"}
 
 
 class Judged:
@@ -132,9 +133,10 @@ def test_under_central_the_answer_says_that_nothing_is_looked_at(
 
 
 @pytest.mark.parametrize("role", [Role.COORDINATOR, Role.AUDITOR, Role.PRIVACY_OFFICER])
-def test_only_an_administrator_takes_a_step_back(api: TestClient, judged: Judged, role: Role) -> None:
-    answer = api.post(judged.standing(), json=REVERSAL, headers=judged.caller(role).headers)
-    assert answer.status_code == 403
+def test_only_an_administrator_takes_a_step_by_hand(api: TestClient, judged: Judged, role: Role) -> None:
+    headers = judged.caller(role).headers
+    for body in (REVERSAL, QUARANTINE):
+        assert api.post(judged.standing(), json=body, headers=headers).status_code == 403
 
 
 @pytest.mark.parametrize("body", [{"to": "observe"}, REVERSAL | {"reason": ""}, REVERSAL | {"to": "x"}])
@@ -144,18 +146,37 @@ def test_a_reversal_needs_a_step_and_a_reason(api: TestClient, judged: Judged, b
 
 
 @pytest.mark.parametrize("to", ["quarantine", "suspend"])
-def test_a_step_is_only_ever_taken_back_downwards(api: TestClient, judged: Judged, to: str) -> None:
+def test_a_client_in_quarantine_is_put_no_higher_and_not_there_again(
+    api: TestClient, judged: Judged, to: str
+) -> None:
     headers = add_caller(judged.session).headers
     answer = api.post(judged.standing(), json=REVERSAL | {"to": to}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_reverse")
 
 
-def test_a_client_of_whom_nothing_odd_was_found_has_no_step_to_take_back(
-    api: TestClient, judged: Judged
+@pytest.mark.parametrize("to", ["observe", "discount", "suspend"])
+def test_a_client_of_whom_nothing_odd_was_found_is_put_on_no_step_but_quarantine(
+    api: TestClient, judged: Judged, to: str
 ) -> None:
     headers = add_caller(judged.session).headers
-    answer = api.post(judged.standing(0), json=REVERSAL, headers=headers)
+    answer = api.post(judged.standing(0), json=REVERSAL | {"to": to}, headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (409, "nothing_to_reverse")
+
+
+def test_an_administrator_puts_a_client_in_quarantine_by_hand_and_takes_it_back(
+    api: TestClient, judged: Judged
+) -> None:
+    admin = add_caller(judged.session)
+    put = api.post(judged.standing(0), json=QUARANTINE, headers=admin.headers)
+    assert (put.status_code, put.json()["step"], put.json()["odd"]) == (201, "quarantine", None)
+    assert standing.unsuspected(judged.session, judged.ids[:1]) == []
+    assert api.post(judged.standing(0), json=REVERSAL, headers=admin.headers).status_code == 201
+    shown = api.get(judged.standing(0), headers=admin.headers).json()["items"]
+    assert [(one["step"], one["reason"], one["actor"]) for one in shown] == [
+        ("observe", REVERSAL["reason"], admin.principal.actor),
+        ("quarantine", QUARANTINE["reason"], admin.principal.actor),
+    ]
+    assert standing.unsuspected(judged.session, judged.ids[:1]) == judged.ids[:1]
 
 
 def test_a_reversal_is_kept_with_its_reason_beside_what_it_reverses(api: TestClient, judged: Judged) -> None:

@@ -38,7 +38,15 @@ class Publisher:
         self.api, self.federation = api, federation
         self.session = federation.session
 
-    def publish(self, run: Run, number: int = 1, *, content: bytes = b"adapter") -> Release:
+    def publish(
+        self,
+        run: Run,
+        number: int = 1,
+        *,
+        content: bytes = b"adapter",
+        candidate: str = "c" * 64,
+        optimizer: str | None = None,
+    ) -> Release:
         round_ = self.federation.round_of(run, number)
         digest = self.api.app.state.blobs.of(run.organisation_id).put(content)
         for client in self.federation.clients:
@@ -46,8 +54,14 @@ class Publisher:
         lifecycle.seal(self.session, round_.id, actor="test", vault=VAULT)
         lifecycle.begin_aggregation(self.session, round_.id, actor="test")
         lifecycle.record_candidate(
-            self.session, round_.id, candidate_sha256="c" * 64, device="cpu", actor="test"
+            self.session,
+            round_.id,
+            candidate_sha256=candidate,
+            device="cpu",
+            actor="test",
+            optimizer_sha256=optimizer,
         )
+        self.session.refresh(round_)
         release = release_round(
             self.session,
             round_.id,

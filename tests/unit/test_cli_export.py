@@ -406,6 +406,8 @@ def test_a_release_is_exported_by_its_id(released: Released, tmp_path: Path) -> 
         "privacy_claimed": True,
         "epsilon": 5.25,
         "delta": 1e-5,
+        "rolled_back_at": "2026-11-25T12:00:00Z",
+        "rollback_reason": "it calls every newsletter spam",
     }
     path = f"/v1/releases/{shown['id']}"
     parts = {
@@ -428,7 +430,8 @@ def test_a_release_is_exported_by_its_id(released: Released, tmp_path: Path) -> 
         key = tmp_path / "key"
         key.write_text(json.dumps({"url": server.url, "api_key": "k"}))
         words = ("--to", tmp_path / "merged", "--key-file", key, "--base-model", released.base)
-        dpfl("release", "export", shown["id"], "--for", "merged", *words)
+        done = dpfl("release", "export", shown["id"], "--for", "merged", *words)
+    assert "rolled back at 2026-11-25T12:00:00+00:00: it calls every newsletter spam" in done.stderr
     model = AutoModelForTokenClassification.from_pretrained(tmp_path / "merged").eval()
     reference = logits(released.in_peft(released.folder))
     assert (logits(model) - reference).abs().max() <= 1e-5 * reference.abs().max()
