@@ -390,7 +390,7 @@ url, folder, moment = sys.argv[1:]
 database = Database(url, pool_size=1)
 index = DatabaseIndex(database, Root(bytes(32), "eu-west-1"))
 blobs = Blobs(LocalStore(Path(folder)), index)
-def die(*_args):
+def die(*_args, **_named):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before publishing":
     IncomingFile.publish = die
