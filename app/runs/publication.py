@@ -55,8 +55,6 @@ def release_round(
     round_ = get_round(session, round_id)
     run = session.get_one(Run, round_.run_id)
     former = latest_of_run(session, run.id)  # certificates follow each other as they were issued
-    last = goes_on_from(session, run.id)
-    parent = None if last is None else release_of_round(session, last.id)
     return releases.keep(
         session,
         facts=_facts(
@@ -73,9 +71,16 @@ def release_round(
         size_bytes=size_bytes,
         optimizer_sha256=round_.optimizer_sha256,
         adapter_config=adapter_config,
-        parent_id=parent.id if parent is not None else run.from_release_id,
+        parent_id=_parent_id(session, run),
         sign=sign,
     )
+
+
+def _parent_id(session: Session, run: Run) -> UUID | None:
+    """The release that training went on from."""
+    last = goes_on_from(session, run.id)
+    release = None if last is None else release_of_round(session, last.id)
+    return run.from_release_id if release is None else release.id
 
 
 def _facts(
