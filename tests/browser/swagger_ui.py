@@ -203,6 +203,7 @@ def until(look: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE_S
     while not look():
         assert time.monotonic() < end, what
+        time.sleep(0.1)  # the same key asks for everything here, and has 1,200 calls a minute
 
 
 def round_of(day: Day, number: int) -> str:
