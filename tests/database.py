@@ -165,3 +165,5 @@ def api(shared_app: FastAPI, settings: Settings, rolled_back: Database) -> Itera
     client = TestClient(shared_app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
     yield client
     client.close()
+    if shared_app.state.settings is not settings:  # a test set its own, which the description may tell of
+        shared_app.openapi_schema = None
